@@ -1,0 +1,23 @@
+"""Test session set-up: simulated devices, a compilation cache, strict JAX, and the optional real data."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "capjax" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("KERAS_BACKEND", "torch")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> pathlib.Path:
+    """The folder of optional real photographs and captions; tests that want it skip where it is absent."""
+    folder = os.environ.get("CAPJAX_TEST_DATA")
+    if not folder or not pathlib.Path(folder).is_dir():
+        pytest.skip("needs real data: set CAPJAX_TEST_DATA to a folder with coco/, coco-mini/ and flickr8k/")
+    return pathlib.Path(folder)
