@@ -1,0 +1,193 @@
+"""The fields of a run's configuration, with their defaults, and how configuration files are read.
+
+A recipe under configs/ starts from `default_config()` and changes what it means to change; the defaults are the
+reference system. The ConfigDict is locked: a field that does not exist is an error that names the nearest one.
+"""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from capjax.errors import CapjaxError
+
+
+def default_config() -> ConfigDict:
+    """Return the reference system's configuration, every field explained."""
+    config = ConfigDict()
+
+    config.seed = 0  # of initial parameters, data order, dropout
+
+    config.dataset = ConfigDict()
+    config.dataset.name = "coco/2014"  # a source of capjax.data, prepared with `capjax data prepare`
+    config.dataset.data_dir = ""  # where it was prepared; "" is $TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.dataset.train_split = "train"
+    config.dataset.val_split = "val"
+
+    config.vocabulary = ConfigDict()
+    config.vocabulary.tokenizer = "words"  # "words": the reference's \W+ split; "ptb": the COCO scorer's
+    config.vocabulary.min_count = 5  # rarer words of the training captions become UNK
+
+    config.encoder = ConfigDict()
+    # A file of `capjax weights`, "scenes" (ships with capjax), "random", or "" where features were imported.
+    config.encoder.weights = "inception_v3.safetensors"
+    config.encoder.grid = False  # feed the decoder grid features as well
+    config.encoder.learning_rate_scale = 0.0  # share of the decoder's learning rate; 0 freezes the encoder
+    config.encoder.train_batch_norm = False  # use and update batch statistics while fine-tuning
+    # The architecture of a "random" encoder; a weights file knows its own.
+    config.encoder.depth_multiplier = 1.0
+    config.encoder.final_endpoint = "mixed10"
+    config.encoder.image_size = 299
+    config.encoder.crop = "center"  # "center": cut to a square; "none": squeeze to one
+
+    config.features = ConfigDict()
+    config.features.dir = ""  # the feature store to train from; "" trains from images
+    config.features.dtype = "float32"  # or "float16", half the disk space
+    config.features.batch_size = 64  # images encoded at once
+
+    config.decoder = ConfigDict({"name": "init_inject"}, allow_dotted_keys=False)
+    config.decoder.embed_size = 100  # E
+    config.decoder.hidden_size = 300  # D
+    config.decoder.image_bottleneck_size = 120
+    config.decoder.logit_bottleneck_size = 120
+    config.decoder.normalize_features = False
+    config.decoder.dropout_rate = 0.0
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "constant"  # "cosine", "exponential"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.decay_steps = 0
+    config.optimizer.decay_rate = 0.5
+    config.optimizer.clip_norm = 0.0  # 0: no clipping
+    config.optimizer.weight_decay = 0.0  # of adamw, lion
+
+    config.train = ConfigDict()
+    config.train.num_steps = 12_000
+    config.train.batch_size = 64  # captions over all devices
+    config.train.captions_per_image = 1  # captions that share one encoded image
+    config.train.max_tokens = 20  # ids kept of a caption, START included
+    config.train.label_smoothing = 0.0
+    config.train.accumulate_steps = 1  # microbatches of one update
+    config.train.dtype = "float32"  # of the computation: "bfloat16" on accelerators
+    config.train.augment = False  # random crops, when training from images
+    config.train.num_workers = 0  # processes that decode images
+    config.train.log_every = 50
+    config.train.checkpoint_every = 1000
+    config.train.keep_checkpoints = 2
+
+    config.eval = ConfigDict()
+    config.eval.every = 1000  # steps between two validations
+    config.eval.batch_size = 256  # captions, or images to decode, at once
+    config.eval.max_images = 5000  # validation images used, 0 for all
+    config.eval.best_metric = "CIDEr-D"  # chooses the model that is kept: or "loss", "accuracy"
+    config.eval.patience = 0  # validations without improvement before the run stops; 0 never stops early
+
+    config.lock()
+    return config
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Read a configuration file and apply `section.field=value` overrides.
+
+    Args:
+        spec: `FILE` or `FILE:ARGUMENT`, a Python file whose `get_config(arg)` returns a ConfigDict. A bare name means
+            the file of that name among the recipes that come with capjax.
+        overrides: assignments such as `train.num_steps=100`.
+
+    Raises:
+        CapjaxError: if the file is missing or broken, or an override does not fit.
+    """
+    file, _, argument = spec.partition(":")
+    path = pathlib.Path(file)
+    if not path.suffix:
+        path = _recipes() / f"{file}.py"
+    if not path.is_file():
+        known = sorted(p.stem for p in _recipes().glob("*.py"))
+        raise CapjaxError(f"expected --config to name a Python file or a recipe out of {known}, got {file!r}")
+    module_spec = importlib.util.spec_from_file_location(f"capjax_recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        takes_argument = bool(inspect.signature(module.get_config).parameters)
+        if argument and not takes_argument:
+            raise CapjaxError(f"the configuration {file} takes no argument, got {argument!r}")
+        config = module.get_config(argument) if argument else module.get_config()
+    except CapjaxError:
+        raise
+    except (SyntaxError, ImportError, AttributeError, KeyError, TypeError, ValueError, NameError) as error:
+        raise CapjaxError(f"expected {file} to define get_config() -> ConfigDict: {error}") from None
+    for override in overrides:
+        _apply(config, override)
+    return config.lock()
+
+
+def _recipes() -> pathlib.Path:
+    """Find configs/: beside the package in a checkout, inside it when installed."""
+    inside = pathlib.Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else pathlib.Path(__file__).parent.parent / "configs"
+
+
+def _apply(config: ConfigDict, override: str) -> None:
+    name, equals, text = override.partition("=")
+    known = sorted(_field_names(config))
+    if not equals:
+        raise CapjaxError(f"expected an override like --config.{name}=VALUE, got no value")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        near = near or [field for field in known if field.split(".")[-1] == name.split(".")[-1]]
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; fields are {', '.join(known)}"
+        raise CapjaxError(f"the configuration has no field {name!r}{hint}")
+    section, _, field = name.rpartition(".")
+    parent = config
+    for part in filter(None, section.split(".")):
+        parent = parent[part]
+    parent[field] = _parse(name, text, parent[field])
+
+
+def _field_names(config: ConfigDict, prefix: str = "") -> list[str]:
+    names = []
+    for key, value in config.items():
+        names += _field_names(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
+    return names
+
+
+def _parse(name: str, text: str, old: Any) -> Any:
+    """Read `text` as a value of the type of `old`."""
+    if isinstance(old, str):
+        return text
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(old):
+        raise CapjaxError(f"expected --config.{name} to be {type(old).__name__} like {old!r}, got {text!r}")
+    return value
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """Turn a configuration into plain JSON values."""
+    return json.loads(config.to_json_best_effort())
+
+
+def from_dict(values: dict[str, Any]) -> ConfigDict:
+    """Restore a configuration that was stored as JSON."""
+    return ConfigDict(values).lock()
+
+
+def write_json(path: str | os.PathLike[str], values: Any) -> None:
+    """Write JSON, all or nothing."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)

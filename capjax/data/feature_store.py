@@ -1,0 +1,319 @@
+"""Encoder features on disk, computed once: what training reads instead of images.
+
+A store is a folder with one folder per split:
+
+    <store>/store.json             the key (encoder, weights hash, preprocessing), shapes, dtype
+    <store>/<split>/captions.jsonl one record per image, in row order
+    <store>/<split>/pooled-00003.npy   rows 3·1024 … 4·1024-1, float32 or float16
+    <store>/<split>/grid-00003.npy     optional
+
+Shards are written whole under a temporary name and renamed, so a shard that exists is complete: an interrupted
+extraction resumes at the first missing one, and processes of a pod write disjoint shards without talking.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from capjax.errors import CapjaxError
+from capjax.types import CaptionRecord, Features
+
+FORMAT_VERSION = 1
+ROWS_PER_SHARD = 1024
+
+
+class FeatureStore:
+    """A folder of cached features; opened by `open_store` or made by `create_store`.
+
+    Attributes:
+        path: the folder.
+        key: what the features depend on; two stores with equal keys hold interchangeable features.
+        feature_size: F.
+        num_positions: P, or None without grid features.
+    """
+
+    def __init__(self, path: pathlib.Path, header: Mapping[str, Any]) -> None:
+        """Wrap the folder `path` with the content of its store.json."""
+        self.path = path
+        self.key: dict[str, Any] = dict(header["key"])
+        self.feature_size: int = header["feature_size"]
+        self.num_positions: int | None = header["num_positions"]
+        self.dtype = np.dtype(header["dtype"])
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have rows, complete or not."""
+        return tuple(sorted(p.parent.name for p in self.path.glob("*/captions.jsonl")))
+
+    def bytes_needed(self, num_images: int) -> int:
+        """Predict the size on disk of the features of `num_images` images."""
+        return num_images * self.feature_size * (1 + (self.num_positions or 0)) * self.dtype.itemsize
+
+    def begin_split(self, split: str, records: Sequence[CaptionRecord]) -> None:
+        """Fix the rows of a split; harmless when they are fixed already.
+
+        Raises:
+            CapjaxError: if the split was begun with other images.
+        """
+        path = self.path / split / "captions.jsonl"
+        if path.exists():
+            if [r.image_id for r in self.records(split)] != [r.image_id for r in records]:
+                raise CapjaxError(
+                    f"expected split {split!r} of the feature store {self.path} to hold the images of the dataset, "
+                    f"found others; delete {path.parent} to extract them again"
+                )
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(vars(record), ensure_ascii=False) for record in records)
+        _write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+    def missing_shards(self, split: str) -> list[range]:
+        """List the row ranges that are not on disk yet."""
+        num_rows = len(self.records(split))
+        shards = [range(i, min(i + ROWS_PER_SHARD, num_rows)) for i in range(0, num_rows, ROWS_PER_SHARD)]
+        names = ["pooled"] + (["grid"] if self.num_positions else [])
+        return [rows for rows in shards if not all(self._shard(split, name, rows.start).exists() for name in names)]
+
+    def write_shard(self, split: str, rows: range, features: Features) -> None:
+        """Write the features of the given rows, one of the ranges of `missing_shards`.
+
+        Raises:
+            CapjaxError: if the features have another shape than the store.
+        """
+        arrays = {"pooled": features.pooled} | ({"grid": features.grid} if self.num_positions else {})
+        shapes = {"pooled": (len(rows), self.feature_size), "grid": (len(rows), self.num_positions, self.feature_size)}
+        for name, array in arrays.items():
+            if array is None or array.shape != shapes[name]:
+                raise CapjaxError(f"expected {name} features of shape {shapes[name]}, got {getattr(array, 'shape', None)}")
+            with np.errstate(over="ignore"):
+                array = np.asarray(array).astype(self.dtype)
+            if not np.isfinite(array).all():
+                raise CapjaxError(f"expected finite {name} features, got values that {self.dtype} cannot hold; use float32")
+            path = self._shard(split, name, rows.start)
+            temporary = path.with_suffix(".tmp")
+            with open(temporary, "wb") as file:
+                np.save(file, array)
+            os.replace(temporary, path)
+
+    def records(self, split: str) -> list[CaptionRecord]:
+        """Read the captions of a split, in row order.
+
+        Raises:
+            CapjaxError: if the store has no such split.
+        """
+        path = self.path / split / "captions.jsonl"
+        if not path.exists():
+            raise CapjaxError(
+                f"expected a split out of {list(self.splits)} in the feature store {self.path}, got {split!r}"
+            )
+        rows = (json.loads(line) for line in path.read_text().splitlines())
+        return [CaptionRecord(row["image_id"], row["file_name"], tuple(row["captions"])) for row in rows]
+
+    def features(self, split: str, grid: bool = False) -> "FeatureRows":
+        """Open the rows of a complete split for random access.
+
+        Args:
+            split: its name.
+            grid: read grid features beside the pooled ones.
+
+        Raises:
+            CapjaxError: if rows are missing, or grid features are wanted and were not stored.
+        """
+        num_rows = len(self.records(split))
+        missing = self.missing_shards(split)
+        if missing:
+            raise CapjaxError(
+                f"expected all {num_rows} rows of split {split!r} in {self.path}, {sum(map(len, missing))} are missing; "
+                "run capjax features again, it continues where it stopped"
+            )
+        if grid and not self.num_positions:
+            raise CapjaxError(f"expected grid features in {self.path}, it holds pooled ones only; extract with grid")
+        starts = range(0, num_rows, ROWS_PER_SHARD)
+        names = ("pooled", "grid") if grid else ("pooled",)
+        return FeatureRows({n: [self._shard(split, n, start) for start in starts] for n in names}, num_rows)
+
+    def _shard(self, split: str, name: str, start: int) -> pathlib.Path:
+        return self.path / split / f"{name}-{start // ROWS_PER_SHARD:05d}.npy"
+
+
+class FeatureRows:
+    """Random access to features: `rows[i]` is `Features` of one image, float32 [F] and [P, F] or None."""
+
+    def __init__(self, paths: Mapping[str, Sequence[pathlib.Path]], num_rows: int) -> None:
+        """Map the shard files into memory; their pages are read when rows are."""
+        self._paths = {name: list(files) for name, files in paths.items()}
+        self._num_rows = num_rows
+        self._map()
+
+    def _map(self) -> None:
+        try:
+            self._shards = {n: [np.load(file, mmap_mode="r") for file in files] for n, files in self._paths.items()}
+        except (OSError, ValueError) as error:
+            raise CapjaxError(f"expected readable feature shards, got a damaged one ({error}); extract them again") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_paths": self._paths, "_num_rows": self._num_rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Worker processes map the files themselves; pickling a map would copy all of it.
+        self.__dict__.update(state)
+        self._map()
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __getitem__(self, i: int) -> Features:
+        shard, row = divmod(int(i), ROWS_PER_SHARD)
+        values = {name: np.asarray(shards[shard][row], np.float32) for name, shards in self._shards.items()}
+        return Features(values["pooled"], values.get("grid"))
+
+    def __iter__(self) -> Iterator[Features]:
+        return (self[i] for i in range(len(self)))
+
+
+def create_store(
+    path: str | os.PathLike[str],
+    key: Mapping[str, Any],
+    feature_size: int,
+    num_positions: int | None = None,
+    dtype: str = "float32",
+) -> FeatureStore:
+    """Make a store, or open the one that is there if it was made with the same key, shapes and dtype.
+
+    Args:
+        path: its folder.
+        key: what the features depend on, as JSON values.
+        feature_size: F.
+        num_positions: P, or None to keep pooled features only.
+        dtype: `float32`, or `float16` for half the size.
+
+    Raises:
+        CapjaxError: if the folder holds a store that differs.
+    """
+    path = pathlib.Path(path)
+    header = {
+        "format_version": FORMAT_VERSION,
+        "key": dict(key),
+        "feature_size": feature_size,
+        "num_positions": num_positions,
+        "dtype": dtype,
+    }
+    if (path / "store.json").exists():
+        found = _read_header(path)
+        for field in header:
+            _refuse_difference(path, field, header[field], found.get(field))
+        return FeatureStore(path, found)
+    path.mkdir(parents=True, exist_ok=True)
+    _write_atomically(path / "store.json", json.dumps(header, indent=1).encode())
+    return FeatureStore(path, header)
+
+
+def open_store(path: str | os.PathLike[str], key: Mapping[str, Any] | None = None) -> FeatureStore:
+    """Open a store.
+
+    Args:
+        path: its folder.
+        key: what the caller expects the features to depend on; None accepts any.
+
+    Raises:
+        CapjaxError: if there is no store, it is of another version, or its key differs (stale features).
+    """
+    path = pathlib.Path(path)
+    header = _read_header(path)
+    if key is not None:
+        _refuse_difference(path, "key", dict(key), header["key"])
+    return FeatureStore(path, header)
+
+
+def _read_header(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        header = json.loads((path / "store.json").read_text())
+    except FileNotFoundError:
+        raise CapjaxError(f"expected a feature store at {path}, found none; make it with capjax features") from None
+    except ValueError as error:
+        raise CapjaxError(f"expected JSON in {path}/store.json, got something else ({error})") from None
+    if header.get("format_version") != FORMAT_VERSION:
+        raise CapjaxError(
+            f"expected feature store format {FORMAT_VERSION} at {path}, got {header.get('format_version')}; extract again"
+        )
+    return header
+
+
+def _refuse_difference(path: pathlib.Path, field: str, expected: Any, found: Any) -> None:
+    if expected == found:
+        return
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for name in sorted(expected | found):
+            _refuse_difference(path, f"{field}.{name}", expected.get(name), found.get(name))
+    raise CapjaxError(
+        f"expected features with {field} = {expected!r}, the store {path} was made with {found!r}; "
+        "choose another folder or delete this one"
+    )
+
+
+def _write_atomically(path: pathlib.Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def import_npz(
+    path: str | os.PathLike[str],
+    store_path: str | os.PathLike[str],
+    splits: Mapping[str, Sequence[CaptionRecord]],
+) -> dict[str, tuple[int, int]]:
+    """Bring features that another program computed into a store.
+
+    Args:
+        path: an `.npz` with `file_name` [N], `pooled` [N, F] and optionally `grid` [N, P, F], the latter possibly as
+            integers with `grid_scale` (value = integer × scale).
+        store_path: folder of the store to make or complete.
+        splits: the dataset's records by split; images are matched by file name.
+
+    Returns:
+        By split, how many images were imported and how many of the dataset the file lacks (those are left out).
+
+    Raises:
+        CapjaxError: if the file is no such archive, or has none of the dataset's images.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = [str(name) for name in archive["file_name"]]
+            pooled = archive["pooled"]
+            grid = archive["grid"] if "grid" in archive else None
+            scale = archive["grid_scale"] if "grid_scale" in archive else np.float32(1)
+    except FileNotFoundError:
+        raise CapjaxError(f"expected features at {path}, found no file there") from None
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise CapjaxError(f"expected an .npz with file_name, pooled and optionally grid at {path}, got {error!r}") from None
+    if pooled.ndim != 2 or len(names) != len(pooled) or (grid is not None and grid.shape[::2] != pooled.shape):
+        raise CapjaxError(
+            f"expected file_name [N], pooled [N, F], grid [N, P, F] in {path}, got {len(names)} names, "
+            f"{pooled.shape}, {None if grid is None else grid.shape}"
+        )
+    rows_by_name = {name: i for i, name in enumerate(names)}
+    store = create_store(
+        store_path,
+        {"imported": pathlib.Path(path).name, "sha256": hashlib.sha256(np.ascontiguousarray(pooled).tobytes()).hexdigest()},
+        pooled.shape[1],
+        None if grid is None else grid.shape[1],
+    )
+    counts = {}
+    for split, records in splits.items():
+        present = [record for record in records if record.file_name in rows_by_name]
+        counts[split] = (len(present), len(records) - len(present))
+        if not present:
+            continue
+        store.begin_split(split, present)
+        for rows in store.missing_shards(split):
+            at = [rows_by_name[present[i].file_name] for i in rows]
+            values = Features(pooled[at].astype(np.float32), None if grid is None else grid[at].astype(np.float32) * scale)
+            store.write_shard(split, rows, values)
+    if not any(imported for imported, _ in counts.values()):
+        raise CapjaxError(f"expected features of the dataset's images in {path}, none of its file names is in the dataset")
+    return counts

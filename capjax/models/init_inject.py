@@ -1,0 +1,81 @@
+"""The reference decoder: the image sets the LSTM's initial state ("init-inject", Tanti et al. 2018)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from capjax.models.recurrence import LSTM, LSTMCarry
+from capjax.types import Features
+
+
+class InitInjectDecoder(nn.Module):
+    """Predicts a caption word by word from an LSTM that starts as an image.
+
+    Pooled features pass a bottleneck and become c0 = h0; every LSTM output passes a bottleneck to the logits. The
+    defaults are the reference system's.
+
+    Attributes:
+        vocab_size: V.
+        embed_size: E, width of a word.
+        hidden_size: D, LSTM units.
+        image_bottleneck_size: units between the features and the state.
+        logit_bottleneck_size: units between the state and the logits.
+        normalize_features: standardise each image's features (layer normalisation) before they enter, for encoders
+            whose features have no common scale.
+        dropout_rate: share of word embeddings' and LSTM outputs' units dropped in training.
+        dtype: of the computation; parameters and logits are float32.
+    """
+
+    vocab_size: int
+    embed_size: int = 100
+    hidden_size: int = 300
+    image_bottleneck_size: int = 120
+    logit_bottleneck_size: int = 120
+    normalize_features: bool = False
+    dropout_rate: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        def dense(size: int) -> nn.Dense:
+            return nn.Dense(size, kernel_init=nn.initializers.glorot_uniform(), dtype=self.dtype)
+
+        if self.normalize_features:
+            self.feature_norm = nn.LayerNorm(dtype=self.dtype)
+        self.image_bottleneck = dense(self.image_bottleneck_size)
+        self.initial_state = dense(self.hidden_size)
+        self.embedding = nn.Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
+        self.lstm = LSTM(self.embed_size, self.hidden_size, dtype=self.dtype)
+        self.logit_bottleneck = dense(self.logit_bottleneck_size)
+        self.logits = dense(self.vocab_size)
+        self.dropout = nn.Dropout(self.dropout_rate)
+
+    def init_carry(self, features: Features) -> LSTMCarry:
+        """Turn pooled features [B, F] into the LSTM's initial (c, h), both the same vector [B, D]."""
+        pooled = features.pooled.astype(self.dtype)
+        if self.normalize_features:
+            pooled = self.feature_norm(pooled)
+        state = nn.elu(self.initial_state(nn.elu(self.image_bottleneck(pooled))))
+        return state, state
+
+    def _predict(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        return self.logits(nn.elu(self.logit_bottleneck(hidden))).astype(jnp.float32)
+
+    def decode_step(self, carry: LSTMCarry, tokens: Int[Array, " B"]) -> tuple[LSTMCarry, Float[Array, "B V"]]:
+        """Feed one word per caption; return the new state and the logits of the next word."""
+        carry, hidden = self.lstm.step(carry, self.embedding(tokens))
+        return carry, self._predict(hidden)
+
+    def __call__(self, features: Features, tokens: Int[Array, "B L"], train: bool = False) -> Float[Array, "B L V"]:
+        """Compute the logits of every next word under teacher forcing.
+
+        Args:
+            features: of the image of each caption; `pooled` [B, F] is used.
+            tokens: the captions without their last id.
+            train: whether dropout acts (needs the `dropout` random stream).
+
+        Returns:
+            float32 logits; position l predicts the word after `tokens[:, l]`.
+        """
+        words = self.dropout(self.embedding(tokens), deterministic=not train)
+        _, hidden = self.lstm(self.init_carry(features), words)
+        return self._predict(self.dropout(hidden, deterministic=not train))

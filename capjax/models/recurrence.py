@@ -1,0 +1,57 @@
+"""The LSTM of the reference system, as one fused cell and as a scan over time."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+LSTMCarry = tuple[Float[Array, "B D"], Float[Array, "B D"]]
+"""(c, h), the cell and the hidden state, in the order Flax uses."""
+
+
+class LSTM(nn.Module):
+    """Long short-term memory with the parameters and equations of TensorFlow 1's `LSTMCell`.
+
+    One kernel [E + D, 4 D] acts on [x, h]; its columns are the gates i, j, f, o (Hochreiter and Schmidhuber 1997, with
+    the forget gate of Gers et al. 2000):
+
+        c' = σ(f + forget_bias) c + σ(i) tanh(j),    h' = σ(o) tanh(c')
+
+    Attributes:
+        input_size: E, the width of x.
+        hidden_size: D, the width of c and h.
+        forget_bias: added to f in the cell, beside the trained bias.
+        dtype: of the computation; parameters are float32.
+    """
+
+    input_size: int
+    hidden_size: int
+    forget_bias: float = 1.0
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        shape = (self.input_size + self.hidden_size, 4 * self.hidden_size)
+        self.kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
+        self.bias = self.param("bias", nn.initializers.zeros, shape[1:])
+
+    def _project_input(self, x: Float[Array, "... E"]) -> Float[Array, "... 4D"]:
+        projected = x.astype(self.dtype) @ self.kernel[: self.input_size].astype(self.dtype)
+        return projected + self.bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+    def _advance(self, carry: LSTMCarry, projected: Float[Array, "B 4D"]) -> tuple[LSTMCarry, Float[Array, "B D"]]:
+        c, h = carry
+        gates = projected + h @ self.kernel[self.input_size :].astype(self.dtype)
+        i, j, f, o = jnp.split(gates, 4, axis=-1)
+        c = nn.sigmoid(f + self.forget_bias) * c + nn.sigmoid(i) * jnp.tanh(j)
+        h = nn.sigmoid(o) * jnp.tanh(c)
+        return (c, h), h
+
+    def step(self, carry: LSTMCarry, x: Float[Array, "B E"]) -> tuple[LSTMCarry, Float[Array, "B D"]]:
+        """Take one time step; return the new (c, h) and the output h."""
+        return self._advance(carry, self._project_input(x))
+
+    def __call__(self, carry: LSTMCarry, xs: Float[Array, "B L E"]) -> tuple[LSTMCarry, Float[Array, "B L D"]]:
+        """Run over a sequence; return the last (c, h) and the outputs at every step."""
+        # The input's share of the gates needs no recurrence: one large product outside of the scan.
+        projected = self._project_input(xs)
+        scan = nn.scan(LSTM._advance, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
+        return scan(self, carry, projected)

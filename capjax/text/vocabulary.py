@@ -1,0 +1,149 @@
+"""Words to ids and back.
+
+Ids 0 to 3 are PAD, UNK, START and END in every vocabulary; the words follow, the most frequent first.
+"""
+
+import collections
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Self
+
+import numpy as np
+
+from capjax.errors import CapjaxError
+from capjax.text import ptb_tokenizer
+
+SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")
+PAD, UNK, START, END = range(4)
+FORMAT_VERSION = 1
+
+
+def split_words(caption: str) -> list[str]:
+    r"""Tokenise as the reference system does: lower-case, split on `\W+`, drop empty strings."""
+    return [word for word in re.split(r"\W+", caption.lower()) if word]
+
+
+TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"words": split_words, "ptb": ptb_tokenizer.tokenize}
+"""`words` is the reference system's; `ptb` is the tokenisation of the COCO scorer, without its punctuation."""
+
+
+def tokenizer_named(name: str) -> Callable[[str], list[str]]:
+    """Look up a tokeniser.
+
+    Raises:
+        CapjaxError: if there is none of that name.
+    """
+    if name not in TOKENIZERS:
+        raise CapjaxError(f"expected a tokenizer out of {sorted(TOKENIZERS)}, got {name!r}")
+    return TOKENIZERS[name]
+
+
+class Vocabulary:
+    """A fixed list of words with the tokeniser that produced them.
+
+    Attributes:
+        words: every entry in id order, the four specials first; V of them.
+        tokenizer: the name of the tokeniser, a key of `TOKENIZERS`.
+    """
+
+    def __init__(self, words: Sequence[str], tokenizer: str) -> None:
+        """Number the words.
+
+        Args:
+            words: all V entries, beginning with `SPECIAL_WORDS`.
+            tokenizer: a key of `TOKENIZERS`.
+
+        Raises:
+            CapjaxError: if the specials are not in front, a word occurs twice, or the tokeniser is unknown.
+        """
+        self.words = tuple(words)
+        self.tokenizer = tokenizer
+        self._tokenize = tokenizer_named(tokenizer)
+        self._ids = {word: i for i, word in enumerate(self.words)}
+        if self.words[:4] != SPECIAL_WORDS:
+            raise CapjaxError(f"expected a vocabulary to begin with {SPECIAL_WORDS}, got {self.words[:4]}")
+        if len(self._ids) != len(self.words):
+            twice = [word for word, n in collections.Counter(self.words).items() if n > 1]
+            raise CapjaxError(f"expected every word once in a vocabulary, got {twice[0]!r} more than once")
+
+    @classmethod
+    def build(cls, captions: Iterable[str], tokenizer: str = "words", min_count: int = 5) -> Self:
+        """Collect the words that occur at least `min_count` times, the most frequent first, ties by spelling.
+
+        Raises:
+            CapjaxError: if no word is frequent enough.
+        """
+        tokenize = tokenizer_named(tokenizer)
+        counts = collections.Counter(word for caption in captions for word in tokenize(caption))
+        kept = sorted((word for word, n in counts.items() if n >= min_count), key=lambda word: (-counts[word], word))
+        if not kept:
+            raise CapjaxError(
+                f"expected captions with words that occur {min_count} times or more, got {len(counts)} words, "
+                "all rarer; lower vocabulary.min_count or give more captions"
+            )
+        return cls((*SPECIAL_WORDS, *kept), tokenizer)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, caption: str) -> np.ndarray:
+        """Turn a caption into int32 ids [START, w1, …, wn, END]; unknown words become UNK."""
+        ids = [self._ids.get(word, UNK) for word in self._tokenize(caption)]
+        return np.asarray([START, *ids, END], np.int32)
+
+    def word_id(self, word: str) -> int:
+        """Return the id of a word.
+
+        Raises:
+            CapjaxError: if the word is not in the vocabulary.
+        """
+        if word not in self._ids:
+            raise CapjaxError(f"expected a word of the model's vocabulary of {len(self)}, got {word!r}, which it lacks")
+        return self._ids[word]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turn ids into a sentence: the words up to END, joined by spaces, without any special."""
+        words = []
+        for i in ids:
+            if i == END:
+                break
+            if i > END:
+                words.append(self.words[i])
+        return " ".join(words)
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of the words, their order and the tokeniser."""
+        return hashlib.sha256("\n".join((self.tokenizer, *self.words)).encode()).hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the vocabulary as JSON, all or nothing."""
+        path = pathlib.Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        content = {"format_version": FORMAT_VERSION, "tokenizer": self.tokenizer, "words": self.words}
+        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=0))
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            CapjaxError: if the file is missing, is no vocabulary, or is of another version.
+        """
+        try:
+            content = json.loads(pathlib.Path(path).read_text())
+            version, words, tokenizer = content["format_version"], content["words"], content["tokenizer"]
+        except FileNotFoundError:
+            raise CapjaxError(f"expected a vocabulary at {path}, found no file there") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CapjaxError(f"expected a capjax vocabulary at {path}, got something else ({error!r})") from None
+        if version != FORMAT_VERSION:
+            raise CapjaxError(
+                f"expected vocabulary format {FORMAT_VERSION} at {path}, got {version}; use the capjax that wrote it"
+            )
+        return cls(words, tokenizer)

@@ -1,0 +1,52 @@
+"""The update rule: clipping, an optax optimiser, and a learning rate of the encoder's own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from capjax.errors import CapjaxError
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "sgd": optax.sgd,
+    "rmsprop": optax.rmsprop,
+    "adafactor": optax.adafactor,
+    "lion": optax.lion,
+}
+
+
+def make_optimizer(
+    name: str,
+    schedule: optax.Schedule,
+    *,
+    clip_norm: float = 0.0,
+    encoder_scale: float = 0.0,
+    **settings: Any,
+) -> optax.GradientTransformation:
+    """Build the gradient transformation of a run.
+
+    Args:
+        name: a key of `OPTIMIZERS`.
+        schedule: learning rate of the decoder by step.
+        clip_norm: largest global norm of the decoder's and the encoder's gradient together; 0 for no clipping.
+        encoder_scale: the encoder's learning rate as a share of the decoder's; 0 freezes it and keeps no state for it.
+        settings: further arguments of the optax optimiser.
+
+    Raises:
+        CapjaxError: if the optimiser is unknown or takes no such setting.
+    """
+    if name not in OPTIMIZERS:
+        raise CapjaxError(f"expected optimizer.name out of {sorted(OPTIMIZERS)}, got {name!r}")
+
+    def rule(scale: float) -> optax.GradientTransformation:
+        try:
+            return OPTIMIZERS[name](lambda step: scale * schedule(step), **settings)
+        except TypeError as error:
+            raise CapjaxError(f"optimizer {name!r} does not take these settings: {error}") from None
+
+    parts = {"decoder": rule(1.0), "encoder": rule(encoder_scale) if encoder_scale else optax.set_to_zero()}
+    update = optax.partition(parts, lambda params: {part: jax.tree.map(lambda _: part, params[part]) for part in params})
+    return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update
