@@ -1,0 +1,178 @@
+"""The file an encoder lives in: one `.safetensors` with flat tensor names and, in its metadata, what network they are for.
+
+Tensor names are the paths of the Flax variables: `params/mixed0/branch5x5_1/kernel`, `batch_stats/…/norm/mean`. The metadata
+key `capjax_encoder` holds JSON: the fields of `EncoderConfig`, `format_version` and `sha256`, a digest of names, dtypes,
+shapes and values of the tensors. Converters write these files; training, feature extraction and model directories read them.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from capjax.errors import CapjaxError
+from capjax.models import inception_v3
+
+FORMAT_VERSION = 1
+METADATA_KEY = "capjax_encoder"
+
+Variables = Mapping[str, Any]
+"""Flax variables: {"params": …, "batch_stats": …}."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Which Inception V3 the weights are for; the fields of `InceptionV3` plus the image size and origin of the weights."""
+
+    convention: inception_v3.Convention = "keras"
+    depth_multiplier: float = 1.0
+    min_depth: int = 16
+    final_endpoint: str = "mixed10"
+    input_scaling: inception_v3.InputScaling = "symmetric"
+    num_classes: int | None = None
+    image_size: int = 299
+    source: str = ""
+
+    def build(self, dtype: Any = jnp.float32) -> inception_v3.InceptionV3:
+        """Build the module, computing in `dtype`."""
+        fields = dataclasses.asdict(self)
+        del fields["image_size"], fields["source"]
+        return inception_v3.InceptionV3(**fields, dtype=dtype)
+
+
+class LoadedEncoder(NamedTuple):
+    """An encoder file in memory. `sha256` identifies the weights; it does not depend on `config.source`."""
+
+    config: EncoderConfig
+    variables: Variables
+    sha256: str
+
+
+def variable_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every variable of the network, by flat name, without computing anything."""
+    module = config.build()
+    size = inception_v3.min_image_size(config.final_endpoint)
+    method = "__call__" if config.num_classes is None else "classify"
+    shapes = jax.eval_shape(
+        lambda: module.init(jax.random.key(0), jnp.zeros((1, size, size, 3), jnp.uint8), method=method)
+    )
+    return {name: leaf.shape for name, leaf in flatten(shapes).items()}
+
+
+def flatten(variables: Variables) -> dict[str, Any]:
+    """Flatten nested variables to {"params/stem/conv_1/kernel": …}, sorted by name."""
+    return dict(sorted(traverse_util.flatten_dict(dict(variables), sep="/").items()))
+
+
+def unflatten(tensors: Mapping[str, Any]) -> Variables:
+    """Undo `flatten`."""
+    return traverse_util.unflatten_dict(dict(tensors), sep="/")
+
+
+def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+        digest.update(np.ascontiguousarray(tensor).data)
+    return digest.hexdigest()
+
+
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], what: str, max_listed: int = 8
+) -> None:
+    """Compare shapes by name.
+
+    Raises:
+        CapjaxError: names are missing or left over, or shapes differ; the message lists the first of them.
+    """
+    problems = [f"missing {name} {tuple(expected[name])}" for name in expected if name not in found]
+    problems += [f"unexpected {name} {tuple(found[name])}" for name in found if name not in expected]
+    problems += [
+        f"{name} is {tuple(found[name])}, expected {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    if problems:
+        listed = "; ".join(problems[:max_listed])
+        more = f"; and {len(problems) - max_listed} more" if len(problems) > max_listed else ""
+        raise CapjaxError(f"{what} does not fit the network, {len(problems)} differences: {listed}{more}")
+
+
+def save_encoder(
+    path: str | os.PathLike, config: EncoderConfig, variables: Variables, storage_dtype: Any = np.float32
+) -> str:
+    """Write an encoder file, atomically.
+
+    Args:
+        path: target, usually `*.safetensors`.
+        config: the network that the variables belong to.
+        variables: {"params", "batch_stats"}, nested as Flax has them.
+        storage_dtype: float16 halves the file; tensors come back as float32 either way.
+
+    Returns:
+        The SHA-256 that identifies the weights.
+
+    Raises:
+        CapjaxError: the variables do not fit the network, or the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    tensors = {name: np.asarray(leaf).astype(storage_dtype) for name, leaf in flatten(variables).items()}
+    check_shapes({name: t.shape for name, t in tensors.items()}, variable_shapes(config), "the encoder to save")
+    sha256 = tensors_sha256(tensors)
+    header = {"format_version": FORMAT_VERSION, **dataclasses.asdict(config), "sha256": sha256}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(safetensors.numpy.save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CapjaxError(f"cannot write the encoder to {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return sha256
+
+
+def load_encoder(path: str | os.PathLike) -> LoadedEncoder:
+    """Read an encoder file; variables are float32 NumPy arrays.
+
+    Raises:
+        CapjaxError: the file is missing, truncated, damaged, from another program or version, or does not fit the network.
+    """
+    path = pathlib.Path(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CapjaxError(f"cannot read the encoder {path}: {error}") from error
+    config, stored_sha256 = _parse_header(path, metadata)
+    check_shapes({name: t.shape for name, t in tensors.items()}, variable_shapes(config), str(path))
+    sha256 = tensors_sha256(tensors)
+    if sha256 != stored_sha256:
+        raise CapjaxError(f"{path} is damaged: its tensors hash to {sha256}, its header says {stored_sha256}; get it again")
+    variables = unflatten({name: tensor.astype(np.float32) for name, tensor in tensors.items()})
+    return LoadedEncoder(config, variables, sha256)
+
+
+def _parse_header(path: pathlib.Path, metadata: Mapping[str, str]) -> tuple[EncoderConfig, str]:
+    if METADATA_KEY not in metadata:
+        raise CapjaxError(f"{path} is no capjax encoder file; convert other weights with `capjax weights convert`")
+    try:
+        header = json.loads(metadata[METADATA_KEY])
+        version, sha256 = header.pop("format_version"), header.pop("sha256")
+        if version != FORMAT_VERSION:
+            raise CapjaxError(f"{path} has encoder format {version}, this capjax reads format {FORMAT_VERSION}")
+        return EncoderConfig(**header), sha256
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CapjaxError(f"{path} has a damaged header ({error}); get the file again") from error

@@ -1,0 +1,39 @@
+"""An encoder with random weights that behaves like a trained one: for tests, trials and benchmarks without a download.
+
+Every tensor is random, BatchNorm statistics and scales included (statistics left at 0 and 1 hide mistakes), and calibrated
+so that activations keep their size and stay different for different images down to the last block.
+"""
+
+import numpy as np
+
+from capjax.pretrained import encoder_file
+
+
+def random_encoder(config: encoder_file.EncoderConfig, seed: int) -> encoder_file.Variables:
+    """Draw variables for a network; equal arguments give equal values on every machine.
+
+    Kernels are centred per output channel: inputs are ReLU outputs with a common positive mean, and without centring that
+    mean dominates and drowns the image after a few blocks. Their variance is 1 / (fan_in · Var[ReLU(z)]) for standard normal
+    z, which keeps the variance of activations at one through the depth.
+
+    Args:
+        config: the network, as in an encoder file.
+        seed: any integer ≥ 0.
+
+    Returns:
+        {"params": …, "batch_stats": …} as float32 NumPy arrays.
+    """
+    rng = np.random.default_rng(seed)
+    relu_variance = 0.5 - 0.5 / np.pi
+    tensors = {}
+    for name, shape in sorted(encoder_file.variable_shapes(config).items()):
+        match name.rsplit("/", 1)[-1]:
+            case "kernel":
+                kernel = rng.standard_normal(shape, dtype=np.float32)
+                kernel -= kernel.mean(axis=tuple(range(len(shape) - 1)), keepdims=True)
+                tensors[name] = kernel / np.float32(np.sqrt(relu_variance * np.prod(shape[:-1])))
+            case "scale" | "var":
+                tensors[name] = rng.uniform(0.7, 1.4, shape).astype(np.float32)
+            case _:  # bias, mean
+                tensors[name] = rng.normal(0.0, 0.2, shape).astype(np.float32)
+    return encoder_file.unflatten(tensors)
