@@ -1,8 +1,9 @@
-"""The file an encoder lives in: one `.safetensors` with flat tensor names and, in its metadata, what network they are for.
+"""The file an encoder lives in: one `.safetensors` of flat tensor names, with the network they are for in its metadata.
 
-Tensor names are the paths of the Flax variables: `params/mixed0/branch5x5_1/kernel`, `batch_stats/…/norm/mean`. The metadata
-key `capjax_encoder` holds JSON: the fields of `EncoderConfig`, `format_version` and `sha256`, a digest of names, dtypes,
-shapes and values of the tensors. Converters write these files; training, feature extraction and model directories read them.
+Tensor names are the paths of the Flax variables: `params/mixed0/branch5x5_1/kernel`, `batch_stats/…/norm/mean`. The
+metadata key `capjax_encoder` holds JSON: the fields of `EncoderConfig`, `format_version` and `sha256`, a digest of names,
+dtypes, shapes and values of the tensors. Converters write these files; training, feature extraction and model
+directories read them.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ Variables = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Which Inception V3 the weights are for; the fields of `InceptionV3` plus the image size and origin of the weights."""
+    """Which Inception V3 the weights are for: the fields of `InceptionV3`, the image size and where the weights are from."""
 
     convention: inception_v3.Convention = "keras"
     depth_multiplier: float = 1.0
@@ -147,20 +148,20 @@ def load_encoder(path: str | os.PathLike) -> LoadedEncoder:
     """Read an encoder file; variables are float32 NumPy arrays.
 
     Raises:
-        CapjaxError: the file is missing, truncated, damaged, from another program or version, or does not fit the network.
+        CapjaxError: the file is missing, truncated, damaged, of another program or version, or does not fit its network.
     """
     path = pathlib.Path(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, safetensors.SafetensorError) as error:
         raise CapjaxError(f"cannot read the encoder {path}: {error}") from error
     config, stored_sha256 = _parse_header(path, metadata)
     check_shapes({name: t.shape for name, t in tensors.items()}, variable_shapes(config), str(path))
     sha256 = tensors_sha256(tensors)
     if sha256 != stored_sha256:
-        raise CapjaxError(f"{path} is damaged: its tensors hash to {sha256}, its header says {stored_sha256}; get it again")
+        raise CapjaxError(f"{path} is damaged: its tensors hash to {sha256}, its header says {stored_sha256}")
     variables = unflatten({name: tensor.astype(np.float32) for name, tensor in tensors.items()})
     return LoadedEncoder(config, variables, sha256)
 

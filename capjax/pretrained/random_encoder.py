@@ -1,7 +1,7 @@
 """An encoder with random weights that behaves like a trained one: for tests, trials and benchmarks without a download.
 
-Every tensor is random, BatchNorm statistics and scales included (statistics left at 0 and 1 hide mistakes), and calibrated
-so that activations keep their size and stay different for different images down to the last block.
+Every tensor is random, BatchNorm statistics and scales included (statistics left at 0 and 1 hide mistakes), and
+calibrated so that activations keep their size and stay different for different images down to the last block.
 """
 
 import numpy as np
@@ -12,9 +12,9 @@ from capjax.pretrained import encoder_file
 def random_encoder(config: encoder_file.EncoderConfig, seed: int) -> encoder_file.Variables:
     """Draw variables for a network; equal arguments give equal values on every machine.
 
-    Kernels are centred per output channel: inputs are ReLU outputs with a common positive mean, and without centring that
-    mean dominates and drowns the image after a few blocks. Their variance is 1 / (fan_in · Var[ReLU(z)]) for standard normal
-    z, which keeps the variance of activations at one through the depth.
+    Kernels are centred per output channel: inputs are ReLU outputs with a common positive mean, and without centring
+    that mean drowns the image after a few blocks. Their variance is 1 / (fan_in · Var[ReLU(z)]) for standard normal z,
+    which keeps the variance before each BatchNorm near one through the depth.
 
     Args:
         config: the network, as in an encoder file.
