@@ -1,0 +1,38 @@
+"""What people look at: a self-contained page, a contact sheet and training curves, from plain rows of captions.
+
+    rows = [CaptionRow(image_id=1, file_name="a.jpg", image=thumbnail(data), caption="a dog runs",
+                       references=("a dog is running",), log_prob=-3.2, scores={"CIDEr-D": 0.93})]
+    write_page("report.html", Report(title="…", note="…", settings={"search": "greedy"}, rows=rows))
+    write_sheet("sheet.png", spread(rows, 24), heading="greedy decoding, scenes test split")
+    write_curves("curves.png", read_log("log.jsonl"))
+
+| file             | holds                                                                                |
+| ---------------- | ------------------------------------------------------------------------------------ |
+| contents.py      | the dataclasses above, thumbnails, the choice of rows worth showing                  |
+| files.py         | atomic writing, reading a training log                                               |
+| charts.py        | training curves and histograms as data, and as SVG for the page                      |
+| page.py          | the page; its markup, style and behaviour are page.html, page.css and page.js        |
+| sheet.py         | the contact sheet                                                                    |
+| curves.py        | the same curves as a PNG                                                             |
+
+Nothing here knows of models, devices or data sets: evaluation, scoring and the demo all hand over rows.
+"""
+
+from capjax.report.contents import CaptionRow, Measure, Report, Score, spread, thumbnail
+from capjax.report.curves import write_curves
+from capjax.report.files import read_log
+from capjax.report.page import write_page
+from capjax.report.sheet import write_sheet
+
+__all__ = [
+    "CaptionRow",
+    "Measure",
+    "Report",
+    "Score",
+    "read_log",
+    "spread",
+    "thumbnail",
+    "write_curves",
+    "write_page",
+    "write_sheet",
+]

@@ -1,0 +1,196 @@
+"""Training curves and histograms: first as plain data (`Panel`), then as SVG that follows the page's colours.
+
+The SVG carries classes, not colours, so that page.css can draw it for light and dark screens. `curves.py` draws the
+same panels as a PNG.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from capjax.report.contents import is_number
+
+MAX_POINTS = 300
+"""Longer series are averaged over equal stretches down to this many points: more would not be seen."""
+
+LONGEST = 30
+"""The last bar of the histogram of lengths holds this many words and more."""
+
+_PANELS = (
+    # title, keys, factor, decimals, whether the best value is the highest or the lowest
+    ("Loss (nats per word)", ("train/loss", "val/loss"), 1.0, 3, min),
+    ("Perplexity", ("train/perplexity", "val/perplexity"), 1.0, 2, min),
+    ("Next-word accuracy (%)", ("train/accuracy", "val/accuracy"), 100.0, 1, max),
+    ("Validation CIDEr-D × 100, greedy decoding", ("val/CIDEr-D",), 100.0, 1, max),
+    ("Learning rate", ("learning_rate",), 1.0, 6, None),
+)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a panel: its points in order of step, and the best of them where that means something."""
+
+    name: str
+    steps: tuple[float, ...]
+    values: tuple[float, ...]
+    best: tuple[float, float] | None
+    averaged: int
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: a title and its lines."""
+
+    title: str
+    series: tuple[Series, ...]
+    decimals: int
+
+
+def panels(log: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Group the known quantities of a training log into panels; what the log lacks is left out.
+
+    Of several records of one step the last counts, since a resumed run repeats steps. Values that are not finite are
+    left out. A series of more than `MAX_POINTS` points is averaged over stretches of `averaged` points.
+    """
+    found = []
+    for title, keys, factor, decimals, choose in _PANELS:
+        series = []
+        for key in keys:
+            points = {record["step"]: factor * record[key] for record in log if is_number(record.get(key))}
+            if points:
+                series.append(_series(key, sorted(points.items()), choose if key.startswith("val/") else None))
+        if series:
+            found.append(Panel(title, tuple(series), decimals))
+    return found
+
+
+def _series(key: str, points: list[tuple[float, float]], choose: Any) -> Series:
+    name = {"train": "training", "val": "validation"}.get(key.split("/")[0], key.replace("_", " "))
+    best = choose(points, key=lambda point: point[1]) if choose else None
+    stretch = math.ceil(len(points) / MAX_POINTS)
+    groups = [points[start : start + stretch] for start in range(0, len(points), stretch)]
+    steps, values = zip(
+        *(tuple(sum(column) / len(group) for column in zip(*group, strict=True)) for group in groups), strict=True
+    )
+    return Series(name, steps, values, best, stretch)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return about `count` round numbers (1, 2 or 5 times a power of ten apart) that lie within [low, high]."""
+    if high <= low:
+        return [low]
+    step = 10.0 ** math.floor(math.log10((high - low) / count))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
+    first = math.ceil(low / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _number(value: float) -> str:
+    """Print an axis label: 12,000 and 0.001, not 12000.0 and 1e-03."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
+
+
+_WIDTH, _HEIGHT = 420, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 42
+
+
+class _Axes:
+    """Maps data to the drawing and draws grid, labels and frame."""
+
+    def __init__(self, x: tuple[float, float], y: tuple[float, float], x_label: str):
+        self.x_range, self.y_range = x, y
+        self.parts: list[str] = []
+        for tick in ticks(*y):
+            height = self.y(tick)
+            self.parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height}" y2="{height}"/>')
+            self.parts.append(f'<text x="{_LEFT - 7}" y="{height + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
+        for tick in ticks(*x):
+            place, below = self.x(tick), _HEIGHT - _BOTTOM + 17
+            self.parts.append(f'<text x="{place}" y="{below}" text-anchor="middle">{_number(tick)}</text>')
+        middle = (_LEFT + _WIDTH - _RIGHT) / 2
+        self.parts.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return round(_LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return round(_HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+    def svg(self, description: str) -> str:
+        return (
+            f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(description)}">'
+            f"{''.join(self.parts)}</svg>"
+        )
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    """Widen a range a little, so that lines do not touch the frame and a constant has a height."""
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def line_chart(panel: Panel) -> str:
+    """Draw a panel as SVG, with a dot and its value where a validation line is best."""
+    steps = [step for series in panel.series for step in series.steps]
+    values = [value for series in panel.series for value in series.values]
+    values += [series.best[1] for series in panel.series if series.best]
+    x_range = (min(steps), max(steps)) if max(steps) > min(steps) else (min(steps) - 1, max(steps) + 1)
+    axes = _Axes(x_range, _padded(min(values), max(values)), "step")
+    told, form = [], f".{panel.decimals}f"
+    for series in panel.series:
+        style = f"series s-{series.name.replace(' ', '-')}" if len(panel.series) > 1 else "series s-validation"
+        points = [(axes.x(step), axes.y(value)) for step, value in zip(series.steps, series.values, strict=True)]
+        axes.parts.append(f'<polyline class="{style}" points="{" ".join(f"{x},{y}" for x, y in points)}"/>')
+        if len(series.steps) <= 60:
+            axes.parts += [
+                f'<circle class="{style}" cx="{x}" cy="{y}" r="2.5">'
+                f"<title>step {_number(step)}: {value:{form}}</title></circle>"
+                for (x, y), step, value in zip(points, series.steps, series.values, strict=True)
+            ]
+        told.append(f"{series.name} from {series.values[0]:{form}} to {series.values[-1]:{form}}")
+        if series.best:
+            step, value = series.best
+            x, y = axes.x(step), axes.y(value)
+            anchor = "end" if x > _WIDTH / 2 else "start"
+            above = y - 9 if y > _TOP + 24 else y + 17
+            axes.parts.append(
+                f'<circle class="best" cx="{x}" cy="{y}" r="4.5"/>'
+                f'<text class="value" x="{x}" y="{above:.1f}" text-anchor="{anchor}">best {value:{form}}</text>'
+            )
+            told.append(f"best {value:{form}} at step {_number(step)}")
+    return axes.svg(f"{panel.title}: {'; '.join(told)}")
+
+
+def shares(lengths: Sequence[int], longest: int) -> list[float]:
+    """Return the share of captions of each length 0, 1, …, `longest`, where the last also holds the longer ones."""
+    counts = [0] * (longest + 1)
+    for length in lengths:
+        counts[min(length, longest)] += 1
+    return [count / max(len(lengths), 1) for count in counts]
+
+
+def length_histogram(generated: Sequence[int], references: Sequence[int]) -> str:
+    """Draw the lengths (in words) of generated captions and of references as SVG bars, in per cent of each."""
+    both = [(name, lengths) for name, lengths in (("generated", generated), ("references", references)) if lengths]
+    longest = min(max([1, *generated, *references]), LONGEST)
+    bars = [(name, shares(lengths, longest)) for name, lengths in both]
+    top = 100 * max((share for _, values in bars for share in values), default=0.0)
+    x_label = f"words in the caption{f' ({LONGEST}: that many or more)' if longest == LONGEST else ''}"
+    axes = _Axes((-0.6, longest + 0.6), (0.0, 1.08 * top or 1.0), x_label)
+    width = (axes.x(1) - axes.x(0)) * 0.84 / max(len(both), 1)
+    floor = axes.y(0)
+    for place, (name, values) in enumerate(bars):
+        for length, share in enumerate(values):
+            if share:
+                left, height = axes.x(length) + (place - len(both) / 2) * width, axes.y(100 * share)
+                axes.parts.append(
+                    f'<rect class="b-{name}" x="{left:.1f}" y="{height}" width="{width:.1f}" '
+                    f'height="{floor - height:.1f}">'
+                    f"<title>{length} words: {100 * share:.1f} % of {name}</title></rect>"
+                )
+    means = "; ".join(f"{name}: mean {sum(lengths) / len(lengths):.1f} words" for name, lengths in both)
+    return axes.svg(f"Caption lengths, per cent of captions; {means}")

@@ -1,0 +1,178 @@
+"""The contents of a report: rows of captions, scores and measures, thumbnails, and which rows are worth showing."""
+
+import io
+import math
+import struct
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from PIL import Image, ImageOps
+
+from capjax.errors import CapjaxError
+
+THUMBNAIL_SIZE = 224
+"""Longest side in pixels: about 8 kB a photo, so that a page of 5,000 stays near 50 MB."""
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises on broken image files, by format."""
+
+
+@dataclass(frozen=True)
+class CaptionRow:
+    """One image with the caption that a model wrote for it.
+
+    Attributes:
+      image_id: the id in the data set and in results files.
+      file_name: where the image came from; only shown.
+      image: encoded image of any format and size (a `thumbnail` saves memory), or None.
+      caption: the generated caption.
+      references: the captions that people wrote.
+      log_prob: natural log-probability of the caption under the model.
+      scores: metric name to this image's score, unscaled (1.0, not 100).
+      alternatives: further captions of an n-best list with their log-probabilities, best first.
+      verdict: a word on the caption; "right", "partly" and "wrong" are shown in colour.
+    """
+
+    image_id: int
+    file_name: str
+    image: bytes | None
+    caption: str
+    references: Sequence[str] = ()
+    log_prob: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    alternatives: Sequence[tuple[str, float]] = ()
+    verdict: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score over all images, unscaled, with its confidence interval if there is one; the page prints it × 100."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A health measure of the captions: a share (0 to 1, printed in per cent), a count, or any other number."""
+
+    name: str
+    value: float
+    kind: Literal["share", "count", "number"] = "number"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything on the page.
+
+    Attributes:
+      title: heading of the page.
+      note: what this is, in plain words; blank lines separate paragraphs.
+      settings: how the captions were decoded (search, beam_size, …); repeated beside every table and figure.
+      rows: every caption, in the order of the data set.
+      scores: scores over all rows, in the order to show them.
+      health: health measures of the captions.
+      log: training records (see `read_log`) for the curves; may be empty.
+      interval: what the scores' intervals are.
+      rank_by: the metric that says which captions are best and worst.
+    """
+
+    title: str
+    note: str
+    settings: Mapping[str, Any]
+    rows: Sequence[CaptionRow]
+    scores: Sequence[Score] = ()
+    health: Sequence[Measure] = ()
+    log: Sequence[Mapping[str, Any]] = ()
+    interval: str = "95 % bootstrap interval over images"
+    rank_by: str = "CIDEr-D"
+
+
+def open_picture(data: bytes, size: int) -> Image.Image:
+    """Decode an encoded image upright, as RGB on white, no larger than `size` pixels on its longest side.
+
+    Raises:
+      CapjaxError: the bytes are no image that can be read.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
+            picture = _on_white(ImageOps.exif_transpose(image))
+            picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+            return picture
+    except _UNREADABLE as error:
+        raise CapjaxError(f"expected a readable image, got {len(data)} bytes that are not one: {error}") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB; 16-bit grey keeps its range, transparency shows white."""
+    if image.mode.startswith("I;16"):
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def thumbnail(data: bytes, size: int = THUMBNAIL_SIZE) -> bytes:
+    """Turn an encoded image into a JPEG of at most `size` pixels on its longest side; small JPEGs stay as they are.
+
+    Raises:
+      CapjaxError: the bytes are no image that can be read.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format == "JPEG" and image.mode in ("RGB", "L") and max(image.size) <= size:
+                return data
+    except _UNREADABLE as error:
+        raise CapjaxError(f"expected a readable image, got {len(data)} bytes that are not one: {error}") from error
+    buffer = io.BytesIO()
+    open_picture(data, size).save(buffer, "JPEG", quality=75, optimize=True)
+    return buffer.getvalue()
+
+
+def one_line(text: str) -> str:
+    """Return text fit for one line of a page or picture: no line breaks, control characters or lone surrogates."""
+    kept = (" " if unicodedata.category(character) in ("Cc", "Cs") else character for character in text)
+    return " ".join("".join(kept).split())
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether `value` is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def ranked(rows: Sequence[CaptionRow], metric: str) -> list[CaptionRow]:
+    """Return the rows that have a score in `metric`, best first."""
+    scored = [row for row in rows if is_number(row.scores.get(metric))]
+    return sorted(scored, key=lambda row: row.scores[metric], reverse=True)
+
+
+def extremes(rows: Sequence[CaptionRow], metric: str, count: int) -> dict[str, list[CaptionRow]]:
+    """Return the `count` best, median and worst rows by `metric`, without a row in two groups.
+
+    With fewer than 3 × `count` rows the groups shrink; with fewer than three there are none.
+    """
+    order = ranked(rows, metric)
+    count = min(count, len(order) // 3)
+    if count == 0:
+        return {}
+    middle = (len(order) - count) // 2
+    return {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
+
+
+def spread(rows: Sequence[CaptionRow], count: int, metric: str = "CIDEr-D") -> list[CaptionRow]:
+    """Choose `count` rows evenly from best to worst by `metric`: a fair sample that shows failures too.
+
+    Rows without that score are taken evenly in their own order when no row has one.
+    """
+    order = ranked(rows, metric) or list(rows)
+    if count >= len(order):
+        return order
+    return [order[round(index * (len(order) - 1) / max(count - 1, 1))] for index in range(count)]

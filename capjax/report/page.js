@@ -1,0 +1,163 @@
+
+// The gallery: search, filter and sort all rows, and draw them a screenful at a time as the reader scrolls.
+// Text only ever enters the page as text (textContent, setAttribute), never as markup.
+"use strict";
+(() => {
+  const { metrics, rows } = JSON.parse(document.getElementById("data").textContent);
+  const get = (id) => document.getElementById(id);
+  const [controls, cards, more, count] = ["controls", "cards", "more", "count"].map(get);
+  const fields = Object.fromEntries(
+    ["query", "field", "sort", "order", "metric", "low", "high", "verdict"].map((name) => [name, get(name)]));
+  const BATCH = 48;
+
+  const fold = (text) => text.toLowerCase();
+  for (const row of rows) {
+    row.text = { caption: fold(row.caption), references: fold(row.references.join("\n")), file: fold(`${row.file}\n${row.id}`) };
+    row.text.all = `${row.text.caption}\n${row.text.references}`;
+  }
+
+  const addOptions = (select, options) => select.append(...options.map(([value, name]) => new Option(name, value)));
+  const sorts = {
+    position: null,
+    log_prob: (row) => row.log_prob,
+    words: (row) => row.words,
+    id: (row) => row.id,
+  };
+  metrics.forEach((name, index) => { sorts[`score ${index}`] = (row) => row.scores[index]; });
+  addOptions(fields.sort, [["position", "data set order"], ...metrics.map((name, index) => [`score ${index}`, name]),
+    ["log_prob", "log-probability"], ["words", "length in words"], ["id", "image id"]]);
+  addOptions(fields.metric, metrics.map((name, index) => [String(index), `${name} × 100`]));
+  get("range").hidden = metrics.length === 0;
+  const verdicts = [...new Set(rows.map((row) => row.verdict))].filter(Boolean).sort();
+  addOptions(fields.verdict, [["", "any"], ...verdicts.map((name) => [name, name])]);
+  get("verdicts").hidden = verdicts.length === 0;
+
+  // words that must occur, "phrases in quotes", and -words that must not
+  const parseQuery = (query) => [...fold(query).matchAll(/(-?)(?:"([^"]*)"?|(\S+))/g)]
+    .map(([, minus, phrase, word]) => ({ text: phrase ?? word, wanted: !minus }))
+    .filter(({ text }) => text && text !== "-");
+
+  const number = (value) => (value === null || Number.isNaN(value) ? "—" : value.toFixed(1));
+
+  const element = (name, className, ...children) => {
+    const made = document.createElement(name);
+    if (className) made.className = className;
+    made.append(...children);
+    return made;
+  };
+
+  const highlighted = (text, terms) => {
+    const folded = fold(text);
+    if (folded.length !== text.length) return [text]; // a letter whose lower case is longer: positions would not agree
+    const parts = [];
+    let start = 0;
+    while (start < text.length) {
+      let found = null;
+      for (const term of terms) {
+        const at = folded.indexOf(term, start);
+        if (at >= 0 && (found === null || at < found.at)) found = { at, length: term.length };
+      }
+      if (found === null) break;
+      parts.push(text.slice(start, found.at), element("mark", "", text.slice(found.at, found.at + found.length)));
+      start = found.at + found.length;
+    }
+    return [...parts, text.slice(start)];
+  };
+
+  const card = (row, terms) => {
+    const inCaption = fields.field.value === "references" ? [] : terms;
+    const inReferences = fields.field.value === "caption" ? [] : terms;
+    const picture = element("div", "picture");
+    if (row.image) {
+      const image = new Image();
+      image.loading = "lazy";
+      image.decoding = "async";
+      image.alt = row.file;
+      image.src = row.image;
+      picture.append(image);
+    } else {
+      picture.append(element("span", "", "no picture"));
+    }
+    const caption = row.caption.trim()
+      ? element("p", "caption", ...highlighted(row.caption, inCaption))
+      : element("p", "caption empty", "(empty caption)");
+    caption.dir = "auto";
+    const references = element("ul", "references", ...row.references.map((reference) => {
+      const item = element("li", "", ...highlighted(reference, inReferences));
+      item.dir = "auto";
+      return item;
+    }));
+    const facts = element("p", "facts");
+    if (row.verdict) {
+      const known = ["right", "partly", "wrong"].includes(row.verdict) ? row.verdict : "other";
+      facts.append(element("span", `verdict v-${known}`, row.verdict));
+    }
+    metrics.forEach((name, index) => {
+      if (row.scores[index] === null) return;
+      facts.append(element("span", "", `${name} `, element("b", "", number(100 * row.scores[index]))));
+    });
+    if (row.log_prob !== null) facts.append(element("span", "", "log p ", element("b", "", row.log_prob.toFixed(2))));
+    facts.append(element("span", "", row.file));
+    const words = element("div", "words", caption, references);
+    if (row.alternatives.length) {
+      const list = element("ol", "", ...row.alternatives.map(([text, logProb]) =>
+        element("li", "", logProb === null ? text : `${text} (log p ${logProb.toFixed(2)})`)));
+      words.append(element("details", "", element("summary", "", `${row.alternatives.length} more captions`), list));
+    }
+    words.append(facts);
+    return element("li", "card", picture, words);
+  };
+
+  let shown = [];
+  let drawn = 0;
+  let terms = [];
+
+  const draw = () => {
+    cards.append(...shown.slice(drawn, drawn + BATCH).map((row) => card(row, terms)));
+    drawn = Math.min(drawn + BATCH, shown.length);
+    more.hidden = drawn >= shown.length;
+  };
+
+  const limit = (field) => (field.value.trim() === "" ? null : Number(field.value) / 100);
+
+  const update = () => {
+    const query = parseQuery(fields.query.value);
+    terms = query.filter(({ wanted }) => wanted).map(({ text }) => text);
+    const [low, high, metric] = [limit(fields.low), limit(fields.high), Number(fields.metric.value || 0)];
+    shown = rows.filter((row) => {
+      if (fields.verdict.value && row.verdict !== fields.verdict.value) return false;
+      const score = row.scores[metric] ?? null;
+      if ((low !== null || high !== null) && score === null) return false;
+      // scores are stored to five decimals, so a limit typed from the screen must not miss by a rounding
+      if (low !== null && score < low - 1e-9) return false;
+      if (high !== null && score > high + 1e-9) return false;
+      const text = row.text[fields.field.value];
+      return query.every((term) => text.includes(term.text) === term.wanted);
+    });
+    const key = sorts[fields.sort.value];
+    const sign = fields.order.value === "up" ? 1 : -1;
+    fields.order.disabled = key === null;
+    if (key) {
+      shown.sort((a, b) => {
+        const [left, right] = [key(a), key(b)];
+        if (left === null || right === null) return (left === null) - (right === null);
+        return sign * (left - right);
+      });
+    }
+    cards.replaceChildren();
+    drawn = 0;
+    draw();
+    count.textContent = shown.length === rows.length
+      ? `All ${rows.length.toLocaleString("en")} images`
+      : `${shown.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} images`;
+  };
+
+  let waiting = 0;
+  controls.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(update, 120); });
+  controls.addEventListener("submit", (event) => { event.preventDefault(); update(); });
+  controls.addEventListener("reset", () => setTimeout(update));
+  more.addEventListener("click", draw);
+  new IntersectionObserver(([entry]) => { if (entry.isIntersecting && !more.hidden) draw(); }, { rootMargin: "900px" }).observe(more);
+  controls.hidden = false;
+  update();
+})();

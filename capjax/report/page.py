@@ -1,0 +1,288 @@
+"""The report page: one HTML file with everything inside, for any browser, without a server.
+
+page.html is the frame, page.css the looks, page.js the gallery. All rows travel as JSON in the page; the gallery draws
+them as they come into view. Text from data sets and models passes `html.escape` or, inside the JSON, `_embedded_json`;
+a content security policy pins the one style and the one script by hash and forbids all else, the network included.
+"""
+
+import base64
+import hashlib
+import json
+import logging
+import os
+import re
+import string
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from html import escape
+from importlib import resources
+from typing import Any
+
+from tqdm import tqdm
+
+from capjax import __version__
+from capjax.errors import CapjaxError
+from capjax.report.charts import length_histogram, line_chart, panels
+from capjax.report.contents import CaptionRow, Report, Score, extremes, is_number, thumbnail
+from capjax.report.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+_EXTREMES = 4
+"""Captions in each of the groups best, median and worst."""
+
+
+def write_page(path: str | os.PathLike[str], report: Report) -> None:
+    """Write the report as one self-contained HTML file; rows whose picture cannot be read are shown without.
+
+    Args:
+      path: file to write.
+      report: what to show.
+
+    Raises:
+      CapjaxError: the file cannot be written.
+    """
+    with ThreadPoolExecutor() as pool:
+        pictures = list(tqdm(pool.map(_data_uri, report.rows), total=len(report.rows), desc="thumbnails", disable=None))
+    unreadable = sum(row.image is not None and not uri for row, uri in zip(report.rows, pictures, strict=True))
+    if unreadable:
+        logger.warning("%d of %d pictures cannot be read; their rows are shown without", unreadable, len(pictures))
+    page = _render(report, pictures)
+    write_atomically(path, page.encode("utf-8", "replace"))
+
+
+def _data_uri(row: CaptionRow) -> str:
+    """Return the row's picture as a JPEG data URI, or an empty string where there is none to show."""
+    if row.image is None:
+        return ""
+    try:
+        return f"data:image/jpeg;base64,{base64.b64encode(thumbnail(row.image)).decode('ascii')}"
+    except CapjaxError:
+        return ""
+
+
+def _render(report: Report, pictures: list[str]) -> str:
+    files = resources.files("capjax.report")
+    style, script = (files.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    settings = _settings_line(report.settings)
+    picture_of = {id(row): picture for row, picture in zip(report.rows, pictures, strict=True)}
+    return string.Template(files.joinpath("page.html").read_text(encoding="utf-8")).substitute(
+        title=escape(report.title),
+        note="".join(f"<p>{escape(part.strip())}</p>" for part in re.split(r"\n\s*\n", report.note) if part.strip()),
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        style=style,
+        script=script,
+        settings=_settings_table(report.settings),
+        scores=_scores_table(report, settings),
+        health=_health_table(report, settings),
+        curves=_curves(report),
+        lengths=_lengths(report, settings),
+        extremes=_extremes(report, settings, picture_of),
+        decoded=settings,
+        num_rows=f"{len(report.rows):,}",
+        rows=_embedded_json(_gallery(report, pictures)),
+        version=escape(__version__),
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
+
+
+def _embedded_json(value: Any) -> str:
+    """Encode a value as JSON that cannot end the script element that holds it: no <, > or & is left, nor NaN."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _settings_line(settings: Mapping[str, Any]) -> str:
+    """Return the decoder settings as the line that stands beside every table and figure (HTML)."""
+    told = ", ".join(f"{escape(str(name))} {escape(_plain(value))}" for name, value in settings.items())
+    return f"Decoded with {told}." if told else "Decoder settings were not given."
+
+
+def _plain(value: Any) -> str:
+    """Print a setting for people."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
+
+
+def _settings_table(settings: Mapping[str, Any]) -> str:
+    entries = (
+        f"<div><dt>{escape(str(name))}</dt><dd>{escape(_plain(value))}</dd></div>" for name, value in settings.items()
+    )
+    return f'<dl class="settings">{"".join(entries)}</dl>' if settings else ""
+
+
+def _section(name: str, heading: str, body: str) -> str:
+    return f'<section aria-labelledby="{name}"><h2 id="{name}">{heading}</h2>{body}</section>'
+
+
+def _scores_table(report: Report, settings: str) -> str:
+    if not report.scores:
+        return ""
+    intervals = any(score.low is not None and score.high is not None for score in report.scores)
+    notes = any(score.note for score in report.scores)
+    top = max(max(score.value, score.high or 0.0) for score in report.scores if is_number(score.value)) or 1.0
+    head = ["Metric", "Score × 100", *(["Interval", ""] if intervals else []), *(["Note"] if notes else [])]
+    body = []
+    for score in report.scores:
+        cells = [f'<th scope="row">{escape(score.name)}</th><td class="number strong">{_hundredfold(score.value)}</td>']
+        if intervals:
+            known = is_number(score.low) and is_number(score.high)
+            told = f"{_hundredfold(score.low)} – {_hundredfold(score.high)}" if known else "—"
+            bar = _interval_bar(score, top) if known else ""
+            cells.append(f'<td class="number">{told}</td><td class="bar-cell">{bar}</td>')
+        if notes:
+            cells.append(f'<td class="note">{escape(score.note)}</td>')
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    told = f"Intervals: {escape(report.interval)}. " if intervals else ""
+    about = f"Over {len(report.rows):,} images. {told}{settings}"
+    return _section("scores", "Scores", _table(about, head, body))
+
+
+def _hundredfold(value: float) -> str:
+    return f"{100 * value:.1f}" if is_number(value) else "—"
+
+
+def _interval_bar(score: Score, top: float) -> str:
+    """Draw the interval and the score on a line from 0 to the largest value of the table."""
+    low, value, high = (round(200 * min(max(part / top, 0), 1), 1) for part in (score.low, score.value, score.high))
+    return (
+        '<svg class="interval" viewBox="-4 0 208 14" aria-hidden="true">'
+        '<line class="grid" x1="0" x2="200" y1="7" y2="7"/>'
+        f'<line class="range" x1="{low}" x2="{high}" y1="7" y2="7"/><circle cx="{value}" cy="7" r="4"/></svg>'
+    )
+
+
+def _table(about: str, head: Iterable[str], body: Iterable[str]) -> str:
+    cells = "".join(f'<th scope="col">{name}</th>' if name else '<td aria-hidden="true"></td>' for name in head)
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="table"><table><caption>{about}</caption>'
+        f"<thead><tr>{cells}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _health_table(report: Report, settings: str) -> str:
+    if not report.health:
+        return ""
+    body = []
+    for measure in report.health:
+        value = "—"
+        if is_number(measure.value):
+            forms = {"share": f"{100 * measure.value:.1f} %", "count": f"{measure.value:,.0f}"}
+            value = forms.get(measure.kind, f"{measure.value:,.2f}")
+        body.append(
+            f'<tr><th scope="row">{escape(measure.name)}</th><td class="number strong">{value}</td>'
+            f'<td class="note">{escape(measure.note)}</td></tr>'
+        )
+    about = f"What scores do not show, over {len(report.rows):,} captions. {settings}"
+    return _section("health", "Health of the captions", _table(about, ["Measure", "Value", "Meaning"], body))
+
+
+def _curves(report: Report) -> str:
+    charts = panels(report.log)
+    if not charts:
+        return ""
+    figures = []
+    for panel in charts:
+        legend = _legend((f"s-{series.name}", series.name) for series in panel.series) if len(panel.series) > 1 else ""
+        averaged = max(series.averaged for series in panel.series)
+        note = f'<p class="note">Each point averages up to {averaged} records.</p>' if averaged > 1 else ""
+        figures.append(
+            f"<figure><figcaption>{escape(panel.title)}{legend}</figcaption>{line_chart(panel)}{note}</figure>"
+        )
+    return _section("training", "Training", f'<div class="figures">{"".join(figures)}</div>')
+
+
+def _legend(entries: Iterable[tuple[str, str]]) -> str:
+    names = "".join(f'<span class="{style}">{name}</span>' for style, name in entries)
+    return f'<span class="legend">{names}</span>'
+
+
+def _num_words(text: str) -> int:
+    return len(re.findall(r"\w+", text))
+
+
+def _lengths(report: Report, settings: str) -> str:
+    if not report.rows:
+        return ""
+    generated = [_num_words(row.caption) for row in report.rows]
+    references = [_num_words(reference) for row in report.rows for reference in row.references]
+    means = f"Generated captions have {sum(generated) / len(generated):.1f} words on average"
+    if references:
+        means += f", references {sum(references) / len(references):.1f}"
+    legend = _legend([("b-generated", "generated"), ("b-references", "references")]) if references else ""
+    return _section(
+        "lengths",
+        "Caption lengths",
+        f'<p class="about">{means}. {settings}</p>'
+        f'<figure class="wide"><figcaption>Per cent of captions by number of words{legend}</figcaption>'
+        f"{length_histogram(generated, references)}</figure>",
+    )
+
+
+def _extremes(report: Report, settings: str, picture_of: Mapping[int, str]) -> str:
+    groups = extremes(report.rows, report.rank_by, _EXTREMES)
+    if not groups:
+        return ""
+    metric = escape(report.rank_by)
+    body = [f'<p class="about">By the {metric} of each image (× 100). {settings}</p>']
+    for name, rows in groups.items():
+        cards = "".join(_card(row, picture_of[id(row)], report.rank_by) for row in rows)
+        body.append(f'<h3>{name.capitalize()}</h3><ol class="cards plain">{cards}</ol>')
+    return _section("extremes", "Best, median and worst captions", "".join(body))
+
+
+def _card(row: CaptionRow, picture: str, metric: str) -> str:
+    """Return one row as a list item; the gallery's cards, which page.js builds, look the same."""
+    name = escape(row.file_name)
+    image = f'<img src="{picture}" alt="{name}">' if picture else "<span>no picture</span>"
+    references = "".join(f'<li dir="auto">{escape(reference)}</li>' for reference in row.references)
+    verdict = ""
+    if row.verdict:
+        style = row.verdict if row.verdict in ("right", "partly", "wrong") else "other"
+        verdict = f'<span class="verdict v-{style}">{escape(row.verdict)}</span>'
+    caption = f'<p class="caption" dir="auto">{escape(row.caption)}</p>' if row.caption.strip() else _EMPTY_CAPTION
+    return (
+        f'<li class="card"><div class="picture">{image}</div>'
+        f'<div class="words">{caption}<ul class="references">{references}</ul>'
+        f'<p class="facts">{verdict}<span>{escape(metric)} <b>{_hundredfold(row.scores[metric])}</b></span>'
+        f"<span>{name}</span></p></div></li>"
+    )
+
+
+_EMPTY_CAPTION = '<p class="caption empty">(empty caption)</p>'
+
+
+def _gallery(report: Report, pictures: list[str]) -> dict[str, Any]:
+    """Return what page.js needs: the metrics that rows have, and the rows with short keys."""
+    metrics = list(dict.fromkeys(name for row in report.rows for name in row.scores))
+    if report.rank_by in metrics:
+        metrics.sort(key=lambda name: name != report.rank_by)
+    rows = [
+        {
+            "id": row.image_id,
+            "file": row.file_name,
+            "image": picture,
+            "caption": row.caption,
+            "references": list(row.references),
+            "log_prob": _rounded(row.log_prob),
+            "scores": [_rounded(row.scores.get(name)) for name in metrics],
+            "alternatives": [[caption, _rounded(log_prob)] for caption, log_prob in row.alternatives],
+            "verdict": row.verdict or "",
+            "words": _num_words(row.caption),
+        }
+        for row, picture in zip(report.rows, pictures, strict=True)
+    ]
+    return {"metrics": metrics, "rows": rows}
+
+
+def _rounded(value: Any) -> float | None:
+    return round(float(value), 5) if is_number(value) else None
