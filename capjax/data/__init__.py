@@ -1,0 +1,219 @@
+"""Captioned images by name: which sources exist, and how a prepared dataset is read.
+
+A source is one file: `coco.py`, `flickr.py`, `folder.py`, `scenes.py`. `capjax data prepare NAME` writes its dataset in
+TFDS' array_record format, `load(NAME)` opens it. Reading captions needs neither TFDS nor the images.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from capjax.errors import CapjaxError
+from capjax.types import CaptionRecord
+
+CAPTIONS_ONLY = "captions"
+"""Last part of the name of a dataset prepared without its images, as in `flickr8k/captions`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where datasets come from.
+
+    Attributes:
+        module: the module that prepares it.
+        summary: one line for lists.
+        variants: what the name continues with, as in `coco/2014`; empty if it stands alone.
+        named_by_user: the variant is a name that the user chooses.
+    """
+
+    module: str
+    summary: str
+    variants: tuple[str, ...] = ()
+    named_by_user: bool = False
+
+
+SOURCES: dict[str, Source] = {
+    "coco": Source("capjax.data.coco", "COCO captions, 123,287 photos", ("2014", "2017", "karpathy")),
+    "flickr8k": Source("capjax.data.flickr", "Flickr8k, 8,000 photos"),
+    "flickr30k": Source("capjax.data.flickr", "Flickr30k, 31,783 photos"),
+    "folder": Source("capjax.data.folder", "your own images and captions", named_by_user=True),
+    "scenes": Source("capjax.data.scenes", "rendered pictures of coloured shapes; no download"),
+}
+
+
+@dataclass(frozen=True)
+class DatasetName:
+    """A dataset name taken apart: `source[/variant][/captions]`."""
+
+    source: str
+    variant: str | None
+    captions_only: bool
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, (self.source, self.variant, CAPTIONS_ONLY if self.captions_only else None)))
+
+
+def parse_name(name: str) -> DatasetName:
+    """Take a dataset name apart.
+
+    Raises:
+        CapjaxError: if there is no such source or variant.
+    """
+    source_name, *rest = name.strip("/").split("/")
+    if source_name not in SOURCES:
+        raise CapjaxError(f"expected a dataset out of {', '.join(all_names())}, got {name!r}")
+    source = SOURCES[source_name]
+    variant = rest.pop(0) if rest and (source.variants or source.named_by_user) else None
+    known = variant in source.variants if source.variants else bool(variant) == source.named_by_user
+    if not known or rest not in ([], [CAPTIONS_ONLY]):
+        raise CapjaxError(f"expected a dataset out of {', '.join(all_names(source_name))}, got {name!r}")
+    return DatasetName(source_name, variant, bool(rest))
+
+
+def all_names(source_name: str | None = None) -> list[str]:
+    """List the dataset names there can be, of one source or of all."""
+    names = []
+    for name, source in SOURCES.items():
+        if source_name in (None, name):
+            variants = ("NAME",) if source.named_by_user else source.variants
+            names += [f"{name}/{variant}" for variant in variants] or [name]
+    return names
+
+
+def default_data_dir() -> pathlib.Path:
+    """Name the folder of prepared datasets: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def target_directory(name: DatasetName, data_dir: str | os.PathLike[str] | None, version: str) -> pathlib.Path:
+    """Name the folder that a version of a dataset is prepared in."""
+    return (pathlib.Path(data_dir) if data_dir else default_data_dir()) / str(name) / version
+
+
+def dataset_directories(name: DatasetName, data_dir: str | os.PathLike[str] | None) -> list[pathlib.Path]:
+    """List the prepared versions of a dataset, oldest first."""
+    root = (pathlib.Path(data_dir) if data_dir else default_data_dir()) / str(name)
+    versions = [path.parent for path in root.glob("[0-9]*.[0-9]*.[0-9]*/captions-*.jsonl")]
+    return sorted(set(versions), key=lambda path: tuple(map(int, path.name.split("."))))
+
+
+def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> "CaptionDataset":
+    """Open a prepared dataset.
+
+    Args:
+        name: `coco/karpathy`, `scenes`, `folder/NAME`, …; with `/captions` at the end, captions prepared without images.
+        data_dir: folder of prepared datasets; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Raises:
+        CapjaxError: if the name is unknown or the dataset is not prepared.
+    """
+    parsed = parse_name(name)
+    directories = dataset_directories(parsed, data_dir)
+    if not directories:
+        folder = pathlib.Path(data_dir) if data_dir else default_data_dir()
+        command = f"capjax data prepare {parsed}" + (f" --data_dir={data_dir}" if data_dir else "")
+        others = [
+            other
+            for other in (parsed, DatasetName(parsed.source, parsed.variant, not parsed.captions_only))
+            if dataset_directories(other, data_dir)
+        ]
+        hint = f", though {others[0]} is" if others else ""
+        raise CapjaxError(f"dataset {parsed} is not prepared in {folder}{hint}; run: {command}")
+    return CaptionDataset(str(parsed), directories[-1])
+
+
+@dataclass(frozen=True)
+class CaptionDataset:
+    """A prepared dataset.
+
+    Attributes:
+        name: as in `load`.
+        directory: where it lies.
+    """
+
+    name: str
+    directory: pathlib.Path
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits: train first, then val and test as far as they exist."""
+        found = {path.stem.removeprefix("captions-") for path in self.directory.glob("captions-*.jsonl")}
+        order = ("train", "val", "test")
+        return tuple(sorted(found, key=lambda split: (order.index(split) if split in order else len(order), split)))
+
+    def records(self, split: str) -> list[CaptionRecord]:
+        """Read the captions of a split, in record order, without the images.
+
+        Raises:
+            CapjaxError: if there is no such split, or its file is damaged.
+        """
+        path = self._sidecar(split)
+        try:
+            with open(path, encoding="utf-8") as file:
+                rows = [json.loads(line) for line in file]
+            return [CaptionRecord(row["image_id"], row["file_name"], tuple(row["captions"])) for row in rows]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CapjaxError(
+                f"expected a caption record in each line of {path}, got {error!r}; prepare {self.name} again"
+            ) from None
+
+    def images(self, split: str) -> "EncodedImages":
+        """Open the images of a split for random access, in record order.
+
+        Raises:
+            CapjaxError: if there is no such split, or the dataset was prepared without images.
+        """
+        self._sidecar(split)
+        if not (self.directory / "dataset_info.json").exists():
+            name = self.name.removesuffix(f"/{CAPTIONS_ONLY}")
+            raise CapjaxError(
+                f"dataset {self.name} was prepared without images; import features for it, "
+                f"or prepare {name} without --captions_only"
+            )
+        return EncodedImages(self.directory, split)
+
+    def _sidecar(self, split: str) -> pathlib.Path:
+        if split not in self.splits:
+            raise CapjaxError(f"expected a split of {self.name} out of {', '.join(self.splits)}, got {split!r}")
+        return self.directory / f"captions-{split}.jsonl"
+
+
+class EncodedImages(Sequence[bytes]):
+    """Random access to the encoded images of a split; picklable, each process opens the files itself."""
+
+    def __init__(self, directory: pathlib.Path, split: str):
+        """Open the shards of `split` in the dataset directory.
+
+        Raises:
+            CapjaxError: if they cannot be read.
+        """
+        self._location = (directory, split)
+        self._open()
+
+    def _open(self) -> None:
+        # TFDS takes half a second to import; whoever reads captions alone goes without.
+        import tensorflow_datasets as tfds
+
+        directory, split = self._location
+        try:
+            builder = tfds.builder_from_directory(os.fspath(directory))
+            self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        except (OSError, ValueError, KeyError, AssertionError) as error:
+            raise CapjaxError(f"expected readable shards in {directory}, got: {error}; prepare it again") from error
+
+    def __getstate__(self) -> tuple[pathlib.Path, str]:
+        return self._location
+
+    def __setstate__(self, state: tuple[pathlib.Path, str]) -> None:
+        self._location = state
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: Any) -> bytes:
+        # Not slices: a slice of photos would fill the memory unnoticed.
+        return self._source[int(i)]["image"]

@@ -1,0 +1,239 @@
+"""The TFDS builder that every source shares: record features, sidecar captions, a preparation that is atomic and quiet.
+
+A source subclasses `CaptionBuilder` and says what its splits hold:
+
+    class Scenes(CaptionBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        DESCRIPTION = "Rendered pictures of coloured shapes."
+
+        def caption_splits(self):
+            return {"train": SplitExamples(6000, self._render("train")), "val": SplitExamples(500, self._render("val"))}
+
+        def _render(self, split):
+            for i in range(...):
+                yield CaptionRecord(image_id=i, file_name=f"{split}-{i:05d}.png", captions=(...)), png_bytes
+
+and `prepare(lambda folder: Scenes(data_dir=folder), target)` writes it to the folder `target`, which
+`capjax.data.target_directory` names; `capjax data prepare scenes` does that for every source. Records are stored in the order in which they are yielded.
+Beside the array_record shards lies one `captions-<split>.jsonl` per split with the same records in the same order, so
+that captions are read without touching the images.
+"""
+
+import abc
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from capjax.errors import CapjaxError
+from capjax.types import CaptionRecord
+
+# TFDS sorts examples by 128-bit keys in 1,000 buckets and reads one bucket at a time into memory.
+_KEY_RANGE = 2**128
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class SplitExamples(NamedTuple):
+    """The examples of one split.
+
+    Attributes:
+        max_examples: how many there are at most.
+        examples: pairs of a record and its encoded RGB image, JPEG or PNG.
+    """
+
+    max_examples: int
+    examples: Iterable[tuple[CaptionRecord, bytes]]
+
+
+class CaptionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Base of all sources; see the module docstring for how to write one."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = ""
+    HOMEPAGE: str | None = None
+    CITATION: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any):
+        # TFDS' own registry has a builder called coco as well; ours are found through `capjax.data.SOURCES`.
+        super().__init_subclass__(skip_registration=True, **kwargs)
+
+    def __init__(self, **kwargs: Any):
+        """Take the arguments of a TFDS builder; the file format is array_record."""
+        super().__init__(file_format="array_record", **kwargs)
+
+    @abc.abstractmethod
+    def caption_splits(self) -> dict[str, SplitExamples]:
+        """Give the examples of each split, by its name: train, val or test."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.DESCRIPTION,
+            homepage=self.HOMEPAGE,
+            citation=self.CITATION,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "image_id": np.int64,
+                    "file_name": tfds.features.Text(),
+                    "captions": tfds.features.Sequence(tfds.features.Text()),
+                }
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
+        del dl_manager
+        return {split: self._generate_examples(split, examples) for split, examples in self.caption_splits().items()}
+
+    def _generate_examples(self, split: str, examples: SplitExamples) -> Iterator[tuple[int, dict]]:
+        # Keys keep the order and are spread over the whole range: small ones would all fall into the first bucket, and
+        # TFDS would hold the split in memory.
+        step = _KEY_RANGE // (examples.max_examples + 1)
+        i = -1
+        with open(sidecar_path(pathlib.Path(self.data_dir), split), "w", encoding="utf-8") as sidecar:
+            for i, (record, image) in enumerate(examples.examples):
+                sidecar.write(record_line(record))
+                yield (
+                    i * step,
+                    {
+                        "image": image,
+                        "image_id": record.image_id,
+                        "file_name": record.file_name,
+                        "captions": list(record.captions),
+                    },
+                )
+        if i < 0:
+            raise CapjaxError(f"expected images with captions in split {split!r} of {self.name}, there are none to use")
+
+
+def sidecar_path(directory: pathlib.Path, split: str) -> pathlib.Path:
+    """Name the file of a split's captions."""
+    return directory / f"captions-{split}.jsonl"
+
+
+def record_line(record: CaptionRecord) -> str:
+    """Write a record as one line of JSON."""
+    return json.dumps(vars(record), ensure_ascii=False) + "\n"
+
+
+def write_captions(directory: pathlib.Path, splits: dict[str, list[CaptionRecord]]) -> None:
+    """Write the sidecars of a dataset without images."""
+    for split, records in splits.items():
+        sidecar_path(directory, split).write_text("".join(map(record_line, records)), encoding="utf-8")
+
+
+class Workspace:
+    """The hidden folder beside a dataset in which it is prepared; survives a kill, goes when the dataset is whole.
+
+    Attributes:
+        path: the folder; journals may be kept in it.
+        target: where the dataset will be.
+    """
+
+    def __init__(self, target: pathlib.Path):
+        """Make the folder for the dataset directory `target`, and take its lock.
+
+        Raises:
+            CapjaxError: if another process prepares the same dataset.
+        """
+        self.target = target
+        self.path = target.parent / f".preparing-{target.name}"
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / "lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CapjaxError(f"expected to prepare {target} alone, another process is at it; wait for that one") from None
+
+    @property
+    def build(self) -> pathlib.Path:
+        """Where the dataset is written before it is moved to the target in one step."""
+        return self.path / "build"
+
+    def publish(self, built: pathlib.Path) -> None:
+        """Move the finished dataset to the target, replacing an older one, and clean up."""
+        old = self.path / "old"
+        if self.target.exists():
+            os.replace(self.target, old)
+        os.replace(built, self.target)
+        shutil.rmtree(self.path)
+
+
+@contextlib.contextmanager
+def workspace(target: pathlib.Path) -> Iterator[Workspace]:
+    """Open the workspace of a dataset directory, and turn a full disk into one line.
+
+    Raises:
+        CapjaxError: if the disk is full or not writable, or another process prepares the same dataset.
+    """
+    space = None
+    try:
+        space = Workspace(target)
+        shutil.rmtree(space.build, ignore_errors=True)
+        space.build.mkdir()
+        yield space
+    except Exception as error:
+        for cause in _causes(error):
+            if (isinstance(cause, OSError) and cause.errno in _FULL_DISK) or "No space left on device" in str(cause):
+                raise CapjaxError(
+                    f"expected room to write {target}, the disk is full; free some and run the same command again"
+                ) from error
+            if isinstance(cause, PermissionError) and str(target.parent) in str(cause.filename):
+                raise CapjaxError(f"expected to write {target}, permission was denied; choose another --data_dir") from None
+        raise
+    finally:
+        if space is not None:
+            shutil.rmtree(space.build, ignore_errors=True)
+            space._lock.close()
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def prepare(
+    make_builder: Callable[[pathlib.Path], CaptionBuilder],
+    target: pathlib.Path,
+    finish: Callable[[pathlib.Path], None] = lambda directory: None,
+) -> None:
+    """Write a dataset in array_record format; it appears in one step when it is whole.
+
+    Args:
+        make_builder: makes the builder, given the TFDS `data_dir` to build in.
+        target: the dataset directory, `<data_dir>/<name>/<version>`; an older dataset there is replaced at the end.
+        finish: adds files to the finished directory before it appears.
+
+    Raises:
+        CapjaxError: if a split has no examples, the disk is full, or another process prepares the same dataset.
+    """
+    with workspace(target) as space, _quiet_tfds():
+        builder = make_builder(space.build)
+        builder.download_and_prepare(download_dir=space.build / "downloads")
+        finish(pathlib.Path(builder.data_dir))
+        space.publish(pathlib.Path(builder.data_dir))
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Silence the prints, log lines and progress bars of TFDS; ours say what matters."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        logger.setLevel(level)
