@@ -1,0 +1,229 @@
+"""Beam search: the loop that all its variants share, and the plain variant.
+
+At each step every live hypothesis proposes its continuations and a `Selector` chooses which of them live on. A chosen
+one that ends with END (or is `max_length` long) leaves the beam for the pool of finished ones, so the beam is one
+narrower for a step: the search of Sutskever et al. 2014, section 3.2, and of most captioning work. With a beam of 1
+this is greedy search whatever the length penalty. Diverse and constrained search are other selectors, in files of
+their own, and compose.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from capjax.decoding.hypotheses import Hypotheses
+from capjax.decoding.length_penalty import NO_LENGTH_PENALTY, LengthPenalty
+from capjax.decoding.logits_processors import LogitsProcessor, chain
+from capjax.decoding.rollout import batch_size
+from capjax.decoding.top_k import block_top_k
+from capjax.types import Carry, DecodeStep, SpecialIds
+
+
+class Choice(NamedTuple):
+    """What lives on: for every beam slot the slot it continues, its new token and its score (-inf: nothing)."""
+
+    parents: Int[Array, "B M"]
+    tokens: Int[Array, "B M"]
+    scores: Float[Array, "B M"]
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """Chooses the continuations that live on.
+
+    The M beam slots form `num_groups` equal runs, each with its own pool of finished hypotheses. A search starts with
+    one empty hypothesis in every slot of `initial` [M]; hypotheses may finish in the slots of `accepting` [M].
+    """
+
+    num_groups: int
+    initial: np.ndarray
+    accepting: np.ndarray
+
+    def __call__(self, offsets: Float[Array, "B M"], logits: Float[Array, "B M V"]) -> Choice:
+        """Choose among candidates (m, v) of score offsets[m] + logits[m, v]."""
+        ...
+
+
+def best_candidates(offsets: Float[Array, "B M"], logits: Float[Array, "B M V"], num_best: int) -> Choice:
+    """Return the `num_best` (M at most) candidates of highest score; of equal ones those of lower slots and tokens."""
+    per_slot = min(num_best, logits.shape[-1])
+    best_logits, best_tokens = block_top_k(logits, per_slot)
+    totals = (offsets[:, :, None] + best_logits).reshape(offsets.shape[0], -1)
+    scores, chosen = jax.lax.top_k(totals, num_best)
+    tokens = jnp.take_along_axis(best_tokens.reshape(offsets.shape[0], -1), chosen, axis=1)
+    return Choice(chosen // per_slot, tokens, scores)
+
+
+class BestSelector:
+    """Plain beam search: the best `beam_size` of all candidates live on."""
+
+    num_groups = 1
+
+    def __init__(self, beam_size: int):
+        self.beam_size = beam_size
+        self.initial = np.arange(beam_size) == 0
+        self.accepting = np.ones(beam_size, bool)
+
+    def __call__(self, offsets: Float[Array, "B M"], logits: Float[Array, "B M V"]) -> Choice:
+        """Choose the best candidates."""
+        return best_candidates(offsets, logits, self.beam_size)
+
+
+class _Finished(NamedTuple):
+    tokens: Int[Array, "B G N L"]
+    log_probs: Float[Array, "B G N"]
+    scores: Float[Array, "B G N"]
+    lengths: Int[Array, "B G N"]
+
+
+class _State(NamedTuple):
+    step: Int[Array, ""]
+    carry: Carry
+    tokens: Int[Array, "B M L"]
+    last_tokens: Int[Array, "B M"]
+    log_probs: Float[Array, "B M"]
+    scores: Float[Array, "B M"]
+    """What the selector ranks by, -inf in empty slots; below `log_probs` where a selector subtracted something."""
+    finished: _Finished
+
+
+def beam_search(
+    decode_step: DecodeStep,
+    carry: Carry,
+    special_ids: SpecialIds,
+    *,
+    selector: Selector,
+    max_length: int = 20,
+    num_captions: int = 1,
+    length_penalty: LengthPenalty = NO_LENGTH_PENALTY,
+    processors: Sequence[LogitsProcessor] = (),
+) -> Hypotheses:
+    """Caption a batch by beam search.
+
+    A sentence is done when no hypothesis in its beam can enter the pool of finished ones any more: log-probabilities
+    only fall, so the best that a live hypothesis can reach is its present one under the kindest length penalty ahead
+    of it. The search ends when all sentences are done; that never changes its result.
+
+    Args:
+      decode_step: the model.
+      carry: its initial state, leaves with leading axis B.
+      special_ids: ids of PAD, UNK, START and END.
+      selector: `BestSelector(beam_size)`, or that of another variant.
+      max_length: L, tokens per sentence at most (END, if it comes, included). Hypotheses without END at that length
+        are finished as they stand.
+      num_captions: K, captions returned per image.
+      length_penalty: ranks finished hypotheses.
+      processors: constraints on the next token; log-probabilities are not renormalised over what they leave.
+
+    Returns:
+      Hypotheses, highest length-penalised log-probability first.
+    """
+    num_sentences, num_slots, num_groups = batch_size(carry), len(selector.initial), selector.num_groups
+    group_captions = -(-num_captions // num_groups)
+    constrain = chain(processors, special_ids.end)
+    constant = constant_leaves(decode_step, carry)
+
+    def unfinished(state: _State) -> Array:
+        return (state.step < max_length) & jnp.any(state.scores > -jnp.inf)
+
+    def advance(state: _State) -> _State:
+        carry, logits = decode_step(state.carry, state.last_tokens.reshape(-1))
+        logits = logits.astype(jnp.float32)
+        normalizers = jax.nn.logsumexp(logits, axis=-1).reshape(num_sentences, num_slots)
+        logits = constrain(state.tokens.reshape(num_sentences * num_slots, max_length), state.step, logits)
+        logits = logits.reshape(num_sentences, num_slots, -1)
+
+        choice = selector(state.scores - normalizers, logits)
+        chosen_logits = jax.vmap(lambda logits, m, v: logits[m, v])(logits, choice.parents, choice.tokens)
+        log_probs = _take(state.log_probs, choice.parents) + chosen_logits - _take(normalizers, choice.parents)
+        tokens = _take(state.tokens, choice.parents).at[:, :, state.step].set(choice.tokens)
+
+        is_end = choice.tokens == special_ids.end
+        complete = (is_end | (state.step == max_length - 1)) & selector.accepting[None, :]
+        length = state.step + 1
+        penalized = jnp.where(complete, choice.scores / length_penalty.divisor(length), -jnp.inf)
+        newly = _Finished(tokens, log_probs, penalized, jnp.full_like(choice.tokens, length))
+        newly = jax.tree.map(
+            lambda leaf: leaf.reshape(num_sentences, num_groups, num_slots // num_groups, *leaf.shape[2:]), newly
+        )
+        finished = _best_finished(state.finished, newly, group_captions)
+
+        scores = jnp.where(is_end, -jnp.inf, choice.scores)
+        kindest = jnp.maximum(length_penalty.divisor(length + 1), length_penalty.divisor(max_length))
+        attainable = jnp.max((scores / kindest).reshape(num_sentences, num_groups, -1), axis=-1)
+        done = jnp.all(attainable <= finished.scores[:, :, -1], axis=1)
+        return _State(
+            step=length,
+            carry=_reorder(carry, constant, choice.parents),
+            tokens=tokens,
+            last_tokens=choice.tokens,
+            log_probs=log_probs,
+            scores=jnp.where(done[:, None], -jnp.inf, scores),
+            finished=finished,
+        )
+
+    pool = (num_sentences, num_groups, group_captions)
+    beam = (num_sentences, num_slots)
+    state = jax.lax.while_loop(
+        unfinished,
+        advance,
+        _State(
+            step=jnp.zeros((), jnp.int32),
+            carry=jax.tree.map(lambda leaf: jnp.repeat(leaf, num_slots, axis=0), carry),
+            tokens=jnp.full((*beam, max_length), special_ids.pad, jnp.int32),
+            last_tokens=jnp.full(beam, special_ids.start, jnp.int32),
+            log_probs=jnp.zeros(beam, jnp.float32),
+            scores=jnp.broadcast_to(jnp.where(selector.initial, 0.0, -jnp.inf).astype(jnp.float32), beam),
+            finished=_Finished(
+                tokens=jnp.full((*pool, max_length), special_ids.pad, jnp.int32),
+                log_probs=jnp.full(pool, -jnp.inf, jnp.float32),
+                scores=jnp.full(pool, -jnp.inf, jnp.float32),
+                lengths=jnp.zeros(pool, jnp.int32),
+            ),
+        ),
+    )
+    captions = jax.tree.map(lambda leaf: leaf.reshape(num_sentences, -1, *leaf.shape[3:]), state.finished)
+    ranking = captions.log_probs / length_penalty.divisor(jnp.maximum(captions.lengths, 1))
+    _, best = jax.lax.top_k(ranking, num_captions)
+    return Hypotheses(_take(captions.tokens, best), _take(captions.log_probs, best), _take(captions.lengths, best))
+
+
+def constant_leaves(decode_step: DecodeStep, carry: Carry) -> list[bool]:
+    """Tell which leaves of the carry `decode_step` hands on untouched, such as the image grid that attention looks at.
+
+    They are equal in all beams of an image, so that a beam search need not move them about: for a grid of 64 x 2048
+    this is most of the work of a step.
+    """
+    tokens = jax.ShapeDtypeStruct((batch_size(carry),), jnp.int32)
+    jaxpr = jax.make_jaxpr(decode_step)(carry, tokens).jaxpr
+    num_leaves = len(jax.tree.leaves(carry))
+    return [
+        leaf_out is leaf_in
+        for leaf_in, leaf_out in zip(jaxpr.invars[:num_leaves], jaxpr.outvars[:num_leaves], strict=True)
+    ]
+
+
+def _reorder(carry: Carry, constant: list[bool], parents: Int[Array, "B M"]) -> Carry:
+    """Give every beam slot the decoder state of the slot that it continues."""
+    leaves, structure = jax.tree.flatten(carry)
+    moved = [
+        leaf if is_constant else _take(leaf.reshape(*parents.shape, *leaf.shape[1:]), parents).reshape(leaf.shape)
+        for leaf, is_constant in zip(leaves, constant, strict=True)
+    ]
+    return jax.tree.unflatten(structure, moved)
+
+
+def _take(values: Array, indices: Int[Array, "B N"]) -> Array:
+    """Return values[b, indices[b, n]] for values of shape [B, M, ...]."""
+    return jax.vmap(lambda row, index: row[index])(values, indices)
+
+
+def _best_finished(pool: _Finished, newly: _Finished, num_best: int) -> _Finished:
+    """Merge newly finished hypotheses into the pool, which is kept best first; of equal ones the older stay."""
+    merged = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=2), pool, newly)
+    _, best = jax.lax.top_k(merged.scores, num_best)
+    return jax.tree.map(lambda leaf: jax.vmap(_take)(leaf, best), merged)

@@ -1,0 +1,54 @@
+"""Constrained beam search: captions that contain given words."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from capjax.decoding.beam_search import Choice, best_candidates
+
+
+class ConstrainedSelector:
+    """Keep a beam of its own for every state of a finite-state machine that tracks the words said so far.
+
+    Anderson et al. 2017, "Guided Open Vocabulary Image Captioning with Constrained Beam Search", section 3. Every
+    constraint is a set of alternative tokens, one of which must occur. State s is the bit set of the constraints met;
+    the `beam_size` best candidates that lead to a state form its beam. Hypotheses finish only in the last state, where
+    all are met, so that END is not a candidate in the others. C constraints make 2^C beams.
+    """
+
+    num_groups = 1
+
+    def __init__(self, beam_size: int, constraints: Sequence[Sequence[int]], end: int):
+        self.beam_size = beam_size
+        self.constraints = constraints
+        self.end = end
+        self.num_states = 2 ** len(constraints)
+        self.initial = np.arange(self.num_states * beam_size) == 0
+        self.accepting = np.repeat(np.arange(self.num_states) == self.num_states - 1, beam_size)
+
+    def __call__(self, offsets: Float[Array, "B M"], logits: Float[Array, "B M V"]) -> Choice:
+        """Fill the beam of every state from the states that lead to it."""
+        arrivals = self._arrivals(logits.shape[-1])
+        slots = np.arange(len(self.initial)).reshape(self.num_states, self.beam_size)
+        choices = []
+        for state in range(self.num_states):
+            sources = [source for source in range(self.num_states) if source & state == source]
+            rows = slots[sources].reshape(-1)
+            leads_here = np.repeat(arrivals[sources] == state, self.beam_size, axis=0)
+            choice = best_candidates(
+                offsets[:, rows], jnp.where(leads_here[None], logits[:, rows], -jnp.inf), self.beam_size
+            )
+            choices.append(choice._replace(parents=jnp.asarray(rows)[choice.parents]))
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *choices)
+
+    def _arrivals(self, vocabulary_size: int) -> np.ndarray:
+        """Return the transition table [S, V]: the state after a token, -1 where the token is not allowed."""
+        met = np.zeros(vocabulary_size, int)
+        for bit, alternatives in enumerate(self.constraints):
+            met[list(alternatives)] |= 1 << bit
+        arrivals = np.arange(self.num_states)[:, None] | met[None, :]
+        arrivals[:-1, self.end] = -1
+        return arrivals
