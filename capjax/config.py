@@ -4,6 +4,7 @@ A recipe under configs/ starts from `default_config()` and changes what it means
 reference system. The ConfigDict is locked: a field that does not exist is an error that names the nearest one.
 """
 
+import argparse
 import ast
 import difflib
 import importlib.util
@@ -128,6 +129,16 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     for override in overrides:
         _apply(config, override)
     return config.lock()
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare `--config`; `--config.field=value` overrides arrive in `args.overrides`, collected by the command line."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:ARG]",
+        help="a configuration file or the name of a recipe; --config.SECTION.FIELD=VALUE changes a field",
+    )
 
 
 def _recipes() -> pathlib.Path:

@@ -70,3 +70,13 @@ def check_divides(batch_size: int, name: str) -> None:
             f"{name} must be a positive multiple of the {num_devices} devices, got {batch_size}; "
             f"try {max(1, round(batch_size / num_devices)) * num_devices}"
         )
+
+
+def gather_rows(local: np.ndarray) -> np.ndarray:
+    """Join the rows that each process holds, in process order, on all processes; any dtype survives."""
+    if jax.process_count() == 1:
+        return local
+    # As bytes: JAX would cut 64-bit integers to 32.
+    rows = np.ascontiguousarray(local).view(np.uint8).reshape(len(local), -1)
+    joined = np.ascontiguousarray(multihost_utils.process_allgather(rows, tiled=True))
+    return joined.view(local.dtype).reshape(-1, *local.shape[1:])

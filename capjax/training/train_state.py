@@ -2,6 +2,7 @@
 
 from typing import Any, Self
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -39,3 +40,17 @@ class TrainState(struct.PyTreeNode):
 def num_parameters(tree: Any) -> int:
     """Count the scalars of a pytree."""
     return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def parameter_overview(params: Any) -> str:
+    """Lay out name, shape, mean and standard deviation of every parameter, the encoder's in one line."""
+    rows = []
+    for part, tree in sorted(params.items()):
+        if part == "encoder":
+            rows.append(("encoder/…", f"{num_parameters(tree):,} in all", "", ""))
+            continue
+        for name, x in sorted(flax.traverse_util.flatten_dict(tree, sep="/").items()):
+            rows.append((f"{part}/{name}", str(x.shape), f"{float(x.mean()):+.4f}", f"{float(x.std()):.4f}"))
+    rows = [("parameter", "shape", "mean", "std"), *rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -101,11 +101,13 @@ def train_step(
         "loss": sums.loss / count,
         "accuracy": sums.correct / count,
         "num_words": sums.count,
-        "gradient_norm": optax.global_norm(gradient),
-        "update_norm": optax.global_norm(updates),
+        "gradient_norm": optax.tree.norm(gradient),
+        "update_norm": optax.tree.norm(updates),
     }
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+    new_state = TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state)
+    # An update that is not finite is left out, so that the loop, which looks later, finds the state before it.
+    is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+    return jax.tree.map(partial(jnp.where, is_finite), new_state, state), metrics
 
 
 def _group_by_image(batch: Batch) -> Batch:

@@ -1,0 +1,140 @@
+"""From a run's configuration to the objects that the jobs work with: encoder, captioner, the rows of a split.
+
+The ConfigDict ends here; everything below takes typed arguments.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from capjax import data
+from capjax.data import feature_store
+from capjax.data.image_ops import Preprocessing
+from capjax.data.input_pipeline import ImageRows, Rows
+from capjax.errors import CapjaxError
+from capjax.models import Captioner, build_decoder
+from capjax.pretrained.encoder_file import EncoderConfig, LoadedEncoder, flatten, load_encoder, tensors_sha256
+from capjax.pretrained.random_encoder import random_encoder
+from capjax.types import CaptionRecord, Features
+
+SCENES_ENCODER = pathlib.Path(__file__).parent / "pretrained" / "scenes_encoder.safetensors"
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def encoder_from(config: ConfigDict) -> LoadedEncoder | None:
+    """Load the encoder that `config.encoder` names; None where features come from elsewhere."""
+    section = config.encoder
+    match section.weights:
+        case "":
+            return None
+        case "scenes":
+            return load_encoder(SCENES_ENCODER)
+        case "random":
+            architecture = EncoderConfig(
+                depth_multiplier=section.depth_multiplier,
+                final_endpoint=section.final_endpoint,
+                image_size=section.image_size,
+                source="random",
+            )
+            variables = random_encoder(architecture, config.seed)
+            return LoadedEncoder(architecture, variables, tensors_sha256(flatten(variables)))
+        case path:
+            if not pathlib.Path(path).is_file():
+                raise CapjaxError(
+                    f"expected encoder weights at {path}, found no file; `capjax weights fetch --out={path}` gets them "
+                    "(or set --config.encoder.weights)"
+                )
+            return load_encoder(path)
+
+
+def preprocessing_from(config: ConfigDict, encoder: LoadedEncoder) -> Preprocessing:
+    """Return how images become the encoder's input."""
+    return Preprocessing(image_size=encoder.config.image_size, crop=config.encoder.crop)
+
+
+def dtype_from(config: ConfigDict) -> Any:
+    """Return the dtype of the computation."""
+    if config.train.dtype not in DTYPES:
+        raise CapjaxError(f"expected train.dtype out of {sorted(DTYPES)}, got {config.train.dtype!r}")
+    return DTYPES[config.train.dtype]
+
+
+def captioner_from(config: ConfigDict, vocab_size: int, encoder: EncoderConfig | None) -> Captioner:
+    """Build the model; `encoder` None makes one that is fed features only."""
+    dtype = dtype_from(config)
+    decoder = build_decoder(**config.decoder.to_dict(), vocab_size=vocab_size, dtype=dtype)
+    return Captioner(
+        decoder,
+        encoder and encoder.build(dtype),
+        freeze_encoder=config.encoder.learning_rate_scale == 0,
+        train_batch_norm=config.encoder.train_batch_norm,
+    )
+
+
+def initial_variables(
+    model: Captioner, key: jax.Array, features: Features, encoder: LoadedEncoder | None
+) -> dict[str, Any]:
+    """Draw the decoder's parameters and set the encoder's to the pretrained ones.
+
+    Args:
+        model: the captioner; `encoder` is used if it has an encoder.
+        key: of the draw.
+        features: of any one image [1, …], for shapes.
+        encoder: the pretrained weights.
+    """
+    variables = jax.jit(model.init)(key, features, jnp.zeros((1, 1), jnp.int32))
+    variables = {"params": dict(variables["params"])}
+    return with_encoder(variables, encoder) if model.encoder is not None else variables
+
+
+def with_encoder(variables: dict[str, Any], encoder: LoadedEncoder | None) -> dict[str, Any]:
+    """Put the encoder's weights beside a decoder's; an encoder that is there already (fine-tuned) stays."""
+    if encoder is None or "encoder" in variables["params"]:
+        return variables
+    return {
+        "params": {**variables["params"], "encoder": encoder.variables["params"]},
+        "batch_stats": {"encoder": encoder.variables["batch_stats"]},
+    }
+
+
+def feature_key(config: ConfigDict, encoder: LoadedEncoder) -> dict[str, Any]:
+    """Return everything that cached features depend on."""
+    architecture = dataclasses.asdict(encoder.config)
+    del architecture["source"], architecture["num_classes"]
+    return {
+        "dataset": config.dataset.name,
+        "encoder": architecture,
+        "weights_sha256": encoder.sha256,
+        "preprocessing": preprocessing_from(config, encoder).to_dict(),
+    }
+
+
+def split_from(config: ConfigDict, split: str, encoder: LoadedEncoder | None) -> tuple[Sequence[CaptionRecord], Rows]:
+    """Open a split: its captions, and its cached features or its images."""
+    if config.features.dir:
+        key = feature_key(config, encoder) if encoder else None
+        store = feature_store.open_store(config.features.dir, key)
+        return store.records(split), store.features(split, grid=config.encoder.grid)
+    if encoder is None:
+        raise CapjaxError("expected features.dir or encoder.weights to be set: there is nothing to see images with")
+    dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
+    return dataset.records(split), ImageRows(dataset.images(split), preprocessing_from(config, encoder))
+
+
+def first_features(rows: Rows, encoder: LoadedEncoder | None, grid: bool) -> Features:
+    """Return zeros in the shape of the features of one image, batched."""
+    if isinstance(rows, ImageRows):
+        size = rows.preprocessing.image_size
+        image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+        shapes = jax.eval_shape(partial(encoder.config.build().apply, encoder.variables), image)
+    else:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), rows[0])
+    features = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return features if grid else features._replace(grid=None)

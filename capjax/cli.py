@@ -1,0 +1,71 @@
+"""The program `capjax`: finds the job of a subcommand, hands it the arguments, prints errors as one line."""
+
+import argparse
+import importlib
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from capjax import __version__
+from capjax.errors import CapjaxError
+
+COMMANDS = {
+    "demo": ("capjax.demo", "train on rendered scenes, caption unseen ones, write a report page"),
+    "data": ("capjax.prepare_data", "prepare, validate or inspect a dataset"),
+    "weights": ("capjax.convert_weights", "fetch, convert or verify pretrained encoder weights"),
+    "features": ("capjax.extract_features", "compute or import encoder features once"),
+    "train": ("capjax.train", "train a captioner; the same command resumes"),
+    "evaluate": ("capjax.evaluate", "decode a split, score it, write the report page"),
+    "caption": ("capjax.predict", "caption photos"),
+    "score": ("capjax.score", "score anybody's COCO results file"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Args:
+        argv: the arguments, those of the process by default.
+
+    Returns:
+        The exit status: 0, or 1 after an error that was printed as one line. (2 comes from argparse: wrong usage.)
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # Compiled programs are kept between runs: most of a short run on a laptop is compilation.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "capjax" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    try:
+        args = _parse(argv)
+        return args.run(args)
+    except CapjaxError as error:
+        print(f"capjax: error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"capjax: error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("capjax: interrupted", file=sys.stderr)
+        return 130
+    return 1
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """Parse the arguments, importing only the module of the subcommand that was asked for."""
+    overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    argv = [a for a in argv if not a.startswith("--config.")]
+    parser = argparse.ArgumentParser(prog="capjax", description="Image captioning in JAX.")
+    parser.add_argument("--version", action="version", version=f"capjax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module_name, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if argv[:1] == [name]:
+            module = importlib.import_module(module_name)
+            module.add_arguments(command)
+            command.set_defaults(run=module.run, overrides=overrides)
+    args = parser.parse_args(argv)
+    if overrides and not hasattr(args, "config"):
+        parser.error(f"{args.command} takes no --config.{overrides[0]}")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Encode every image of a dataset once: `capjax features --config=FILE`.
+
+Devices share each batch, processes share the shards; a run that was stopped continues with the missing shards.
+`--import=FILE.npz` brings in features that another program computed.
+"""
+
+import argparse
+import pathlib
+import shutil
+import sys
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from capjax import assembly, config as configuration, data
+from capjax.data.feature_store import FeatureStore, create_store, import_npz
+from capjax.data.input_pipeline import READ_OPTIONS, ImageRows
+from capjax.errors import CapjaxError
+from capjax.pretrained.encoder_file import LoadedEncoder
+from capjax.sharding import batch_sharded, replicated
+from capjax.types import Features
+
+
+def extract_features(config: ConfigDict, splits: list[str] | None = None) -> FeatureStore:
+    """Fill the feature store of a configuration.
+
+    Args:
+        config: `features.dir`, `encoder` and `dataset` are read.
+        splits: which, or all that the dataset has.
+
+    Raises:
+        CapjaxError: if the store was made with something else, the disk is too small, or the configuration names no
+            encoder.
+    """
+    encoder = assembly.encoder_from(config)
+    if encoder is None:
+        raise CapjaxError("expected encoder.weights to be set for extraction, got ''; or use --import=FILE.npz")
+    if not config.features.dir:
+        raise CapjaxError("expected a folder to write to, set --config.features.dir=DIR")
+    dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
+    preprocessing = assembly.preprocessing_from(config, encoder)
+    encode = Encode(encoder, assembly.dtype_from(config), config.features.batch_size)
+
+    probe = encode.shapes()
+    store = create_store(
+        config.features.dir,
+        assembly.feature_key(config, encoder),
+        probe.pooled.shape[1],
+        probe.grid.shape[1] if config.encoder.grid else None,
+        config.features.dtype,
+    )
+    plan = {}
+    for split in splits or dataset.splits:
+        store.begin_split(split, dataset.records(split))
+        plan[split] = store.missing_shards(split)
+    _announce(store, plan)
+    for split, missing in plan.items():
+        rows = ImageRows(dataset.images(split), preprocessing)
+        mine = missing[jax.process_index() :: jax.process_count()]
+        with tqdm(total=sum(map(len, mine)), desc=f"features of {split}", unit="image", disable=None) as bar:
+            for shard in mine:
+                store.write_shard(split, shard, encode(rows, shard, config.encoder.grid, bar))
+    return store
+
+
+class Encode:
+    """The encoder, compiled once for one batch shape, over this process's devices."""
+
+    def __init__(self, encoder: LoadedEncoder, dtype: object, batch_size: int) -> None:
+        """Put the weights on the devices."""
+        # Processes work on shards of their own, so each uses a mesh of its own devices.
+        mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
+        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._image_size = encoder.config.image_size
+        self._sharding = batch_sharded(mesh)
+        self._variables = jax.device_put(encoder.variables, replicated(mesh))
+        self._apply = jax.jit(encoder.config.build(dtype).apply, out_shardings=self._sharding)
+
+    def shapes(self) -> Features:
+        """Return the shapes of a batch of features without computing any."""
+        image = jax.ShapeDtypeStruct((self._batch_size, self._image_size, self._image_size, 3), np.uint8)
+        return jax.eval_shape(self._apply, self._variables, image)
+
+    def __call__(self, rows: ImageRows, shard: range, grid: bool, bar: tqdm) -> Features:
+        """Encode the given rows; decoding of the next images goes on meanwhile."""
+        size = self._batch_size
+        batches = grain.MapDataset.source(shard).map(lambda i: rows[i]).batch(size).to_iter_dataset(READ_OPTIONS)
+        parts = []
+        for images in batches:
+            # One shape, so that nothing compiles twice.
+            full = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
+            features = self._apply(self._variables, jax.device_put(full, self._sharding))
+            wanted = features if grid else features._replace(grid=None)
+            parts.append(jax.tree.map(lambda x, n=len(images): np.asarray(x[:n], np.float32), wanted))
+            bar.update(len(images))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _announce(store: FeatureStore, plan: dict[str, list[range]]) -> None:
+    """Say what is about to be written, and refuse a disk that cannot take it."""
+    num_images = sum(len(shard) for missing in plan.values() for shard in missing)
+    needed, free = store.bytes_needed(num_images), shutil.disk_usage(store.path).free
+    if needed > free:
+        raise CapjaxError(
+            f"expected {needed / 1e9:.2f} GB of free disk at {store.path} for the features of {num_images:,} images, "
+            f"got {free / 1e9:.2f} GB; free some, or set --config.features.dtype=float16"
+        )
+    if jax.process_index() == 0:
+        print(f"writing features of {num_images:,} images, {needed / 1e6:,.1f} MB, to {store.path}", file=sys.stderr)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `capjax features`."""
+    configuration.add_config_arguments(parser)
+    parser.add_argument("--splits", help="comma-separated; all by default")
+    parser.add_argument("--import", dest="npz", type=pathlib.Path, help="an .npz with file_name, pooled and perhaps grid")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Extract or import features."""
+    config = configuration.load_config(args.config, args.overrides)
+    splits = args.splits.split(",") if args.splits else None
+    if args.npz is None:
+        extract_features(config, splits)
+        return 0
+    if not config.features.dir:
+        raise CapjaxError("expected a folder to write to, set --config.features.dir=DIR")
+    dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
+    records = {split: dataset.records(split) for split in splits or dataset.splits}
+    for split, (imported, lacking) in import_npz(args.npz, config.features.dir, records).items():
+        print(f"{split}: imported features of {imported:,} images, {lacking:,} are not in {args.npz}")
+    return 0

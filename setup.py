@@ -1,0 +1,60 @@
+"""Installs capjax: `pip install .`, or `pip install -e '.[dev]'` to work on it."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "capjax" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="capjax",
+    version=VERSION,
+    description="CNN-to-RNN image captioning in JAX: train, evaluate, caption",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["capjax", "capjax.*"]), "capjax.configs"],
+    package_dir={"capjax": "capjax", "capjax.configs": "configs"},
+    package_data={
+        "capjax": ["data/*.txt", "data/*.json", "pretrained/*.safetensors", "report/*.html", "report/*.css", "report/*.js"]
+    },
+    install_requires=[
+        "jax>=0.7",
+        "flax>=0.11",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.20",
+        "tensorflow-datasets>=4.9.9",
+        "array_record>=0.8",
+        "grain>=0.2.12",
+        "numpy>=2.0",
+        "ml-collections>=1.0",
+        "jaxtyping>=0.3",
+        "pillow>=11",
+        "safetensors>=0.5",
+        "h5py>=3.12",
+        "requests>=2.32",
+        "tqdm>=4.67",
+        "matplotlib>=3.9",
+        "tensorboardX>=2.6",
+        "snowballstemmer>=2.2",
+    ],
+    extras_require={
+        "gpu": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "heic": ["pillow-heif"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "beartype>=0.20",
+            "keras>=3.8",
+            "torch>=2.6",
+            "pycocoevalcap>=1.2",
+            "ruff>=0.9",
+        ],
+    },
+    entry_points={"console_scripts": ["capjax = capjax.cli:main"]},
+)

@@ -1,0 +1,76 @@
+"""Tokenisation, numbering and storage of words."""
+
+import json
+
+import numpy as np
+import pytest
+
+from capjax.errors import CapjaxError
+from capjax.text.vocabulary import END, PAD, START, UNK, Vocabulary, split_words
+
+CAPTIONS = ["A dog runs.", "a DOG sits", "the dog's ball", "a cat"]
+
+
+def test_reference_tokenisation_by_hand():
+    assert split_words("A man's red-and-white T-shirt, size 42!") == [
+        "a", "man", "s", "red", "and", "white", "t", "shirt", "size", "42",
+    ]  # fmt: skip
+    assert split_words("  ...  ") == []
+
+
+def test_rare_words_become_unk():
+    vocabulary = Vocabulary.build(CAPTIONS, min_count=2)
+    assert vocabulary.words == ("<pad>", "<unk>", "<start>", "<end>", "a", "dog")
+    np.testing.assert_array_equal(vocabulary.encode("A dog barks"), [START, 4, 5, UNK, END])
+
+
+def test_special_ids_are_distinct():
+    assert len({PAD, UNK, START, END}) == 4
+
+
+def test_specials_never_reach_the_reader():
+    vocabulary = Vocabulary.build(CAPTIONS, min_count=2)
+    assert vocabulary.decode([START, 4, UNK, 5, PAD, END, 4]) == "a dog"
+
+
+def test_every_tokenizer_round_trips_its_own_words():
+    for tokenizer in ("words", "ptb"):
+        vocabulary = Vocabulary.build(CAPTIONS, tokenizer, min_count=1)
+        assert UNK not in vocabulary.encode("the dog's ball runs")
+
+
+def test_saving_and_loading(tmp_path):
+    vocabulary = Vocabulary.build([*CAPTIONS, "naïve 狗 🐶"], min_count=1)
+    vocabulary.save(tmp_path / "vocabulary.json")
+    loaded = Vocabulary.load(tmp_path / "vocabulary.json")
+    assert loaded.words == vocabulary.words
+    assert loaded.sha256 == vocabulary.sha256
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "found no file"),
+        ("not json", "expected a capjax vocabulary"),
+        (json.dumps({"words": []}), "expected a capjax vocabulary"),
+        (json.dumps({"format_version": 9, "words": [], "tokenizer": "words"}), "expected vocabulary format 1"),
+        (json.dumps({"format_version": 1, "words": ["a"], "tokenizer": "words"}), "to begin with"),
+    ],
+)
+def test_bad_files_are_one_clear_error(tmp_path, content, expected):
+    path = tmp_path / "vocabulary.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CapjaxError, match=expected) as error:
+        Vocabulary.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_frequent_enough_is_an_error():
+    with pytest.raises(CapjaxError, match="min_count"):
+        Vocabulary.build(CAPTIONS, min_count=100)
+
+
+def test_unknown_word_is_an_error():
+    with pytest.raises(CapjaxError, match="zebra"):
+        Vocabulary.build(CAPTIONS, min_count=1).word_id("zebra")

@@ -1,0 +1,126 @@
+"""The training step: what it computes, that devices and microbatches do not matter, that it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+from capjax.models import Captioner, InitInjectDecoder
+from capjax.sharding import DATA_AXIS, replicate, shard_batch
+from capjax.training.train_state import TrainState
+from capjax.training.xe_step import jit_train_step, jit_validation_step
+from capjax.types import Features
+
+V, F, L = 12, 6, 7
+
+
+def make_batch(num_images=8, captions_per_image=1, seed=0):
+    """Captions of very different lengths, so that a mean of means would differ from the global mean."""
+    rng = np.random.default_rng(seed)
+    tokens = np.zeros((num_images * captions_per_image, L + 1), np.int32)
+    for row in tokens:
+        length = rng.integers(1, L)
+        row[0], row[length + 1] = 2, 3
+        row[1 : length + 1] = rng.integers(4, V, length)
+    return {
+        "features": Features(rng.normal(size=(num_images, F)).astype(np.float32)),
+        "tokens": tokens,
+        "mask": tokens[:, 1:] != 0,
+        "image_id": np.arange(num_images),
+        "valid": np.ones(num_images, bool),
+    }
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Captioner(InitInjectDecoder(V, 4, 6, 5, 5))
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    return model.init(jax.random.key(0), Features(jnp.zeros((1, F))), jnp.zeros((1, 1), jnp.int32))
+
+
+def mesh_of(num_devices):
+    return Mesh(np.asarray(jax.devices()[:num_devices]), (DATA_AXIS,))
+
+
+def one_update(model, variables, batch, num_devices, **settings):
+    mesh = mesh_of(num_devices)
+    optimizer = optax.sgd(1.0)
+    state = replicate(TrainState.create(variables, optimizer), mesh)
+    step = jit_train_step(mesh, model=model, optimizer=optimizer, **settings)
+    return jax.device_get(step(state, shard_batch(batch, mesh), jax.random.key(0)))
+
+
+def test_loss_is_one_sum_over_one_count(model, variables):
+    batch = make_batch()
+    _, metrics = one_update(model, variables, batch, 1)
+    logits = model.apply(variables, batch["features"], jnp.asarray(batch["tokens"][:, :-1]))
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    losses = [
+        -log_probs[b, position, batch["tokens"][b, position + 1]]
+        for b in range(8)
+        for position in range(L)
+        if batch["tokens"][b, position + 1] != 0
+    ]
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
+    assert metrics["num_words"] == len(losses)
+
+
+def test_initial_loss_is_near_log_v(model, variables):
+    _, metrics = one_update(model, variables, make_batch(), 1)
+    assert abs(metrics["loss"] - np.log(V)) < 0.5
+
+
+@pytest.mark.parametrize(("num_devices", "accumulate_steps"), [(8, 1), (1, 4), (2, 4)])
+def test_devices_and_microbatches_do_not_matter(model, variables, num_devices, accumulate_steps):
+    batch = make_batch(num_images=8, captions_per_image=2)
+    whole, metrics = one_update(model, variables, batch, 1)
+    parted, parted_metrics = one_update(model, variables, batch, num_devices, accumulate_steps=accumulate_steps)
+    np.testing.assert_allclose(parted_metrics["loss"], metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(parted_metrics["gradient_norm"], metrics["gradient_norm"], rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole.params, parted.params)
+
+
+def test_padding_rows_and_positions_do_not_matter(model, variables):
+    batch = make_batch()
+    changed = dict(batch, tokens=np.where(np.pad(batch["mask"], ((0, 0), (1, 0)), constant_values=True), batch["tokens"], 7))
+    assert (changed["tokens"] != batch["tokens"]).any()
+    plain, _ = one_update(model, variables, batch, 1)
+    other, _ = one_update(model, variables, changed, 1)
+    jax.tree.map(np.testing.assert_array_equal, plain.params, other.params)
+
+
+def test_update_that_is_not_finite_is_left_out(model, variables):
+    batch = make_batch()
+    batch["features"] = Features(np.full((8, F), np.nan, np.float32))
+    state, metrics = one_update(model, variables, batch, 1)
+    assert np.isnan(metrics["loss"])
+    assert state.step == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, jax.device_get(variables["params"]))
+
+
+def test_step_traces_once_and_overfits(variables):
+    traces = []
+
+    class CountingCaptioner(Captioner):
+        def __call__(self, *args, **kwargs):
+            traces.append(1)
+            return super().__call__(*args, **kwargs)
+
+    model = CountingCaptioner(InitInjectDecoder(V, 4, 6, 5, 5))
+    mesh = mesh_of(8)
+    optimizer = optax.adam(0.03)
+    state = replicate(TrainState.create(variables, optimizer), mesh)
+    step = jit_train_step(mesh, model=model, optimizer=optimizer)
+    batch = shard_batch(make_batch(), mesh)
+    for _ in range(400):
+        state, metrics = step(state, batch, jax.random.key(0))
+    assert len(traces) == 1
+    assert metrics["loss"] < 0.2
+    assert metrics["accuracy"] > 0.95
+    sums = jit_validation_step(mesh, model=model)(state, batch)
+    assert sums.loss / sums.count < 0.2
