@@ -1,8 +1,8 @@
 """Inception V3 (Szegedy et al. 2016), the encoder: a batch of photographs in, pooled and grid features out.
 
-`ARCHITECTURE` is the network as a table, in the order in which Keras creates its layers: a stem, then the blocks mixed0
-to mixed10, each a dict from branch name to the steps of that branch. The modules below only interpret the table, and the
-converters of `capjax.pretrained` walk the same table (`conv_units`) to find where each pretrained tensor belongs.
+`ARCHITECTURE` is the network as a table, in the order in which Keras creates its layers: a stem, then the blocks
+mixed0 to mixed10, each a dict from branch name to the steps of that branch. The modules below only interpret the table,
+and the converters of `capjax.pretrained` walk it too (`conv_units`), to find where each pretrained tensor belongs.
 
 Two published sets of ImageNet weights exist, and they need slightly different networks:
 
@@ -12,8 +12,8 @@ Two published sets of ImageNet weights exist, and they need slightly different n
 | `torchvision` | padding counts, as zeros        | learnt          | 0.9 per step            |
 
 BatchNorm's epsilon is 1e-3 in both, and both published networks see pixels in [-1, 1]: torchvision normalises with
-ImageNet's mean and standard deviation, but its pretrained network undoes that first (`transform_input`). Weights trained
-with `transform_input=False` want `input_scaling="imagenet"`.
+ImageNet's mean and standard deviation, but its pretrained network undoes that first (`transform_input`). Weights
+trained with `transform_input=False` want `input_scaling="imagenet"`.
 """
 
 from collections.abc import Iterator
@@ -162,8 +162,8 @@ def min_image_size(final_endpoint: str) -> int:
 def _named_steps(branch: str, steps: tuple[Step, ...]) -> Iterator[tuple[tuple[str, ...], Step]]:
     """Yield each step with the names of its convolutions.
 
-    The only convolution of a branch has the branch's name; several are numbered, and the arms of a fork have letters too:
-    `branch3x3_1`, `branch3x3_2a`, `branch3x3_2b`.
+    The only convolution of a branch has the branch's name; several are numbered, and the arms of a fork have letters
+    too: `branch3x3_1`, `branch3x3_2a`, `branch3x3_2b`.
     """
     num_convs = sum(isinstance(step, Conv | Fork) for step in steps)
     position = 0

@@ -1,8 +1,8 @@
 """The file an encoder lives in: one `.safetensors` of flat tensor names, with the network they are for in its metadata.
 
 Tensor names are the paths of the Flax variables: `params/mixed0/branch5x5_1/kernel`, `batch_stats/…/norm/mean`. The
-metadata key `capjax_encoder` holds JSON: the fields of `EncoderConfig`, `format_version` and `sha256`, a digest of names,
-dtypes, shapes and values of the tensors. Converters write these files; training, feature extraction and model
+metadata key `capjax_encoder` holds JSON: the fields of `EncoderConfig`, `format_version` and `sha256`, a digest of the
+names, dtypes, shapes and values of the tensors. Converters write these files; training, feature extraction and model
 directories read them.
 """
 
@@ -33,7 +33,7 @@ Variables = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Which Inception V3 the weights are for: the fields of `InceptionV3`, the image size and where the weights are from."""
+    """Which Inception V3 the weights are for: the fields of `InceptionV3`, the image size, the weights' origin."""
 
     convention: inception_v3.Convention = "keras"
     depth_multiplier: float = 1.0
@@ -148,7 +148,7 @@ def load_encoder(path: str | os.PathLike) -> LoadedEncoder:
     """Read an encoder file; variables are float32 NumPy arrays.
 
     Raises:
-        CapjaxError: the file is missing, truncated, damaged, of another program or version, or does not fit its network.
+        CapjaxError: the file is missing, damaged, of another program or version, or does not fit its network.
     """
     path = pathlib.Path(path)
     try:

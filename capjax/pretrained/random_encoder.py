@@ -1,10 +1,11 @@
-"""An encoder with random weights that behaves like a trained one: for tests, trials and benchmarks without a download.
+"""Random weights that behave like trained ones, and random images: for tests, trials and benchmarks, no download.
 
 Every tensor is random, BatchNorm statistics and scales included (statistics left at 0 and 1 hide mistakes), and
 calibrated so that activations keep their size and stay different for different images down to the last block.
 """
 
 import numpy as np
+from jaxtyping import UInt8
 
 from capjax.pretrained import encoder_file
 
@@ -37,3 +38,13 @@ def random_encoder(config: encoder_file.EncoderConfig, seed: int) -> encoder_fil
             case _:  # bias, mean
                 tensors[name] = rng.normal(0.0, 0.2, shape).astype(np.float32)
     return encoder_file.unflatten(tensors)
+
+
+def random_images(num_images: int, size: int, seed: int) -> UInt8[np.ndarray, "N size size 3"]:
+    """Draw square images with the spectrum of photographs: random phases, amplitudes that fall with the frequency."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
+    amplitude = 1 / np.maximum(frequency, 1 / size)
+    spectrum = np.fft.rfft2(rng.standard_normal((num_images, 3, size, size))) * amplitude
+    pixels = np.fft.irfft2(spectrum, s=(size, size)).transpose(0, 2, 3, 1)
+    return np.clip(127 + 50 * pixels / pixels.std(), 0, 255).astype(np.uint8)

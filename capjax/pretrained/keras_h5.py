@@ -1,0 +1,79 @@
+"""Reads the weights in a Keras HDF5 file, without Keras: {layer name: {weight name: array}}.
+
+Three layouts are understood:
+- legacy weights (the published ImageNet files, `save_weights("x.h5")` of Keras 2): a group per layer, with the
+  attributes `layer_names` on the root and `weight_names` on each group, split into numbered pieces where they are long;
+- legacy whole model (`model.save("x.h5")`): the same below the group `model_weights`;
+- Keras 3 `x.weights.h5`: `layers/<position>/vars/<index>`, where an attribute of `vars` has the layer's name.
+"""
+
+import os
+from collections.abc import Iterator
+
+import h5py
+import numpy as np
+
+from capjax.errors import CapjaxError
+
+Layers = dict[str, dict[str, np.ndarray]]
+
+_MOMENTS = ("beta", "moving_mean", "moving_variance")
+_BATCH_NORM_VARS = {3: _MOMENTS, 4: ("gamma", *_MOMENTS)}
+
+
+def read_layers(path: str | os.PathLike) -> Layers:
+    """Read all layers that have weights.
+
+    Raises:
+        CapjaxError: the file is unreadable or truncated, or has none of the three layouts.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            root = file.get("model_weights", file)
+            if list(_attribute_pieces(root, "layer_names")):
+                return _read_legacy(root)
+            if "layers" in file:
+                return _read_keras_3(file["layers"])
+    except (OSError, RuntimeError, KeyError) as error:
+        raise CapjaxError(f"cannot read {path}, is it complete? {error}") from error
+    raise CapjaxError(f"{path} is HDF5 but not Keras weights: expected the attribute layer_names or a group `layers`")
+
+
+def _attribute_pieces(group: h5py.Group, name: str) -> Iterator[str]:
+    """Yield the strings of an attribute that Keras may have split into name0, name1, …"""
+    pieces = [name] if name in group.attrs else []
+    while f"{name}{len(pieces)}" in group.attrs:
+        pieces.append(f"{name}{len(pieces)}")
+    for piece in pieces:
+        for value in group.attrs[piece]:
+            yield value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _read_legacy(root: h5py.Group) -> Layers:
+    layers: Layers = {}
+    for group_name in _attribute_pieces(root, "layer_names"):
+        for path in _attribute_pieces(root[group_name], "weight_names"):
+            # A model that is a layer of another has all its weights in one group: the path knows the layer.
+            layer, weight = path.split("/")[-2:]
+            layers.setdefault(layer, {})[weight.removesuffix(":0")] = root[group_name][path][()]
+    return layers
+
+
+def _read_keras_3(root: h5py.Group) -> Layers:
+    layers: Layers = {}
+
+    def visit(path: str, item: h5py.Group | h5py.Dataset) -> None:
+        if not path.endswith("vars") or not len(item):
+            return
+        if "name" not in item.attrs:
+            raise CapjaxError(
+                "this .weights.h5 does not name its layers (written by an early Keras 3); "
+                "load it in a current Keras and save it again"
+            )
+        name = str(item.attrs["name"])
+        arrays = [item[str(index)][()] for index in range(len(item))]
+        names = _BATCH_NORM_VARS.get(len(arrays)) if name.startswith("batch_normalization") else ("kernel", "bias")
+        layers[name] = dict(zip(names or map(str, range(len(arrays))), arrays, strict=False))
+
+    root.visititems(visit)
+    return layers

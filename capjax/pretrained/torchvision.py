@@ -1,0 +1,170 @@
+"""Reads the tensors in a PyTorch checkpoint (`.pth`, `.pt`) without PyTorch and without unpickling anything executable.
+
+A checkpoint is a pickle that describes the tensors, and their raw storages: as members of a zip archive since PyTorch
+1.6, one after the other in a single stream before. A pickle can name any function of any module to be called on
+loading; the reader here resolves nothing but the handful of names that describe tensors, each to an inert stand-in of
+its own, and refuses the file at the first other name.
+"""
+
+import collections
+import io
+import math
+import os
+import pathlib
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from capjax.errors import CapjaxError
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_STORAGE_DTYPES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+
+
+class _Storage(NamedTuple):
+    """A run of numbers stored outside the pickle."""
+
+    type_name: str
+    key: str
+    size: int
+
+
+class _Tensor(NamedTuple):
+    """A view of a storage; offset and strides count elements."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+ReadStorage = Callable[[_Storage], np.ndarray]
+
+# What a damaged pickle raises from the standard unpickler and from the stand-ins below.
+_MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError)
+
+
+def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> _Tensor:
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _rebuild_parameter(tensor: _Tensor, *_: Any) -> _Tensor:
+    return tensor
+
+
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    **{("torch", name): name for name in _STORAGE_DTYPES},
+}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Unpickles descriptions of tensors; every name outside `_STAND_INS` ends it before anything is called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise CapjaxError(
+                f"the checkpoint wants {module}.{name}, which a file of plain tensors does not need and capjax does "
+                "not run; save model.state_dict() alone, or as safetensors"
+            )
+        return _STAND_INS[module, name]
+
+    def persistent_load(self, persistent_id: Any) -> _Storage:
+        kind, type_name, key, _, size, *view = persistent_id
+        if kind != "storage" or type_name not in _STORAGE_DTYPES or any(part is not None for part in view):
+            raise CapjaxError(f"the checkpoint has a storage of unknown kind: {persistent_id!r}")
+        return _Storage(type_name, key, size)
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read the state dict of a checkpoint, also one inside {"state_dict": …} or with DataParallel's prefix "module.".
+
+    Raises:
+        CapjaxError: the file is unreadable, truncated or no state dict, or wants anything but tensors.
+    """
+    path = pathlib.Path(path)
+    try:
+        if zipfile.is_zipfile(path):
+            state, read_storage = _open_zip(path)
+        else:
+            state, read_storage = _open_legacy(io.BytesIO(path.read_bytes()))
+        tensors = {_plain_name(name): _materialise(t, read_storage) for name, t in _find_state_dict(state).items()}
+    except CapjaxError as error:
+        raise CapjaxError(f"{path}: {error}") from error
+    except (OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, *_MALFORMED) as error:
+        raise CapjaxError(f"cannot read {path} as a PyTorch checkpoint, is it complete? {error!r}") from error
+    return tensors
+
+
+def _open_zip(path: pathlib.Path) -> tuple[Any, ReadStorage]:
+    with zipfile.ZipFile(path) as archive:
+        members = {name.split("/", 1)[-1]: archive.read(name) for name in archive.namelist()}
+    if "data.pkl" not in members:
+        raise CapjaxError("a zip archive without data.pkl is no PyTorch checkpoint")
+    order = ">" if members.get("byteorder", b"little") == b"big" else "<"
+
+    def read_storage(storage: _Storage) -> np.ndarray:
+        dtype = _STORAGE_DTYPES[storage.type_name]
+        return np.frombuffer(members[f"data/{storage.key}"], dtype.newbyteorder(order), storage.size)
+
+    return _TensorUnpickler(io.BytesIO(members["data.pkl"])).load(), read_storage
+
+
+def _open_legacy(stream: BinaryIO) -> tuple[Any, ReadStorage]:
+    if _TensorUnpickler(stream).load() != _LEGACY_MAGIC:
+        raise CapjaxError("a pickle, but not one that PyTorch wrote")
+    _protocol_version, system, state = (_TensorUnpickler(stream).load() for _ in range(3))
+    order = "<" if system["little_endian"] else ">"
+    found: dict[str, _Storage] = {}
+    for tensor in _find_state_dict(state).values():
+        found[tensor.storage.key] = tensor.storage
+    arrays = {}
+    for key in _TensorUnpickler(stream).load():
+        (size,) = np.frombuffer(stream.read(8), np.dtype(np.int64).newbyteorder(order))
+        dtype = _STORAGE_DTYPES[found[key].type_name].newbyteorder(order)
+        arrays[key] = np.frombuffer(stream.read(int(size) * dtype.itemsize), dtype, size)
+    return state, lambda storage: arrays[storage.key]
+
+
+def _find_state_dict(state: Any) -> dict[str, _Tensor]:
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, _Tensor) for value in state.values()):
+        raise CapjaxError("expected a state dict, names to tensors; save model.state_dict() alone")
+    return dict(state)
+
+
+def _plain_name(name: str) -> str:
+    return name.removeprefix("module.")
+
+
+def _materialise(tensor: _Tensor, read_storage: ReadStorage) -> np.ndarray:
+    storage = read_storage(tensor.storage)
+    if 0 in tensor.shape:
+        return np.empty(tensor.shape, storage.dtype)
+    last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
+    if tensor.offset < 0 or min((*tensor.shape, *tensor.strides, 0)) < 0 or last >= len(storage):
+        raise CapjaxError(f"a tensor of shape {tensor.shape} reaches beyond its storage of {len(storage)} numbers")
+    if math.prod(tensor.shape) > len(storage):
+        raise CapjaxError(f"a tensor of shape {tensor.shape} repeats the {len(storage)} numbers of its storage")
+    strides = tuple(stride * storage.itemsize for stride in tensor.strides)
+    view = np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
+    return view.astype(storage.dtype.newbyteorder("="))
