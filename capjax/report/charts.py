@@ -77,7 +77,7 @@ def _series(key: str, points: list[tuple[float, float]], choose: Any) -> Series:
     return Series(name, steps, values, best, stretch)
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
+def ticks(low: float, high: float, count: int = 7) -> list[float]:
     """Return about `count` round numbers (1, 2 or 5 times a power of ten apart) that lie within [low, high]."""
     if high <= low:
         return [low]
@@ -87,13 +87,15 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _number(value: float) -> str:
-    """Print an axis label: 12,000 and 0.001, not 12000.0 and 1e-03."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
+def _labelled(low: float, high: float) -> list[tuple[float, str]]:
+    """Return the ticks of an axis, printed with as many decimals as they need, and the same for all."""
+    places = ticks(low, high)
+    decimals = next((count for count in range(9) if all(abs(round(tick, count) - tick) < 1e-9 for tick in places)), 9)
+    return [(tick, f"{tick:,.{decimals}f}") for tick in places]
 
 
 _WIDTH, _HEIGHT = 420, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 26, 12, 48
 
 
 class _Axes:
@@ -102,15 +104,15 @@ class _Axes:
     def __init__(self, x: tuple[float, float], y: tuple[float, float], x_label: str):
         self.x_range, self.y_range = x, y
         self.parts: list[str] = []
-        for tick in ticks(*y):
+        for tick, label in _labelled(*y):
             height = self.y(tick)
             self.parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height}" y2="{height}"/>')
-            self.parts.append(f'<text x="{_LEFT - 7}" y="{height + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
-        for tick in ticks(*x):
-            place, below = self.x(tick), _HEIGHT - _BOTTOM + 17
-            self.parts.append(f'<text x="{place}" y="{below}" text-anchor="middle">{_number(tick)}</text>')
+            self.parts.append(f'<text x="{_LEFT - 7}" y="{height + 5:.1f}" text-anchor="end">{label}</text>')
+        for tick, label in _labelled(*x):
+            place, below = self.x(tick), _HEIGHT - _BOTTOM + 19
+            self.parts.append(f'<text x="{place}" y="{below}" text-anchor="middle">{label}</text>')
         middle = (_LEFT + _WIDTH - _RIGHT) / 2
-        self.parts.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+        self.parts.append(f'<text x="{middle}" y="{_HEIGHT - 7}" text-anchor="middle">{escape(x_label)}</text>')
 
     def x(self, value: float) -> float:
         low, high = self.x_range
@@ -128,8 +130,8 @@ class _Axes:
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    """Widen a range a little, so that lines do not touch the frame and a constant has a height."""
-    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    """Widen a range, so that the best value can be printed above its line and a constant has a height."""
+    margin = 0.13 * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin
 
 
@@ -148,7 +150,7 @@ def line_chart(panel: Panel) -> str:
         if len(series.steps) <= 60:
             axes.parts += [
                 f'<circle class="{style}" cx="{x}" cy="{y}" r="2.5">'
-                f"<title>step {_number(step)}: {value:{form}}</title></circle>"
+                f"<title>step {step:,.0f}: {value:{form}}</title></circle>"
                 for (x, y), step, value in zip(points, series.steps, series.values, strict=True)
             ]
         told.append(f"{series.name} from {series.values[0]:{form}} to {series.values[-1]:{form}}")
@@ -156,12 +158,11 @@ def line_chart(panel: Panel) -> str:
             step, value = series.best
             x, y = axes.x(step), axes.y(value)
             anchor = "end" if x > _WIDTH / 2 else "start"
-            above = y - 9 if y > _TOP + 24 else y + 17
             axes.parts.append(
                 f'<circle class="best" cx="{x}" cy="{y}" r="4.5"/>'
-                f'<text class="value" x="{x}" y="{above:.1f}" text-anchor="{anchor}">best {value:{form}}</text>'
+                f'<text class="value" x="{x}" y="{y - 10:.1f}" text-anchor="{anchor}">best {value:{form}}</text>'
             )
-            told.append(f"best {value:{form}} at step {_number(step)}")
+            told.append(f"best {value:{form}} at step {step:,.0f}")
     return axes.svg(f"{panel.title}: {'; '.join(told)}")
 
 

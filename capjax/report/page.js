@@ -37,7 +37,7 @@
     .map(([, minus, phrase, word]) => ({ text: phrase ?? word, wanted: !minus }))
     .filter(({ text }) => text && text !== "-");
 
-  const number = (value) => (value === null || Number.isNaN(value) ? "—" : value.toFixed(1));
+  const number = (value) => value.toFixed(1);
 
   const element = (name, className, ...children) => {
     const made = document.createElement(name);
@@ -118,7 +118,25 @@
     more.hidden = drawn >= shown.length;
   };
 
-  const limit = (field) => (field.value.trim() === "" ? null : Number(field.value) / 100);
+  const limit = (field) => (field.value.trim() === "" ? null : Number(field.value));
+
+  // The state of the controls lives in the address, so that a search can be kept and passed on.
+  const remember = () => {
+    const state = new URLSearchParams();
+    for (const [name, field] of Object.entries(fields)) {
+      const initial = field.options ? field.options[0]?.value : "";
+      if (field.value && field.value !== initial) state.set(name, field.value);
+    }
+    history.replaceState(null, "", state.size ? `#${state}` : location.pathname);
+  };
+
+  const recall = () => {
+    for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
+      if (!Object.hasOwn(fields, name)) continue;
+      fields[name].value = value;
+      if (fields[name].selectedIndex === -1) fields[name].selectedIndex = 0; // not one of the options
+    }
+  };
 
   const update = () => {
     const query = parseQuery(fields.query.value);
@@ -128,9 +146,9 @@
       if (fields.verdict.value && row.verdict !== fields.verdict.value) return false;
       const score = row.scores[metric] ?? null;
       if ((low !== null || high !== null) && score === null) return false;
-      // scores are stored to five decimals, so a limit typed from the screen must not miss by a rounding
-      if (low !== null && score < low - 1e-9) return false;
-      if (high !== null && score > high + 1e-9) return false;
+      const printed = Number(number(100 * score)); // so that a limit read off the screen includes what it was read from
+      if (low !== null && printed < low) return false;
+      if (high !== null && printed > high) return false;
       const text = row.text[fields.field.value];
       return query.every((term) => text.includes(term.text) === term.wanted);
     });
@@ -153,11 +171,13 @@
   };
 
   let waiting = 0;
-  controls.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(update, 120); });
-  controls.addEventListener("submit", (event) => { event.preventDefault(); update(); });
-  controls.addEventListener("reset", () => setTimeout(update));
+  const changed = () => { update(); remember(); };
+  controls.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(changed, 120); });
+  controls.addEventListener("submit", (event) => { event.preventDefault(); changed(); });
+  controls.addEventListener("reset", () => setTimeout(changed));
   more.addEventListener("click", draw);
   new IntersectionObserver(([entry]) => { if (entry.isIntersecting && !more.hidden) draw(); }, { rootMargin: "900px" }).observe(more);
   controls.hidden = false;
+  recall();
   update();
 })();

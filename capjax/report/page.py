@@ -23,7 +23,7 @@ from tqdm import tqdm
 from capjax import __version__
 from capjax.errors import CapjaxError
 from capjax.report.charts import length_histogram, line_chart, panels
-from capjax.report.contents import CaptionRow, Report, Score, extremes, is_number, thumbnail
+from capjax.report.contents import CaptionRow, Report, extremes, is_number, thumbnail
 from capjax.report.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -127,44 +127,36 @@ def _section(name: str, heading: str, body: str) -> str:
 def _scores_table(report: Report, settings: str) -> str:
     if not report.scores:
         return ""
-    intervals = any(score.low is not None and score.high is not None for score in report.scores)
+    intervals = any(score.low is not None for score in report.scores)
     notes = any(score.note for score in report.scores)
-    top = max(max(score.value, score.high or 0.0) for score in report.scores if is_number(score.value)) or 1.0
-    head = ["Metric", "Score × 100", *(["Interval", ""] if intervals else []), *(["Note"] if notes else [])]
+    head = {"Metric": "", "Score × 100": "number"}
+    head |= {"Interval": "number"} if intervals else {}
+    head |= {"Note": ""} if notes else {}
     body = []
     for score in report.scores:
         cells = [f'<th scope="row">{escape(score.name)}</th><td class="number strong">{_hundredfold(score.value)}</td>']
         if intervals:
             known = is_number(score.low) and is_number(score.high)
             told = f"{_hundredfold(score.low)} – {_hundredfold(score.high)}" if known else "—"
-            bar = _interval_bar(score, top) if known else ""
-            cells.append(f'<td class="number">{told}</td><td class="bar-cell">{bar}</td>')
+            cells.append(f'<td class="number">{told}</td>')
         if notes:
             cells.append(f'<td class="note">{escape(score.note)}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")
     told = f"Intervals: {escape(report.interval)}. " if intervals else ""
     about = f"Over {len(report.rows):,} images. {told}{settings}"
-    return _section("scores", "Scores", _table(about, head, body))
+    return _section("scores", "Scores", _table("Scores", about, head, body))
 
 
 def _hundredfold(value: float) -> str:
     return f"{100 * value:.1f}" if is_number(value) else "—"
 
 
-def _interval_bar(score: Score, top: float) -> str:
-    """Draw the interval and the score on a line from 0 to the largest value of the table."""
-    low, value, high = (round(200 * min(max(part / top, 0), 1), 1) for part in (score.low, score.value, score.high))
+def _table(name: str, about: str, head: Mapping[str, str], body: Iterable[str]) -> str:
+    """Return a table (HTML); `head` maps headings to the class of their column."""
+    cells = "".join(f'<th scope="col" class="{style}">{heading}</th>' for heading, style in head.items())
     return (
-        '<svg class="interval" viewBox="-4 0 208 14" aria-hidden="true">'
-        '<line class="grid" x1="0" x2="200" y1="7" y2="7"/>'
-        f'<line class="range" x1="{low}" x2="{high}" y1="7" y2="7"/><circle cx="{value}" cy="7" r="4"/></svg>'
-    )
-
-
-def _table(about: str, head: Iterable[str], body: Iterable[str]) -> str:
-    cells = "".join(f'<th scope="col">{name}</th>' if name else '<td aria-hidden="true"></td>' for name in head)
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="table"><table><caption>{about}</caption>'
+        f'<p class="about">{about}</p><div class="scroll" role="region" tabindex="0" aria-label="{name}">'
+        f'<table><caption class="hidden">{name}. {about}</caption>'
         f"<thead><tr>{cells}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -183,7 +175,11 @@ def _health_table(report: Report, settings: str) -> str:
             f'<td class="note">{escape(measure.note)}</td></tr>'
         )
     about = f"What scores do not show, over {len(report.rows):,} captions. {settings}"
-    return _section("health", "Health of the captions", _table(about, ["Measure", "Value", "Meaning"], body))
+    return _section(
+        "health",
+        "Health of the captions",
+        _table("Health of the captions", about, {"Measure": "", "Value": "number", "Meaning": ""}, body),
+    )
 
 
 def _curves(report: Report) -> str:

@@ -30,8 +30,8 @@ def write_sheet(
 ) -> None:
     """Draw rows as a sheet: picture, mark, generated caption in bold, references in grey.
 
-    The mark is the row's verdict or, without one, its score in `metric` (× 100), coloured by thirds of the 0–1.5 that
-    captions usually span. Use `spread` to choose rows so that failures show.
+    The mark is the row's verdict or, without one, its score in `metric` (× 100) in one of three colours, with a legend
+    at the foot. Use `spread` to choose rows so that failures show.
 
     Args:
       path: PNG to write.
@@ -50,16 +50,23 @@ def write_sheet(
     cells = [_cell(row, metric, num_references) for row in rows]
     lines = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     width = 2 * _MARGIN + columns * _CELL + (columns - 1) * _GAP
+    legend = any(_mark(row, metric)[0] and not row.verdict for row in rows)
     top = _text_block(heading, _font(21, bold=True), _INK, width - 2 * _MARGIN, 4) if one_line(heading) else None
     offset = _MARGIN + (top.height + _GAP if top else 0)
     heights = [max(cell.height for cell in line) for line in lines]
-    sheet = Image.new("RGB", (width, offset + sum(heights) + (len(lines) - 1) * _GAP + _MARGIN), _PAPER)
+    below = sum(heights) + len(lines) * _GAP + offset
+    sheet = Image.new("RGB", (width, below + (_MARGIN + 10 if legend else 0)), _PAPER)
     if top:
         sheet.paste(top, (_MARGIN, _MARGIN))
     for line, height in zip(lines, heights, strict=True):
         for column, cell in enumerate(line):
             sheet.paste(cell, (_MARGIN + column * (_CELL + _GAP), offset))
         offset += height + _GAP
+    if legend:
+        draw, place = ImageDraw.Draw(sheet), _MARGIN
+        for colour, words in ((_GOOD, "100 or more"), (_FAIR, "50 to 100"), (_POOR, f"under 50 in {metric} × 100")):
+            draw.text((place, below - 4), f"■ {words}", colour, _font(13))
+            place += round(_font(13).getlength(f"■ {words}")) + _GAP
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     write_atomically(path, buffer.getvalue())
