@@ -6,6 +6,7 @@ reference system. The ConfigDict is locked: a field that does not exist is an er
 
 import argparse
 import ast
+import dataclasses
 import difflib
 import importlib.util
 import inspect
@@ -17,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
 
 
@@ -91,6 +93,9 @@ def default_config() -> ConfigDict:
     config.eval.max_images = 5000  # validation images used, 0 for all
     config.eval.best_metric = "CIDEr-D"  # chooses the model that is kept: or "loss", "accuracy"
     config.eval.patience = 0  # validations without improvement before the run stops; 0 never stops early
+
+    config.search = ConfigDict(dataclasses.asdict(DecoderSettings()))  # of captions, see `DecoderSettings`
+    config.search.must_contain = config.search.must_not_contain = ""
 
     config.lock()
     return config

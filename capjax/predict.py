@@ -18,6 +18,7 @@ from capjax import assembly, config as configuration
 from capjax.checkpoint import ModelDirectory, load_model_directory
 from capjax.data.image_ops import Preprocessing, decode_image, preprocess
 from capjax.decoding.ensemble import ensemble
+from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.hypotheses import Hypotheses
 from capjax.decoding.sampling import image_keys
 from capjax.decoding.settings import DecoderSettings, build_search
@@ -55,7 +56,7 @@ class Generator:
         self._vocabulary = vocabulary
         self._mesh = mesh
         self._seed = settings.seed
-        search = build_search(settings, SpecialIds())
+        search = build_search(settings.with_token_ids(vocabulary.ids), SpecialIds())
 
         def generate(variables: Sequence[Any], visual: Any, keys: jax.Array) -> Hypotheses:
             steps, carries = [], []
@@ -149,43 +150,18 @@ def find_images(paths: Sequence[str]) -> list[pathlib.Path]:
     return found
 
 
-def add_search_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add one option per field of `DecoderSettings`."""
-    group = parser.add_argument_group("search")
-    group.add_argument("--method", help="greedy, sample, beam or diverse_beam (default: greedy, or beam with --beam_size)")
-    for name in ("beam_size", "top_k", "min_length", "max_length", "no_repeat_ngram_size", "num_groups", "num_captions"):
-        group.add_argument(f"--{name}", type=int)
-    group.add_argument("--seed", type=int, help="of sampling; an image's caption depends on nothing else")
-    for name in ("temperature", "top_p", "length_penalty", "diversity_strength"):
-        group.add_argument(f"--{name}", type=float)
-    group.add_argument("--length_normalization", choices=("none", "average", "gnmt"))
-    group.add_argument("--allow_unk", action="store_true", default=None, help="let the unknown word be chosen")
-    group.add_argument("--must_contain", metavar="WORDS", help="comma-separated words that every caption shall hold")
-    group.add_argument("--must_not_contain", metavar="WORDS", help="comma-separated words that no caption shall hold")
-
-
-def search_settings(args: argparse.Namespace, vocabulary: Vocabulary) -> DecoderSettings:
-    """Turn the options of `add_search_arguments` into settings.
+def search_settings(args: argparse.Namespace, model: LoadedModel) -> DecoderSettings:
+    """Take the search a model was configured with, changed by the command line's flags, words turned into ids.
 
     Raises:
         CapjaxError: if a value is out of range, settings exclude each other, or a word is unknown.
     """
-    given = {}
-    for field in DecoderSettings.__dataclass_fields__:
-        value = getattr(args, field, None)
-        if value is not None:
-            given[field] = value
-    for field in ("must_contain", "must_not_contain"):
-        if field in given:
-            given[field] = tuple(vocabulary.word_id(word.strip()) for word in given[field].split(",") if word.strip())
-    if "method" not in given:
-        if "num_groups" in given:
-            given["method"] = "diverse_beam"
-        elif "beam_size" in given or "must_contain" in given:
-            given["method"] = "beam"
-        elif {"temperature", "top_k", "top_p"} & set(given):
-            given["method"] = "sample"
-    return DecoderSettings.from_dict(given)
+    return settings_from_flags(args, base_settings(model.directory.config))
+
+
+def base_settings(config: Mapping[str, Any]) -> DecoderSettings:
+    """Return the search of a configuration."""
+    return DecoderSettings.from_dict(config["search"])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -194,7 +170,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory; several, with commas, vote")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.add_argument("--batch_size", type=int, default=16, help="images captioned at once")
-    add_search_arguments(parser)
+    add_decoder_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -211,7 +187,7 @@ def run(args: argparse.Namespace) -> int:
     # One host's devices, and one shape for any number of photos.
     mesh = make_mesh()
     batch_size = -(-min(args.batch_size, len(files)) // mesh.size) * mesh.size
-    generator = Generator([m.captioner for m in models], vocabulary, search_settings(args, vocabulary), mesh)
+    generator = Generator([m.captioner for m in models], vocabulary, search_settings(args, models[0]), mesh)
     variables = replicate([m.variables for m in models], mesh)
     num_failed = 0
     for start in tqdm(range(0, len(files), batch_size), desc="captioning", unit="batch", disable=None):

@@ -37,7 +37,7 @@ from capjax.training.xe_step import jit_train_step, jit_validation_step
 
 # Fields that may differ between the run that wrote a checkpoint and the one that resumes from it.
 CHANGEABLE = ("train.num_steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
-CHANGEABLE += ("train.num_workers", "eval.", "dataset.data_dir", "features.dir", "features.batch_size")
+CHANGEABLE += ("train.num_workers", "eval.", "search.", "dataset.data_dir", "features.dir", "features.batch_size")
 
 LARGER_IS_BETTER = {"CIDEr-D": True, "accuracy": True, "loss": False}
 
@@ -226,7 +226,7 @@ class Validation:
         self._captions_per_image = min(5, most) if not config.features.dir else 1
         self._processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         self._step = jit_validation_step(mesh, model=model)
-        self._generator = Generator([model], vocabulary, DecoderSettings(), mesh)
+        self._generator = Generator([model], vocabulary, DecoderSettings(max_length=config.search.max_length), mesh)
         self._references = {record.image_id: record.captions for record in self._records if record.captions}
 
     def __call__(self, state: TrainState) -> dict[str, float]:

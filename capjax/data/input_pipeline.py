@@ -140,8 +140,8 @@ def training_batches(
         grain.MapDataset.source(drawable)
         .seed(seed)
         .shuffle()
-        .repeat()[process_index::process_count]
-        .random_map(example)
+        .repeat()
+        .random_map(example)[process_index::process_count]
         .batch(batch_size // captions_per_image // process_count, drop_remainder=True)
         .map(_flatten_captions)
         .to_iter_dataset(READ_OPTIONS)

@@ -48,6 +48,7 @@ class Vocabulary:
     Attributes:
         words: every entry in id order, the four specials first; V of them.
         tokenizer: the name of the tokeniser, a key of `TOKENIZERS`.
+        ids: the id of every word.
     """
 
     def __init__(self, words: Sequence[str], tokenizer: str) -> None:
@@ -63,10 +64,10 @@ class Vocabulary:
         self.words = tuple(words)
         self.tokenizer = tokenizer
         self._tokenize = tokenizer_named(tokenizer)
-        self._ids = {word: i for i, word in enumerate(self.words)}
+        self.ids = {word: i for i, word in enumerate(self.words)}
         if self.words[:4] != SPECIAL_WORDS:
             raise CapjaxError(f"expected a vocabulary to begin with {SPECIAL_WORDS}, got {self.words[:4]}")
-        if len(self._ids) != len(self.words):
+        if len(self.ids) != len(self.words):
             twice = [word for word, n in collections.Counter(self.words).items() if n > 1]
             raise CapjaxError(f"expected every word once in a vocabulary, got {twice[0]!r} more than once")
 
@@ -92,18 +93,8 @@ class Vocabulary:
 
     def encode(self, caption: str) -> np.ndarray:
         """Turn a caption into int32 ids [START, w1, …, wn, END]; unknown words become UNK."""
-        ids = [self._ids.get(word, UNK) for word in self._tokenize(caption)]
+        ids = [self.ids.get(word, UNK) for word in self._tokenize(caption)]
         return np.asarray([START, *ids, END], np.int32)
-
-    def word_id(self, word: str) -> int:
-        """Return the id of a word.
-
-        Raises:
-            CapjaxError: if the word is not in the vocabulary.
-        """
-        if word not in self._ids:
-            raise CapjaxError(f"expected a word of the model's vocabulary of {len(self)}, got {word!r}, which it lacks")
-        return self._ids[word]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids into a sentence: the words up to END, joined by spaces, without any special."""

@@ -1,0 +1,150 @@
+"""Cached features: what goes in comes out, nothing stale or half-written is taken for whole."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from capjax.data import feature_store
+from capjax.data.feature_store import create_store, import_npz, open_store
+from capjax.errors import CapjaxError
+from capjax.types import CaptionRecord, Features
+
+F, P = 6, 4
+KEY = {"weights_sha256": "abc", "preprocessing": {"image_size": 299, "crop": "center"}}
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(feature_store, "ROWS_PER_SHARD", 4)
+
+
+def records(n, first_id=0):
+    return [CaptionRecord(first_id + i, f"{i}.jpg", (f"caption {i}", "ünïcode 🐶")) for i in range(n)]
+
+
+def fill(store, split, n):
+    store.begin_split(split, records(n))
+    values = np.random.default_rng(0).normal(size=(n, P + 1, F)).astype(np.float32)
+    for rows in store.missing_shards(split):
+        store.write_shard(split, rows, Features(values[list(rows), 0], values[list(rows), 1:]))
+    return values
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 1e-2)])
+def test_round_trip(tmp_path, dtype, tolerance):
+    values = fill(create_store(tmp_path, KEY, F, P, dtype), "train", 10)
+    store = open_store(tmp_path, KEY)
+    assert store.splits == ("train",)
+    assert store.records("train") == records(10)
+    rows = pickle.loads(pickle.dumps(store.features("train", grid=True)))
+    assert len(rows) == 10
+    for i, row in enumerate(rows):
+        assert row.pooled.dtype == np.float32
+        np.testing.assert_allclose(row.pooled, values[i, 0], atol=tolerance)
+        np.testing.assert_allclose(row.grid, values[i, 1:], atol=tolerance)
+    assert store.features("train")[3].grid is None
+
+
+def test_interrupted_extraction_resumes_with_what_is_missing(tmp_path):
+    values = fill(create_store(tmp_path, KEY, F, P), "train", 10)
+    store = open_store(tmp_path)
+    (tmp_path / "train" / "grid-00001.npy").unlink()
+    assert store.missing_shards("train") == [range(4, 8)]
+    with pytest.raises(CapjaxError, match="4 are missing"):
+        store.features("train")
+    store.write_shard("train", range(4, 8), Features(values[4:8, 0], values[4:8, 1:]))
+    np.testing.assert_array_equal(store.features("train")[5].pooled, values[5, 0])
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (KEY | {"weights_sha256": "other"}, "weights_sha256 = 'other'.*made with 'abc'"),
+        (KEY | {"preprocessing": {"image_size": 75, "crop": "center"}}, "image_size = 75.*made with 299"),
+    ],
+)
+def test_stale_store_is_refused(tmp_path, key, message):
+    create_store(tmp_path, KEY, F)
+    with pytest.raises(CapjaxError, match=message):
+        open_store(tmp_path, key)
+    with pytest.raises(CapjaxError, match=message):
+        create_store(tmp_path, key, F)
+
+
+def test_other_images_are_refused(tmp_path):
+    store = create_store(tmp_path, KEY, F)
+    store.begin_split("train", records(5))
+    store.begin_split("train", records(5))
+    with pytest.raises(CapjaxError, match="found others"):
+        store.begin_split("train", records(5, first_id=1))
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (Features(np.zeros((4, F + 1), np.float32)), "shape"),
+        (Features(np.full((4, F), 1e6, np.float32)), "float16 cannot hold"),
+        (Features(np.full((4, F), np.nan, np.float32)), "finite"),
+    ],
+)
+def test_bad_features_are_refused(tmp_path, features, message):
+    store = create_store(tmp_path, KEY, F, dtype="float16")
+    store.begin_split("train", records(4))
+    with pytest.raises(CapjaxError, match=message):
+        store.write_shard("train", range(0, 4), features)
+    assert store.missing_shards("train") == [range(0, 4)]
+
+
+def test_truncated_shard_is_refused(tmp_path):
+    store = create_store(tmp_path, KEY, F)
+    store.begin_split("train", records(4))
+    store.write_shard("train", range(0, 4), Features(np.zeros((4, F), np.float32)))
+    path = tmp_path / "train" / "pooled-00000.npy"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(CapjaxError, match="damaged"):
+        store.features("train")
+
+
+def test_missing_store_and_split(tmp_path):
+    with pytest.raises(CapjaxError, match="found none"):
+        open_store(tmp_path / "nowhere")
+    with pytest.raises(CapjaxError, match="got 'test'"):
+        create_store(tmp_path, KEY, F).records("test")
+
+
+def test_importing_features_matches_by_file_name(tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"{i}.jpg" for i in reversed(range(6))]
+    pooled = rng.normal(size=(6, F)).astype(np.float16)
+    grid = rng.integers(0, 255, (6, P, F)).astype(np.uint8)
+    scale = rng.random(F).astype(np.float32)
+    np.savez(tmp_path / "x.npz", file_name=np.asarray(names), pooled=pooled, grid=grid, grid_scale=scale)
+    counts = import_npz(tmp_path / "x.npz", tmp_path / "store", {"train": records(8), "val": records(2)})
+    assert counts == {"train": (6, 2), "val": (2, 0)}
+    store = open_store(tmp_path / "store")
+    rows = store.features("train", grid=True)
+    for i, record in enumerate(store.records("train")):
+        at = names.index(record.file_name)
+        np.testing.assert_array_equal(rows[i].pooled, pooled[at].astype(np.float32))
+        np.testing.assert_allclose(rows[i].grid, grid[at] * scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no archive", {"pooled": np.zeros((2, 3))}, {"file_name": np.asarray(["a"]), "pooled": np.zeros((2, 3))}],
+)
+def test_importing_something_else_is_a_clear_error(tmp_path, content):
+    path = tmp_path / "x.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, **content)
+    with pytest.raises(CapjaxError, match=r"x\.npz"):
+        import_npz(path, tmp_path / "store", {"train": records(2)})
+
+
+def test_importing_features_of_other_images_is_an_error(tmp_path):
+    np.savez(tmp_path / "x.npz", file_name=np.asarray(["z.jpg"]), pooled=np.zeros((1, F)))
+    with pytest.raises(CapjaxError, match="none of its file names"):
+        import_npz(tmp_path / "x.npz", tmp_path / "store", {"train": records(2)})

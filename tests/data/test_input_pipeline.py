@@ -1,0 +1,159 @@
+"""Batches: right content, static shapes, every image or caption once, the same for any number of processes, resumable."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from capjax.data.image_ops import Preprocessing
+from capjax.data.input_pipeline import ImageRows, image_batches, pad_captions, training_batches, validation_batches
+from capjax.errors import CapjaxError
+from capjax.text.vocabulary import END, PAD, START, Vocabulary
+from capjax.types import CaptionRecord, Features
+
+WORDS = ("one", "two", "three", "four", "five")
+SIZES = {"batch_size": 4, "captions_per_image": 1, "max_tokens": 6, "seed": 3}
+
+
+class VectorRows:
+    """Features [1] that hold the row's number."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        return Features(np.asarray([i], np.float32))
+
+
+@pytest.fixture
+def records():
+    """Image i has i % 4 captions; its caption k says the words for i and k."""
+    return [CaptionRecord(100 + i, f"{i}.jpg", tuple(f"w{i} {WORDS[k]}" for k in range(i % 4))) for i in range(10)]
+
+
+@pytest.fixture
+def vocabulary(records):
+    return Vocabulary.build((c for r in records for c in r.captions), min_count=1)
+
+
+def test_captions_are_padded_and_cut():
+    batch = pad_captions([np.asarray([START, 4, END]), np.asarray([START, 4, 5, 6, 7, END])], 4)
+    np.testing.assert_array_equal(batch["tokens"], [[START, 4, END, PAD], [START, 4, 5, 6]])
+    np.testing.assert_array_equal(batch["mask"], [[True, True, False], [True, True, True]])
+
+
+def test_training_captions_belong_to_their_images(records, vocabulary):
+    batches = training_batches(records, VectorRows(10), vocabulary, **SIZES | {"captions_per_image": 2})
+    seen = set()
+    for _ in range(20):
+        batch = next(batches)
+        assert batch["features"].pooled.shape == (2, 1)
+        assert batch["tokens"].shape == (4, 6) and batch["mask"].shape == (4, 5)
+        for n, image_id in enumerate(batch["image_id"]):
+            assert batch["features"].pooled[n, 0] == image_id - 100
+            captions = [vocabulary.decode(row[1:]) for row in batch["tokens"][2 * n : 2 * n + 2]]
+            assert all(caption in records[image_id - 100].captions for caption in captions)
+            if (image_id - 100) % 4 > 1:
+                assert captions[0] != captions[1]
+            seen.update(captions)
+    assert seen == {caption for record in records for caption in record.captions}
+
+
+def test_an_epoch_shows_every_image_with_captions_once_and_epochs_differ(records, vocabulary):
+    batches = training_batches(records, VectorRows(10), vocabulary, **SIZES | {"batch_size": 1})
+    order = [int(next(batches)["image_id"][0]) for _ in range(14)]
+    with_captions = {100 + i for i in range(10) if i % 4}
+    assert len(with_captions) == 7
+    assert set(order[:7]) == set(order[7:]) == with_captions
+    assert order[:7] != order[7:]
+
+
+def test_processes_share_the_batches_of_one(records, vocabulary):
+    whole = training_batches(records, VectorRows(10), vocabulary, **SIZES)
+    parts = [
+        training_batches(records, VectorRows(10), vocabulary, **SIZES, process_index=i, process_count=2) for i in (0, 1)
+    ]
+    for _ in range(6):
+        batch, *shares = (next(x) for x in (whole, *parts))
+        expected = sorted(zip(batch["image_id"], map(tuple, batch["tokens"]), strict=True))
+        together = [(i, tuple(t)) for share in shares for i, t in zip(share["image_id"], share["tokens"], strict=True)]
+        assert sorted(together) == expected
+
+
+def test_iterator_resumes_exactly_from_its_state(records, vocabulary):
+    batches = training_batches(records, VectorRows(10), vocabulary, **SIZES)
+    for _ in range(5):
+        next(batches)
+    state = json.loads(json.dumps(batches.get_state()))
+    expected = [next(batches) for _ in range(5)]
+    resumed = training_batches(records, VectorRows(10), vocabulary, **SIZES)
+    resumed.set_state(state)
+    for batch in expected:
+        again = next(resumed)
+        np.testing.assert_array_equal(batch["tokens"], again["tokens"])
+        np.testing.assert_array_equal(batch["image_id"], again["image_id"])
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+@pytest.mark.parametrize("captions_per_image", [1, 2])
+def test_validation_covers_every_caption_once(records, vocabulary, process_count, captions_per_image):
+    seen, shapes = [], set()
+    for index in range(process_count):
+        batches = validation_batches(
+            records, VectorRows(10), vocabulary, batch_size=8, captions_per_image=captions_per_image, max_tokens=6,
+            process_index=index, process_count=process_count,
+        )  # fmt: skip
+        for batch in batches:
+            shapes.add((batch["tokens"].shape, batch["features"].pooled.shape))
+            for row, tokens in enumerate(batch["tokens"]):
+                if batch["mask"][row].any():
+                    image = int(batch["features"].pooled[row // captions_per_image, 0])
+                    seen.append((image, vocabulary.decode(tokens[1:])))
+    assert sorted(seen) == sorted((i, c) for i, r in enumerate(records) for c in r.captions)
+    assert len(shapes) == 1
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_decoding_covers_every_image_once(records, process_count):
+    seen = []
+    for index in range(process_count):
+        for batch in image_batches(
+            records, VectorRows(10), batch_size=4, process_index=index, process_count=process_count
+        ):
+            assert batch["valid"].shape == (4 // process_count,)
+            seen += list(batch["image_id"][batch["valid"]])
+    assert sorted(seen) == [record.image_id for record in records]
+
+
+def encode_image(colour, size=(40, 30)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_images_and_random_crops(records, vocabulary):
+    rows = ImageRows([encode_image((20 * i, 0, 0)) for i in range(10)], Preprocessing(image_size=16))
+    for augment in (False, True):
+        batch = next(training_batches(records, rows, vocabulary, **SIZES, augment=augment))
+        assert batch["image"].shape == (4, 16, 16, 3) and batch["image"].dtype == np.uint8
+        np.testing.assert_array_equal(batch["image"][:, 8, 8, 0], 20 * (batch["image_id"] - 100))
+
+
+def test_nothing_to_train_on_is_an_error(vocabulary):
+    with pytest.raises(CapjaxError, match="the split has none"):
+        training_batches([CaptionRecord(1, "a.jpg", ())], VectorRows(1), vocabulary, **SIZES)
+
+
+def test_augmented_features_are_refused(records, vocabulary):
+    with pytest.raises(CapjaxError, match=r"train\.augment"):
+        training_batches(records, VectorRows(10), vocabulary, **SIZES, augment=True)
+
+
+def test_batch_that_does_not_divide_is_refused(records, vocabulary):
+    with pytest.raises(CapjaxError, match="multiple of 3 captions"):
+        training_batches(records, VectorRows(10), vocabulary, **SIZES | {"captions_per_image": 3})
