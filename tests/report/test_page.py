@@ -1,0 +1,233 @@
+"""The page holds everything, loads nothing, and no text can become markup."""
+
+import base64
+import hashlib
+import io
+import json
+import math
+import pathlib
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from capjax.report import CaptionRow, Measure, Report, Score, write_page
+
+VOID = {"meta", "img", "input"}
+CHART_PARTS = {"line", "text", "rect", "title"}
+HOSTILE = (
+    """</script><script>document.title='taken'</script><img src=x onerror="alert(1)">'"&lt;`${x}-->\u2028é 日本 🐕"""
+)
+
+
+@dataclass
+class Parsed(HTMLParser):
+    """What a parser other than the writer finds in a page."""
+
+    elements: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    open: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
+
+    def structure(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Return tags and attribute names, but for the inside of charts, which follows the lengths of captions."""
+        return [(tag, tuple(attributes)) for tag, attributes in self.elements if tag not in CHART_PARTS]
+
+    def text(self) -> str:
+        return "".join("".join(parts) for tag, parts in self.texts.items() if tag not in ("script", "style"))
+
+    def data(self) -> dict:
+        return json.loads(self.texts["script"][0])
+
+
+def parse(path: pathlib.Path) -> Parsed:
+    page = Parsed()
+    page.feed(path.read_text(encoding="utf-8"))
+    page.close()
+    assert not page.open
+    return page
+
+
+def jpeg(colour: str = "red", size: tuple[int, int] = (500, 400)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def report(text: str = "some text", image: bytes | None = None) -> Report:
+    """Return a report with `text` in every place that takes text."""
+    rows = [
+        CaptionRow(
+            image_id=index,
+            file_name=text,
+            image=image,
+            caption=text,
+            references=(text, "a reference"),
+            log_prob=-2.5,
+            scores={"CIDEr-D": index / 10, text: 0.5},
+            alternatives=((text, -3.0),),
+            verdict=text,
+        )
+        for index in range(6)
+    ]
+    return Report(
+        title=text,
+        note=text,
+        settings={"search": "beam", "beam_size": 3, text: text},
+        rows=rows,
+        scores=[Score("CIDEr-D", 0.913, 0.8951, 0.9314, note=text), Score(text, 0.28712), Score("SPICE", math.nan)],
+        health=[Measure("dangling ends", 0.0125, "share", text), Measure(text, 1043, "count"), Measure("mean", 9.414)],
+        log=[{"step": 1, "train/loss": 3.0}, {"step": 2, "train/loss": 2.0, "val/loss": 2.5}],
+        interval=text,
+    )
+
+
+def test_numbers_stand_in_tables_with_their_settings(tmp_path: pathlib.Path) -> None:
+    write_page(tmp_path / "page.html", report())
+    page = parse(tmp_path / "page.html")
+    cells = page.texts["td"] + page.texts["th"]
+    for expected in ("91.3", "89.5 – 93.1", "28.7", "1.2 %", "1,043", "9.41", "Score × 100"):
+        assert expected in cells
+    assert cells.count("—") == 3  # no number for SPICE, and two scores without an interval
+    told = "Decoded with search beam, beam_size 3, some text some text."
+    sections = page.text().count(told)
+    assert sections >= 5  # scores, best and worst, health, lengths, gallery
+    assert {attributes.get("scope") for tag, attributes in page.elements if tag == "th"} == {"col", "row"}
+
+
+def test_every_row_travels_with_the_page(tmp_path: pathlib.Path) -> None:
+    shown = report("a dog runs", jpeg())
+    shown = replace(shown, rows=[*shown.rows, CaptionRow(99, "none.jpg", None, "", (), None, {"CIDEr-D": math.nan})])
+    write_page(tmp_path / "page.html", shown)
+    data = parse(tmp_path / "page.html").data()
+    assert data["metrics"] == ["CIDEr-D", "a dog runs"]
+    first, last = data["rows"][1], data["rows"][-1]
+    picture = base64.b64decode(first.pop("image").removeprefix("data:image/jpeg;base64,"))
+    assert Image.open(io.BytesIO(picture)).size == (224, 179)
+    assert first == {
+        "id": 1,
+        "file": "a dog runs",
+        "caption": "a dog runs",
+        "references": ["a dog runs", "a reference"],
+        "log_prob": -2.5,
+        "scores": [0.1, 0.5],
+        "alternatives": [["a dog runs", -3.0]],
+        "verdict": "a dog runs",
+        "words": 3,
+    }
+    assert (last["image"], last["scores"], last["log_prob"], last["words"]) == ("", [None, None], None, 0)
+
+
+def test_best_and_worst_stand_above_the_gallery(tmp_path: pathlib.Path) -> None:
+    rows = [
+        CaptionRow(index, f"{index}.jpg", None, f"caption {index}", scores={"CIDEr-D": index}) for index in range(30)
+    ]
+    write_page(tmp_path / "page.html", Report("t", "n", {}, rows))
+    captions = [text for text in parse(tmp_path / "page.html").texts["p"] if text.startswith("caption ")]
+    assert captions == [f"caption {index}" for index in (29, 28, 27, 26, 16, 15, 14, 13, 3, 2, 1, 0)]
+
+
+def test_nothing_is_loaded_from_anywhere(tmp_path: pathlib.Path) -> None:
+    write_page(tmp_path / "page.html", report(image=jpeg()))
+    page = parse(tmp_path / "page.html")
+    sources = [
+        value for _, attributes in page.elements for name, value in attributes.items() if name in ("src", "href")
+    ]
+    assert sources and all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert all(attributes["alt"] for tag, attributes in page.elements if tag == "img")
+    assert not re.search(r"https?:|url\(|@import|//[a-z]", (tmp_path / "page.html").read_text().split('id="data"')[0])
+    policy = next(attributes["content"] for _, attributes in page.elements if "http-equiv" in attributes)
+    assert "default-src 'none'" in policy
+    for text in (page.texts["style"][0], page.texts["script"][1]):  # without these the browser would refuse our own
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy
+
+
+def test_hostile_text_stays_text(tmp_path: pathlib.Path) -> None:
+    write_page(tmp_path / "plain.html", report(image=jpeg()))
+    write_page(tmp_path / "hostile.html", report(HOSTILE, jpeg()))
+    plain, hostile = parse(tmp_path / "plain.html"), parse(tmp_path / "hostile.html")
+    assert hostile.structure() == plain.structure()
+    assert hostile.data()["rows"][0]["caption"] == HOSTILE
+    assert hostile.data()["rows"][0]["alternatives"] == [[HOSTILE, -3.0]]
+    assert hostile.texts["h1"] == [HOSTILE]
+    assert HOSTILE in hostile.texts["li"]
+    assert [attributes["alt"] for tag, attributes in hostile.elements if tag == "img"] == [HOSTILE] * 6
+    assert "<" not in (tmp_path / "hostile.html").read_text().split('id="data">')[1].split("</script>")[0]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.characters(), max_size=40))
+def test_no_text_changes_the_markup(tmp_path: pathlib.Path, text: str) -> None:
+    write_page(tmp_path / "plain.html", report("x"))
+    write_page(tmp_path / "page.html", report(f"x{text}x".replace("\n", "").replace("\r", "")))
+    assert parse(tmp_path / "page.html").structure() == parse(tmp_path / "plain.html").structure()
+
+
+def test_broken_pictures_do_not_stop_the_page(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_page(tmp_path / "page.html", report(image=b"broken"))
+    assert "6 of 6 pictures cannot be read" in caplog.text
+    assert {row["image"] for row in parse(tmp_path / "page.html").data()["rows"]} == {""}
+
+
+@pytest.mark.parametrize("rows", [[], [CaptionRow(1, "a.jpg", None, "a dog")]])
+def test_pages_with_hardly_any_contents_are_written(tmp_path: pathlib.Path, rows: list[CaptionRow]) -> None:
+    write_page(tmp_path / "page.html", Report("title", "", {}, rows))
+    page = parse(tmp_path / "page.html")
+    assert len(page.data()["rows"]) == len(rows)
+    assert "Decoder settings were not given." in page.text()
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("needs Chromium to run the page")
+    return found
+
+
+def test_the_gallery_works_in_a_browser(browser: str, tmp_path: pathlib.Path) -> None:
+    rows = [
+        CaptionRow(1, "1.jpg", jpeg(), "a black dog", ("a dog on grass",), -1.0, {"CIDEr-D": 0.5}),
+        CaptionRow(2, "2.jpg", jpeg(), "two cats", ("cats and a DOG",), -2.0, {"CIDEr-D": 1.5}),
+        CaptionRow(3, "3.jpg", None, "a red bus", ("a bus",), -3.0, {"CIDEr-D": 2.5}),
+        CaptionRow(4, "4.jpg", jpeg(), HOSTILE + " dog", (HOSTILE,), None, {"CIDEr-D": 1.0}),
+        CaptionRow(5, "5.jpg", jpeg(), "a dog in the snow", (), -4.0, {"CIDEr-D": 3.0}),
+    ]
+    write_page(tmp_path / "page.html", Report("title", "note", {"search": "greedy"}, rows))
+    search = "#query=dog+-snow&sort=score+0&low=60"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000", "--dump-dom"]
+    address = (tmp_path / "page.html").as_uri() + search
+    drawn = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "<title>title</title>" in drawn
+    assert "2 of 5 images" in drawn
+    gallery = drawn.split('<ol id="cards"')[1]
+    assert re.findall(r"CIDEr-D <b>([\d.]+)</b>", gallery) == ["150.0", "100.0"]
+    assert (
+        "<mark>DOG</mark>" in gallery
+        and gallery.count("<img") == 2
+        and "onerror=" not in re.sub(r">[^<]*<", "><", gallery)
+    )

@@ -1,0 +1,92 @@
+"""The contact sheet shows every row, wraps any text and marks failures."""
+
+import io
+import pathlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from capjax.errors import CapjaxError
+from capjax.report import CaptionRow, write_sheet
+from capjax.report.sheet import _font, wrap
+
+
+def picture(colour: str, size: tuple[int, int] = (300, 200)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pixels(path: pathlib.Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def holds(area: np.ndarray, colour: tuple[int, int, int]) -> bool:
+    return bool((area == colour).all(axis=-1).any())
+
+
+def test_pictures_stand_in_order(tmp_path: pathlib.Path) -> None:
+    colours = ["red", "lime", "blue", "yellow", "cyan"]
+    rows = [CaptionRow(index, "f", picture(colour), "a colour") for index, colour in enumerate(colours)]
+    write_sheet(tmp_path / "sheet.png", rows, columns=2, heading="greedy decoding")
+    sheet = pixels(tmp_path / "sheet.png")
+    middles = []
+    for name in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)):
+        y, x = np.nonzero((sheet == name).all(axis=-1))
+        middles.append((x.mean() > sheet.shape[1] / 2, y.mean()))
+    assert [right for right, _ in middles] == [False, True, False, True, False]
+    heights = [height for _, height in middles]
+    assert heights[0] == heights[1] < heights[2] == heights[3] < heights[4]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "score", "colour"),
+    [
+        ("right", 0.0, (0x00, 0x79, 0x5A)),
+        ("wrong", 2.0, (0xC2, 0x3B, 0x00)),
+        (None, 1.2, (0x00, 0x79, 0x5A)),
+        (None, 0.7, (0xA8, 0x64, 0x00)),
+        (None, 0.1, (0xC2, 0x3B, 0x00)),
+    ],
+)
+def test_the_mark_says_how_good(tmp_path: pathlib.Path, verdict: str | None, score: float, colour: tuple) -> None:
+    row = CaptionRow(1, "f", picture("white"), "a dog", ("a cat",), scores={"CIDEr-D": score}, verdict=verdict)
+    write_sheet(tmp_path / "sheet.png", [row])
+    without_legend = pixels(tmp_path / "sheet.png")[:-70] if verdict is None else pixels(tmp_path / "sheet.png")
+    shown = {
+        name for name in ((0x00, 0x79, 0x5A), (0xA8, 0x64, 0x00), (0xC2, 0x3B, 0x00)) if holds(without_legend, name)
+    }
+    assert shown == {colour}
+
+
+def test_rows_without_picture_caption_or_end_are_drawn(tmp_path: pathlib.Path) -> None:
+    rows = [
+        CaptionRow(1, "none", None, "", ("", "x" * 10_000)),
+        CaptionRow(2, "broken", b"broken", "word " * 5_000, scores={"CIDEr-D": float("nan")}),
+        CaptionRow(3, "tall", picture("red", (1, 900)), "日本語 🐕 שלום \ud800\n\x00", verdict="a long verdict " * 20),
+    ]
+    write_sheet(tmp_path / "sheet.png", rows, columns=9, heading="h" * 3_000)
+    assert pixels(tmp_path / "sheet.png").shape[0] < 1_000
+
+
+@pytest.mark.parametrize(("rows", "columns"), [([], 4), ([CaptionRow(1, "f", None, "a")], 0)])
+def test_nothing_to_draw_is_one_clear_error(tmp_path: pathlib.Path, rows: list[CaptionRow], columns: int) -> None:
+    with pytest.raises(CapjaxError, match="expected rows and at least one column"):
+        write_sheet(tmp_path / "sheet.png", rows, columns=columns)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(codec="utf-8"), max_size=300), st.integers(1, 8))
+def test_wrapped_lines_fit_and_lose_nothing_unsaid(text: str, max_lines: int) -> None:
+    font = _font(14)
+    lines = wrap(text, font, 200, max_lines)
+    assert len(lines) <= max_lines
+    assert all(font.getlength(line) <= 200 for line in lines)
+    everything = "".join(wrap(text, font, 200, 10_000)).replace(" ", "")
+    assert everything == "".join(wrap(text, font, 10**9, 10)).replace(" ", "")
+    shown = "".join(lines).replace(" ", "")
+    assert shown == everything or (shown.endswith("…") and everything.startswith(shown[:-1]))
