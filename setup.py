@@ -51,7 +51,7 @@ setup(
             "hypothesis>=6.100",
             "beartype>=0.20",
             "keras>=3.8",
-            "torch>=2.6",
+            "torch==2.13.0",
             "pycocoevalcap>=1.2",
             "ruff>=0.9",
         ],
