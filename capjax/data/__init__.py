@@ -5,6 +5,7 @@ TFDS' array_record format, `load(NAME)` opens it. Reading captions needs neither
 """
 
 import json
+import operator
 import os
 import pathlib
 from collections.abc import Sequence
@@ -24,23 +25,27 @@ class Source:
 
     Attributes:
         module: the module that prepares it.
+        builder: its builder class there.
         summary: one line for lists.
         variants: what the name continues with, as in `coco/2014`; empty if it stands alone.
         named_by_user: the variant is a name that the user chooses.
+        rendered: the builder makes its pictures itself, there are no files to read.
     """
 
     module: str
+    builder: str
     summary: str
     variants: tuple[str, ...] = ()
     named_by_user: bool = False
+    rendered: bool = False
 
 
 SOURCES: dict[str, Source] = {
-    "coco": Source("capjax.data.coco", "COCO captions, 123,287 photos", ("2014", "2017", "karpathy")),
-    "flickr8k": Source("capjax.data.flickr", "Flickr8k, 8,000 photos"),
-    "flickr30k": Source("capjax.data.flickr", "Flickr30k, 31,783 photos"),
-    "folder": Source("capjax.data.folder", "your own images and captions", named_by_user=True),
-    "scenes": Source("capjax.data.scenes", "rendered pictures of coloured shapes; no download"),
+    "coco": Source("capjax.data.coco", "Coco", "COCO captions, 123,287 photos", ("2014", "2017", "karpathy")),
+    "flickr8k": Source("capjax.data.flickr", "Flickr8k", "Flickr8k, 8,000 photos"),
+    "flickr30k": Source("capjax.data.flickr", "Flickr30k", "Flickr30k, 31,783 photos"),
+    "folder": Source("capjax.data.folder", "Folder", "your own images and captions", named_by_user=True),
+    "scenes": Source("capjax.data.scenes", "Scenes", "rendered pictures of coloured shapes", rendered=True),
 }
 
 
@@ -104,7 +109,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> "CaptionD
     """Open a prepared dataset.
 
     Args:
-        name: `coco/karpathy`, `scenes`, `folder/NAME`, …; with `/captions` at the end, captions prepared without images.
+        name: `coco/karpathy`, `scenes`, `folder/NAME`, …; `…/captions` if prepared without images.
         data_dir: folder of prepared datasets; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
@@ -144,6 +149,11 @@ class CaptionDataset:
         order = ("train", "val", "test")
         return tuple(sorted(found, key=lambda split: (order.index(split) if split in order else len(order), split)))
 
+    @property
+    def has_images(self) -> bool:
+        """Whether the images were prepared, not the captions alone."""
+        return (self.directory / "dataset_info.json").exists()
+
     def records(self, split: str) -> list[CaptionRecord]:
         """Read the captions of a split, in record order, without the images.
 
@@ -167,7 +177,7 @@ class CaptionDataset:
             CapjaxError: if there is no such split, or the dataset was prepared without images.
         """
         self._sidecar(split)
-        if not (self.directory / "dataset_info.json").exists():
+        if not self.has_images:
             name = self.name.removesuffix(f"/{CAPTIONS_ONLY}")
             raise CapjaxError(
                 f"dataset {self.name} was prepared without images; import features for it, "
@@ -216,4 +226,11 @@ class EncodedImages(Sequence[bytes]):
 
     def __getitem__(self, i: Any) -> bytes:
         # Not slices: a slice of photos would fill the memory unnoticed.
-        return self._source[int(i)]["image"]
+        i = range(len(self))[operator.index(i)]
+        try:
+            return self._source[i]["image"]
+        except (OSError, RuntimeError, ValueError) as error:
+            directory, split = self._location
+            raise CapjaxError(
+                f"expected image {i} of split {split} in {directory}, its shard is damaged ({error}); prepare it again"
+            ) from error

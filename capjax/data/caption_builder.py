@@ -14,14 +14,15 @@ A source subclasses `CaptionBuilder` and says what its splits hold:
                 yield CaptionRecord(image_id=i, file_name=f"{split}-{i:05d}.png", captions=(...)), png_bytes
 
 and `prepare(lambda folder: Scenes(data_dir=folder), target)` writes it to the folder `target`, which
-`capjax.data.target_directory` names; `capjax data prepare scenes` does that for every source. Records are stored in the order in which they are yielded.
-Beside the array_record shards lies one `captions-<split>.jsonl` per split with the same records in the same order, so
-that captions are read without touching the images.
+`capjax.data.target_directory` names; `capjax data prepare scenes` does that for every source.
+
+Records are stored in the order in which they are yielded. Beside the array_record shards lies one
+`captions-<split>.jsonl` per split with the same records in the same order, so that captions are read without touching
+the images.
 """
 
 import abc
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -34,12 +35,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from capjax.data.disk import clear_disk_errors
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord
 
 # TFDS sorts examples by 128-bit keys in 1,000 buckets and reads one bucket at a time into memory.
 _KEY_RANGE = 2**128
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class SplitExamples(NamedTuple):
@@ -61,6 +62,8 @@ class CaptionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     DESCRIPTION = ""
     HOMEPAGE: str | None = None
     CITATION: str | None = None
+    # TFDS would look for a checksum file beside this one, by way of a package that it does not install.
+    code_path = None
 
     def __init_subclass__(cls, **kwargs: Any):
         # TFDS' own registry has a builder called coco as well; ours are found through `capjax.data.SOURCES`.
@@ -153,12 +156,19 @@ class Workspace:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CapjaxError(f"expected to prepare {target} alone, another process is at it; wait for that one") from None
+            raise CapjaxError(f"expected to prepare {target} alone, another process does; wait for it") from None
 
     @property
     def build(self) -> pathlib.Path:
         """Where the dataset is written before it is moved to the target in one step."""
         return self.path / "build"
+
+    def close(self) -> None:
+        """Release the lock; keep the folder if it holds a journal to resume from."""
+        shutil.rmtree(self.build, ignore_errors=True)
+        if self.path.exists() and os.listdir(self.path) == ["lock"]:
+            shutil.rmtree(self.path)
+        self._lock.close()
 
     def publish(self, built: pathlib.Path) -> None:
         """Move the finished dataset to the target, replacing an older one, and clean up."""
@@ -171,36 +181,19 @@ class Workspace:
 
 @contextlib.contextmanager
 def workspace(target: pathlib.Path) -> Iterator[Workspace]:
-    """Open the workspace of a dataset directory, and turn a full disk into one line.
+    """Open the workspace of a dataset directory; the lock is released in the end.
 
     Raises:
         CapjaxError: if the disk is full or not writable, or another process prepares the same dataset.
     """
-    space = None
-    try:
+    with clear_disk_errors(target):
         space = Workspace(target)
-        shutil.rmtree(space.build, ignore_errors=True)
-        space.build.mkdir()
-        yield space
-    except Exception as error:
-        for cause in _causes(error):
-            if (isinstance(cause, OSError) and cause.errno in _FULL_DISK) or "No space left on device" in str(cause):
-                raise CapjaxError(
-                    f"expected room to write {target}, the disk is full; free some and run the same command again"
-                ) from error
-            if isinstance(cause, PermissionError) and str(target.parent) in str(cause.filename):
-                raise CapjaxError(f"expected to write {target}, permission was denied; choose another --data_dir") from None
-        raise
-    finally:
-        if space is not None:
+        try:
             shutil.rmtree(space.build, ignore_errors=True)
-            space._lock.close()
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+            space.build.mkdir()
+            yield space
+        finally:
+            space.close()
 
 
 def prepare(
@@ -218,11 +211,18 @@ def prepare(
     Raises:
         CapjaxError: if a split has no examples, the disk is full, or another process prepares the same dataset.
     """
-    with workspace(target) as space, _quiet_tfds():
-        builder = make_builder(space.build)
+    with workspace(target) as space:
+        build(make_builder(space.build), space, finish)
+
+
+def build(
+    builder: CaptionBuilder, space: Workspace, finish: Callable[[pathlib.Path], None] = lambda directory: None
+) -> None:
+    """Write the dataset of a builder whose `data_dir` is `space.build`, and publish it; see `prepare`."""
+    with _quiet_tfds():
         builder.download_and_prepare(download_dir=space.build / "downloads")
-        finish(pathlib.Path(builder.data_dir))
-        space.publish(pathlib.Path(builder.data_dir))
+    finish(pathlib.Path(builder.data_dir))
+    space.publish(pathlib.Path(builder.data_dir))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,8 @@ MIN_SIDE = 8
 # Pillow refuses an image above twice this number when it opens it, before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Damaged EXIF data is common and harmless: Pillow then treats the image as upright.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,

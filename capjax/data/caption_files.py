@@ -1,0 +1,319 @@
+"""Caption files of every layout, read into one shape: COCO JSON, tables, JSON Lines, Flickr token files.
+
+Readers survive bad rows, note them in `Findings`, and raise only when a file as a whole makes no sense.
+"""
+
+import csv
+import io
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from capjax.data.findings import Findings
+from capjax.errors import CapjaxError
+
+MAX_CAPTION_WORDS = 200
+
+_IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "image_name", "image_path", "path")
+_CAPTION_COLUMNS = ("caption", "captions", "text", "comment", "sentence", "description")
+_ID_COLUMNS = ("image_id", "id")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\u200b\u2028\u2029]")
+# UTF-8 sequences of two to four bytes, seen through Windows-1252.
+_CP1252_HIGH = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ\u0080-\u00bf"
+_MOJIBAKE = re.compile(f"[\u00c2-\u00df][{_CP1252_HIGH}]|[\u00e0-\u00ef][{_CP1252_HIGH}]{{2}}|ð[{_CP1252_HIGH}]{{3}}")
+
+
+@dataclass
+class CaptionedFile:
+    """An image file with its captions as written.
+
+    Attributes:
+        file_name: as the caption file names it.
+        captions: raw texts.
+        image_id: if the caption file has one.
+        split: if the caption file has one.
+    """
+
+    file_name: str
+    captions: list[str] = field(default_factory=list)
+    image_id: int | None = None
+    split: str | None = None
+
+
+def read_captions(path: pathlib.Path, found: Findings) -> list[CaptionedFile]:
+    """Read a caption file of any layout, told by its name: .json, .jsonl, .csv, .tsv, .txt, .token.
+
+    Raises:
+        CapjaxError: if the file is missing, empty or of no known layout.
+    """
+    data = read_bytes(path)
+    match path.suffix.lower():
+        case ".json":
+            return parse_coco_json(data, path.name, found)
+        case ".jsonl" | ".ndjson":
+            return parse_json_lines(data, path.name, found)
+        case ".csv" | ".tsv" | ".txt":
+            return parse_table(data, path.name, found)
+        case ".token":
+            return parse_tokens(data, path.name, found)
+        case suffix:
+            raise CapjaxError(f"expected captions in a .csv, .tsv, .txt, .jsonl or .json file, got {suffix!r} ({path})")
+
+
+def read_bytes(path: pathlib.Path) -> bytes:
+    """Read a file.
+
+    Raises:
+        CapjaxError: if that fails.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CapjaxError(f"expected a readable file at {path}, got: {error.strerror}") from None
+
+
+def decode_text(data: bytes, name: str, found: Findings) -> str:
+    """Decode a text file: UTF-8, UTF-16 with a byte order mark, else Windows-1252."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        found.add("byte order mark", name, "UTF-16")
+        return data.decode("utf-16", errors="replace")
+    if data.startswith(b"\xef\xbb\xbf"):
+        found.add("byte order mark", name)
+        data = data[3:]
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        found.add("not UTF-8", name, f"line {line}")
+    # Line by line: most of such files are UTF-8 with a few lines pasted from elsewhere.
+    return "".join(_decode_line(line) for line in data.splitlines(keepends=True))
+
+
+def _decode_line(line: bytes) -> str:
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return line.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return line.decode("latin-1")
+
+
+def clean_caption(text: str, name: str, found: Findings) -> str | None:
+    """Repair a caption, or give None if it is unusable; what was wrong is noted under `name`.
+
+    Mojibake is turned back, control characters and line breaks become spaces; everything else stays as published.
+    """
+    if _MOJIBAKE.search(text):
+        repaired = _repair_mojibake(text)
+        if repaired != text:
+            found.add("mojibake", name, _excerpt(text))
+            text = repaired
+    if _CONTROL.search(text):
+        found.add("control characters", name, _excerpt(_CONTROL.sub("·", text)))
+        text = _CONTROL.sub(" ", text)
+    if "\ufffd" in text:
+        found.add("lost characters", name, _excerpt(text))
+    text = re.sub(r"[\r\n\t]+", " ", text).strip()
+    if not any(character.isalnum() for character in text):
+        found.add("empty caption", name, _excerpt(text))
+        return None
+    if (num_words := len(text.split())) > MAX_CAPTION_WORDS:
+        found.add("long caption", name, f"{num_words} words")
+        return None
+    return text
+
+
+def _repair_mojibake(text: str) -> str:
+    def repair(match: re.Match[str]) -> str:
+        # Windows-1252 leaves five bytes undefined; software passes them through as control characters.
+        raw = b"".join(c.encode("latin-1") if ord(c) < 256 else c.encode("cp1252") for c in match[0])
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return match[0]
+
+    return _MOJIBAKE.sub(repair, text)
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:39] + "…")
+
+
+def parse_coco_json(data: bytes, name: str, found: Findings) -> list[CaptionedFile]:
+    """Read the COCO layout: `images` with id and file_name, `annotations` with image_id and caption.
+
+    A plain list of objects, as in JSON Lines, is read too.
+
+    Raises:
+        CapjaxError: if it is neither.
+    """
+    try:
+        content = json.loads(decode_text(data, name, found))
+    except ValueError as error:
+        raise CapjaxError(f"expected JSON in {name}, got something else ({error})") from None
+    if isinstance(content, list):
+        return _group(_rows_of_objects(enumerate(content, 1), name, found))
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
+        keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise CapjaxError(f"expected the COCO captions layout (images and annotations) in {name}, got {keys}")
+    by_id: dict[int, CaptionedFile] = {}
+    for i, image in enumerate(content["images"]):
+        try:
+            by_id[int(image["id"])] = CaptionedFile(
+                str(image["file_name"]), image_id=int(image["id"]), split=image.get("split")
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            found.add("malformed row", f"{name}, image {i}")
+    for i, annotation in enumerate(content["annotations"]):
+        try:
+            image_id, caption = int(annotation["image_id"]), annotation["caption"]
+        except (KeyError, TypeError, ValueError):
+            found.add("malformed row", f"{name}, annotation {i}")
+            continue
+        if not isinstance(caption, str):
+            found.add("malformed row", f"{name}, annotation {i}")
+        elif image_id not in by_id:
+            found.add("caption without image", f"image id {image_id}", f"not among the images of {name}")
+        else:
+            by_id[image_id].captions.append(caption)
+    return list(by_id.values())
+
+
+def parse_json_lines(data: bytes, name: str, found: Findings) -> list[CaptionedFile]:
+    """Read one JSON object a line: file_name (or image), caption or a list captions, optionally split and image_id.
+
+    Raises:
+        CapjaxError: if no line can be read.
+    """
+
+    def objects() -> Iterator[tuple[int, Any]]:
+        for number, line in enumerate(decode_text(data, name, found).split("\n"), 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except ValueError:
+                    found.add("malformed row", f"{name}, line {number}", "not JSON")
+
+    return _require(_group(_rows_of_objects(objects(), name, found)), name, 'objects such as {"file_name", "caption"}')
+
+
+def _rows_of_objects(objects: Iterable[tuple[int, Any]], name: str, found: Findings) -> Iterator[CaptionedFile]:
+    for number, row in objects:
+        if not isinstance(row, dict):
+            found.add("malformed row", f"{name}, line {number}", "not an object")
+            continue
+        file_name = _first(row, _IMAGE_COLUMNS)
+        captions = _first(row, _CAPTION_COLUMNS)
+        captions = [captions] if isinstance(captions, str) else captions
+        if not file_name or not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+            found.add("malformed row", f"{name}, line {number}", "no file_name with a caption")
+            continue
+        yield CaptionedFile(str(file_name), captions, _as_id(_first(row, _ID_COLUMNS)), row.get("split") or None)
+
+
+def parse_table(data: bytes, name: str, found: Findings) -> list[CaptionedFile]:
+    """Read a table with a header: an image column, a caption column, optionally split and image_id.
+
+    Columns are separated by comma, semicolon, tab or, as in Kaggle's Flickr30k, `|`. A caption in the last column may
+    contain the separator unquoted.
+
+    Raises:
+        CapjaxError: if the header lacks the columns, or no row can be read.
+    """
+    text = decode_text(data, name, found)
+    if "\0" in text:
+        raise CapjaxError(f"expected a text table in {name}, got binary data")
+    header_line = text.partition("\n")[0]
+    delimiter = max("|\t;,", key=header_line.count)
+    quoting = csv.QUOTE_NONE if delimiter == "|" else csv.QUOTE_MINIMAL
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    try:
+        header = [column.strip().lower() for column in next(rows, [])]
+        columns = {
+            "image": _column(header, _IMAGE_COLUMNS),
+            "caption": _column(header, _CAPTION_COLUMNS),
+            "split": _column(header, ("split",)),
+            "id": _column(header, _ID_COLUMNS),
+        }
+        if columns["image"] is None or columns["caption"] is None:
+            raise CapjaxError(
+                f"expected a header with an image and a caption column in {name} (such as image,caption), "
+                f"got {header_line.strip()[:80]!r}"
+            )
+        files = _group(_rows_of_table(rows, header, columns, delimiter, name, found))
+    except csv.Error as error:
+        raise CapjaxError(f"expected a table in {name}, row {rows.line_num} cannot be read: {error}") from None
+    return _require(files, name, "rows below the header")
+
+
+def _rows_of_table(
+    rows: Any, header: list[str], columns: dict[str, int | None], delimiter: str, name: str, found: Findings
+) -> Iterator[CaptionedFile]:
+    for row in rows:
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) > len(header) and columns["caption"] == len(header) - 1:
+            row[len(header) - 1 :] = [delimiter.join(row[len(header) - 1 :])]
+        if len(row) != len(header):
+            found.add("malformed row", f"{name}, line {rows.line_num}", f"{len(row)} of {len(header)} columns")
+            continue
+        cells = {key: row[at].strip() if at is not None else None for key, at in columns.items()}
+        # Flickr tokens carry the number of the caption behind the file name.
+        file_name = re.sub(r"#\d+$", "", cells["image"] or "")
+        if not file_name:
+            found.add("malformed row", f"{name}, line {rows.line_num}", "no file name")
+            continue
+        yield CaptionedFile(file_name, [cells["caption"] or ""], _as_id(cells["id"]), cells["split"] or None)
+
+
+def parse_tokens(data: bytes, name: str, found: Findings) -> list[CaptionedFile]:
+    """Read the official Flickr layout: `photo.jpg#0<tab>caption` a line.
+
+    Raises:
+        CapjaxError: if no line can be read.
+    """
+
+    def rows() -> Iterator[CaptionedFile]:
+        for number, line in enumerate(decode_text(data, name, found).splitlines(), 1):
+            match = re.fullmatch(r"(.+?)#\d+\t(.*)", line)
+            if match:
+                yield CaptionedFile(match[1].strip(), [match[2]])
+            elif line.strip():
+                found.add("malformed row", f"{name}, line {number}")
+
+    return _require(_group(rows()), name, "lines such as photo.jpg#0<tab>caption")
+
+
+def _group(rows: Iterable[CaptionedFile]) -> list[CaptionedFile]:
+    """Join the captions of the same file, in order of first appearance."""
+    files: dict[str, CaptionedFile] = {}
+    for row in rows:
+        known = files.setdefault(row.file_name, row)
+        if known is not row:
+            known.captions = known.captions + row.captions
+            known.split = known.split or row.split
+    return list(files.values())
+
+
+def _require(files: list[CaptionedFile], name: str, expected: str) -> list[CaptionedFile]:
+    if not files:
+        raise CapjaxError(f"expected {expected} in {name}, found none")
+    return files
+
+
+def _column(header: list[str], names: tuple[str, ...]) -> int | None:
+    return next((header.index(name) for name in names if name in header), None)
+
+
+def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _as_id(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None

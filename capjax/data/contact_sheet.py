@@ -1,0 +1,95 @@
+"""A sheet of examples of a dataset: each image as the encoder gets it, with its captions below."""
+
+import io
+import os
+import pathlib
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from capjax.types import CaptionRecord
+
+_COLUMN = 300
+_GAP = 28
+_MARGIN = 36
+_LINE = 19
+_MAX_CAPTIONS = 5
+_MAX_LINES_PER_CAPTION = 3
+_INK, _GREY, _ACCENT, _PAPER = "#1b1f27", "#7b828e", "#b8bec8", "#ffffff"
+
+
+def draw_contact_sheet(
+    title: str, examples: Sequence[tuple[CaptionRecord, UInt8[np.ndarray, "S S 3"]]], num_columns: int = 4
+) -> Image.Image:
+    """Draw examples in rows, captions wrapped below each image.
+
+    Args:
+        title: printed on top.
+        examples: records with their preprocessed images, uint8 [S, S, 3].
+        num_columns: images beside each other, at most.
+    """
+    columns = min(num_columns, len(examples))
+    rows = [examples[start : start + columns] for start in range(0, len(examples), columns)]
+    texts = [[_wrap(record) for record, _ in row] for row in rows]
+    text_heights = [max(sum(map(len, captions)) * _LINE + 6 * len(captions) for captions in row) for row in texts]
+    heights = [_COLUMN + 30 + height + _GAP for height in text_heights]
+    width = 2 * _MARGIN + columns * _COLUMN + (columns - 1) * _GAP
+    sheet = Image.new("RGB", (width, 2 * _MARGIN + 34 + sum(heights) - _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, _MARGIN - 8), title, _INK, _font(19, bold=True))
+    top = _MARGIN + 34
+    for row, row_texts, height in zip(rows, texts, heights, strict=True):
+        for column, ((record, image), captions) in enumerate(zip(row, row_texts, strict=True)):
+            left = _MARGIN + column * (_COLUMN + _GAP)
+            picture = Image.fromarray(image)
+            # Small pictures are enlarged without smoothing: the sheet shows the pixels that the encoder sees.
+            filter_ = Image.Resampling.LANCZOS if picture.width >= _COLUMN else Image.Resampling.NEAREST
+            sheet.paste(picture.resize((_COLUMN, _COLUMN), filter_), (left, top))
+            draw.text((left, top + _COLUMN + 7), _shorten(record.file_name), _GREY, _font(12))
+            at = top + _COLUMN + 30
+            for lines in captions:
+                draw.rectangle((left, at + 3, left + 2, at + len(lines) * _LINE - 3), _ACCENT)
+                for line in lines:
+                    draw.text((left + 11, at), line, _INK, _font(14))
+                    at += _LINE
+                at += 6
+        top += height
+    return sheet
+
+
+def save_png(image: Image.Image, path: pathlib.Path) -> None:
+    """Write an image as PNG, whole or not at all.
+
+    Raises:
+        OSError: if that fails.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(buffer.getvalue())
+    os.replace(temporary, path)
+
+
+def _wrap(record: CaptionRecord) -> list[list[str]]:
+    captions = [
+        textwrap.wrap(caption, 36, max_lines=_MAX_LINES_PER_CAPTION, placeholder=" …") or [""]
+        for caption in record.captions[:_MAX_CAPTIONS]
+    ]
+    if len(record.captions) > _MAX_CAPTIONS:
+        captions.append([f"and {len(record.captions) - _MAX_CAPTIONS} more"])
+    return captions
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 40 else "…" + name[-39:]
+
+
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    # DejaVu Sans comes with matplotlib and covers more scripts than Pillow's own font.
+    folder = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf")
+    return ImageFont.truetype(folder / f"DejaVuSans{'-Bold' if bold else ''}.ttf", size)

@@ -1,0 +1,128 @@
+"""A source before its images are opened: which image has which captions in which split, and where its file lies."""
+
+import hashlib
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from capjax.data.caption_files import CaptionedFile, clean_caption
+from capjax.data.findings import Findings
+from capjax.data.image_files import ImageFile
+from capjax.errors import CapjaxError
+from capjax.types import CaptionRecord
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Where the user has the files of a source, and how to split them.
+
+    Attributes:
+        source: folder of the official files; None downloads them where that is possible.
+        download_dir: folder for downloads.
+        captions_only: take captions whether or not their images are there.
+        images: folders or zips of images, for `folder`.
+        captions: caption file, for `folder`.
+        val_share: share of the images for validation where no split is given.
+        test_share: likewise for test.
+    """
+
+    source: pathlib.Path | None = None
+    download_dir: pathlib.Path = pathlib.Path("downloads")
+    captions_only: bool = False
+    images: tuple[pathlib.Path, ...] = ()
+    captions: pathlib.Path | None = None
+    val_share: float = 0.1
+    test_share: float = 0.0
+
+
+@dataclass
+class Listing:
+    """What a source offers.
+
+    Attributes:
+        splits: records by split, captions repaired, in the order of the source.
+        files: image file of each record, by its file name; None when prepared for captions alone.
+        found: the trouble so far.
+        notes: what the user should know about the splits, in whole sentences.
+    """
+
+    splits: dict[str, list[CaptionRecord]]
+    files: dict[str, ImageFile] | None
+    found: Findings
+    notes: list[str]
+
+    def total_bytes(self) -> int:
+        """Sum the sizes of the image files."""
+        files = self.files or {}
+        return sum(file.store.size(file.name) for file in files.values())
+
+
+def build_listing(
+    captioned: Mapping[str, list[CaptionedFile]],
+    images: Mapping[str, ImageFile] | None,
+    found: Findings,
+    notes: list[str],
+    left_aside: frozenset[str] = frozenset(),
+) -> Listing:
+    """Match captions with image files and repair the captions; what does not match is noted and left out.
+
+    Args:
+        captioned: files and raw captions by split.
+        images: image files by the name that captions use, or None to take the captions alone.
+        found: the trouble so far; more is added.
+        notes: passed on.
+        left_aside: names of images that rightly belong to no split.
+
+    Raises:
+        CapjaxError: if nothing is left.
+    """
+    splits: dict[str, list[CaptionRecord]] = {}
+    files: dict[str, ImageFile] = {}
+    ids: set[int] = set()
+    names: set[str] = set()
+    for split, entries in captioned.items():
+        records = []
+        for entry in entries:
+            if entry.file_name in names:
+                found.add("repeated name", entry.file_name, split)
+                continue
+            names.add(entry.file_name)
+            if images is not None and entry.file_name not in images:
+                found.add("caption without image", entry.file_name)
+                continue
+            if not entry.captions:
+                found.add("image without captions", entry.file_name)
+                continue
+            captions = [clean_caption(text, entry.file_name, found) for text in entry.captions]
+            captions = tuple(caption for caption in captions if caption is not None)
+            if not captions:
+                continue
+            image_id = entry.image_id
+            if image_id is None or image_id in ids:
+                image_id = stable_id(entry.file_name)
+            ids.add(image_id)
+            records.append(CaptionRecord(image_id, entry.file_name, captions))
+            if images is not None:
+                files[entry.file_name] = images[entry.file_name]
+        if records:
+            splits[split] = records
+    for name in sorted(set(images or ()) - names - left_aside):
+        found.add("image without captions", name)
+    if not splits:
+        raise CapjaxError(
+            "expected images with captions, found none that belong together: "
+            f"{found.count('caption without image'):,} captioned names without an image file, "
+            f"{found.count('image without captions'):,} image files without captions, "
+            f"{found.count('empty caption'):,} empty captions; check the paths"
+        )
+    return Listing(splits, None if images is None else files, found, notes)
+
+
+def stable_id(name: str) -> int:
+    """Derive an image id from a file name, the same on every machine and below 2^48."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+
+
+def hash_share(name: str) -> float:
+    """Map a file name to a fixed number in [0, 1), by which splits are drawn."""
+    return int.from_bytes(hashlib.sha256(b"split:" + name.encode()).digest()[:6], "big") / 2**48

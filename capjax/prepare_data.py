@@ -1,0 +1,241 @@
+"""`capjax data prepare | validate | inspect NAME`: builds datasets, checks them, shows them.
+
+    capjax data prepare coco/karpathy                            downloads 20 GB
+    capjax data prepare coco/karpathy --source=DIR               from official zips or folders
+    capjax data prepare folder --name=mine --images=DIR --captions=FILE
+    capjax data validate flickr8k --source=DIR                   before preparing; without --source, what was prepared
+    capjax data inspect coco/karpathy --split=val --out=sheet.png
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from capjax import data
+from capjax.data.contact_sheet import draw_contact_sheet, save_png
+from capjax.data.disk import check_room, clear_disk_errors
+from capjax.data.findings import Findings, report_dict, report_json
+from capjax.data.image_ops import CROPS, RESAMPLING, Preprocessing, load_image
+from capjax.data.listing import Listing, SourceOptions
+from capjax.errors import CapjaxError
+
+if TYPE_CHECKING:
+    from capjax.data.caption_builder import CaptionBuilder
+
+# What a dataset takes on disk relative to its image files: records, and conversions that grow.
+_SIZE_FACTOR = 1.1
+_SIZE_MARGIN = 20_000_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `capjax data`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    prepare = actions.add_parser("prepare", help="build a dataset")
+    validate = actions.add_parser("validate", help="check images and captions")
+    inspect = actions.add_parser("inspect", help="draw examples with their captions")
+    for action in (prepare, validate, inspect):
+        add = action.add_argument
+        add("dataset", metavar="NAME", help=f"one of {', '.join(data.all_names())}")
+        add("--data_dir", help="folder of prepared datasets (default $TFDS_DATA_DIR or ~/tensorflow_datasets)")
+        add("--name", help="the NAME of a folder dataset: `folder --name=mine` is `folder/mine`")
+    for action in (prepare, validate):
+        add, folder = action.add_argument, action.add_argument_group("for the source `folder`").add_argument
+        add("--source", type=pathlib.Path, help="folder that holds the official files")
+        add("--download_dir", type=pathlib.Path, help="folder for downloads (default DATA_DIR/downloads)")
+        add("--captions_only", action="store_true", help="take the captions whether or not their images exist")
+        add("--num_workers", type=int, default=4, help="threads that decode (default 4)")
+        add("--json", action="store_true", help="print the report as JSON")
+        folder("--images", type=pathlib.Path, action="append", default=[], help="folder or zip of images; repeatable")
+        folder("--captions", type=pathlib.Path, help="captions, a .csv, .tsv, .jsonl or COCO .json file")
+        folder("--val_share", type=float, default=0.1, help="share of the images for val (default 0.1)")
+        folder("--test_share", type=float, default=0.0, help="share of the images for test (default 0)")
+    prepare.add_argument("--overwrite", action="store_true", help="build again what is prepared already")
+    inspect.add_argument("--split", help="default: the first, train")
+    inspect.add_argument("--out", type=pathlib.Path, default=pathlib.Path("sheet.png"), help="PNG to write")
+    inspect.add_argument("--num", type=int, default=12, help="number of examples (default 12)")
+    inspect.add_argument("--image_size", type=int, default=299, help="side after preprocessing (default 299)")
+    inspect.add_argument("--crop", choices=CROPS, default="center")
+    inspect.add_argument("--resize", choices=list(RESAMPLING), default="bilinear")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what `capjax data` was asked for; returns the exit status."""
+    name = _dataset_name(args)
+    match args.action:
+        case "prepare":
+            return prepare_command(name, args)
+        case "validate":
+            return validate_command(name, args)
+        case _:
+            return inspect_command(name, args)
+
+
+def prepare_command(name: data.DatasetName, args: argparse.Namespace) -> int:
+    """Build a dataset, print and store the report."""
+    source = data.SOURCES[name.source]
+    module = importlib.import_module(source.module)
+    target = data.target_directory(name, args.data_dir, str(getattr(module, source.builder).VERSION))
+    if target.exists() and not args.overwrite:
+        print(f"{name} is prepared already in {target}; --overwrite builds it again")
+        return 0
+    if source.rendered:
+        found, notes = Findings(), []
+        _prepare_rendered(module, source, target)
+    else:
+        listing = _open_listing(module, name, args)
+        found, notes = listing.found, listing.notes
+        if name.captions_only:
+            _prepare_captions(listing, name, target)
+        else:
+            _prepare_photos(getattr(module, source.builder), listing, name, target, args.num_workers)
+    dataset = data.load(str(name), args.data_dir)
+    splits = {split: dataset.records(split) for split in dataset.splits}
+    _print_report(_sizes(name, splits, found), found, notes, args.json)
+    if not args.json:
+        print(f"prepared {name} in {target}")
+    return 0
+
+
+def validate_command(name: data.DatasetName, args: argparse.Namespace) -> int:
+    """Check a source, or what was prepared; status 1 if something is left out or in two splits."""
+    from capjax.data.validation import passes, validate_dataset, validate_listing
+
+    notes: list[str] = []
+    if args.source or args.images or args.captions:
+        module = importlib.import_module(data.SOURCES[name.source].module)
+        if data.SOURCES[name.source].rendered:
+            raise CapjaxError(f"{name} has no source files; validate it without --source")
+        listing = _open_listing(module, name, args)
+        found, notes = validate_listing(listing, args.num_workers), listing.notes
+        splits = listing.splits
+    else:
+        dataset = data.load(str(name), args.data_dir)
+        found = validate_dataset(dataset, args.num_workers)
+        splits = {split: dataset.records(split) for split in dataset.splits}
+    _print_report(_sizes(name, splits, found), found, notes, args.json)
+    return 0 if passes(found) else 1
+
+
+def inspect_command(name: data.DatasetName, args: argparse.Namespace) -> int:
+    """Draw examples, evenly spread over a split, after preprocessing."""
+    dataset = data.load(str(name), args.data_dir)
+    split = args.split or dataset.splits[0]
+    records, images = dataset.records(split), dataset.images(split)
+    if args.num < 1:
+        raise CapjaxError(f"expected --num of at least 1, got {args.num}")
+    preprocessing = Preprocessing(args.image_size, args.crop, args.resize)
+    chosen = np.unique(np.linspace(0, len(records) - 1, args.num).round().astype(int))
+    examples = [(records[i], load_image(images[i], preprocessing)) for i in chosen]
+    size = f"{args.image_size}×{args.image_size}"
+    title = f"{name}, {split}: {len(chosen)} of {len(records):,} images, {size}, crop {args.crop}"
+    with clear_disk_errors(args.out):
+        save_png(draw_contact_sheet(title, examples), args.out)
+    print(f"wrote {args.out}")
+    return 0
+
+
+def _dataset_name(args: argparse.Namespace) -> data.DatasetName:
+    text = args.dataset
+    if args.name:
+        if not re.fullmatch(r"\w[\w.-]*", args.name) or args.name == data.CAPTIONS_ONLY:
+            raise CapjaxError(f"expected a --name of letters, digits, -, _ and ., got {args.name!r}")
+        text = f"{text}/{args.name}"
+    name = data.parse_name(text)
+    if getattr(args, "captions_only", False):
+        name = dataclasses.replace(name, captions_only=True)
+    return name
+
+
+def _open_listing(module: ModuleType, name: data.DatasetName, args: argparse.Namespace) -> Listing:
+    data_dir = pathlib.Path(args.data_dir) if args.data_dir else data.default_data_dir()
+    options = SourceOptions(
+        source=args.source,
+        download_dir=args.download_dir or data_dir / "downloads" / name.source,
+        captions_only=name.captions_only,
+        images=tuple(args.images),
+        captions=args.captions,
+        val_share=args.val_share,
+        test_share=args.test_share,
+    )
+    with clear_disk_errors(options.download_dir):
+        return module.open_source(name.variant, options)
+
+
+def _prepare_rendered(module: ModuleType, source: data.Source, target: pathlib.Path) -> None:
+    from capjax.data.caption_builder import prepare
+
+    prepare(lambda folder: getattr(module, source.builder)(data_dir=folder), target)
+
+
+def _prepare_photos(
+    make_builder: Callable[..., "CaptionBuilder"],
+    listing: Listing,
+    name: data.DatasetName,
+    target: pathlib.Path,
+    num_workers: int,
+) -> None:
+    import tensorflow_datasets as tfds
+
+    from capjax.data.caption_builder import build, workspace
+    from capjax.data.ingestion import Journal
+
+    check_room(target, int(listing.total_bytes() * _SIZE_FACTOR) + _SIZE_MARGIN, str(name))
+    named_by_user = data.SOURCES[name.source].named_by_user
+    config = tfds.core.BuilderConfig(name=name.variant) if named_by_user else name.variant
+    with workspace(target) as space:
+        journal = Journal(space.path)
+        if journal.num_resumed:
+            print(f"resuming: {journal.num_resumed:,} images were examined before", file=sys.stderr)
+        builder = make_builder(
+            listing=listing, journal=journal, num_workers=num_workers, data_dir=space.build, config=config
+        )
+        build(builder, space, lambda directory: _store_report(name, listing, directory))
+        journal.close()
+
+
+def _prepare_captions(listing: Listing, name: data.DatasetName, target: pathlib.Path) -> None:
+    from capjax.data.caption_builder import workspace, write_captions
+
+    with workspace(target) as space:
+        built = space.build / "captions"
+        built.mkdir()
+        write_captions(built, listing.splits)
+        _store_report(name, listing, built)
+        space.publish(built)
+
+
+def _store_report(name: data.DatasetName, listing: Listing, directory: pathlib.Path) -> None:
+    dataset = data.CaptionDataset(str(name), directory)
+    records = {split: dataset.records(split) for split in dataset.splits}
+    (directory / "report.json").write_text(report_json(_sizes(name, records, listing.found)), encoding="utf-8")
+
+
+def _sizes(name: data.DatasetName, splits: Mapping[str, list], found: Findings) -> dict:
+    num_images = {split: len(records) for split, records in splits.items()}
+    num_captions = {split: sum(len(record.captions) for record in records) for split, records in splits.items()}
+    return report_dict(str(name), num_images, num_captions, found)
+
+
+def _print_report(report: dict, found: Findings, notes: list[str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({**report, "notes": notes}, ensure_ascii=False))
+        return
+    width = min(shutil.get_terminal_size((160, 24)).columns, 160)
+    for split, num_images in report["images"].items():
+        print(f"{split:>8}  {num_images:,} images, {report['captions'][split]:,} captions")
+    for note in notes:
+        print(f"note: {note}")
+    for line in found.lines():
+        print(line if len(line) <= width else line[: width - 1] + "…")
+    if not list(found):
+        print("nothing wrong found")
