@@ -156,7 +156,8 @@ def load_encoder(path: str | os.PathLike) -> LoadedEncoder:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, safetensors.SafetensorError) as error:
-        raise CapjaxError(f"cannot read the encoder {path}: {error}") from error
+        hint = "; weights of Keras or torchvision need `capjax weights convert` first" if path.is_file() else ""
+        raise CapjaxError(f"cannot read the encoder {path}: {error}{hint}") from error
     config, stored_sha256 = _parse_header(path, metadata)
     check_shapes({name: t.shape for name, t in tensors.items()}, variable_shapes(config), str(path))
     sha256 = tensors_sha256(tensors)

@@ -9,13 +9,16 @@ from jaxtyping import UInt8
 
 from capjax.pretrained import encoder_file
 
+_CENTRING = np.float32(0.5)
+
 
 def random_encoder(config: encoder_file.EncoderConfig, seed: int) -> encoder_file.Variables:
     """Draw variables for a network; equal arguments give equal values on every machine.
 
-    Kernels are centred per output channel: inputs are ReLU outputs with a common positive mean, and without centring
-    that mean drowns the image after a few blocks. Their variance is 1 / (fan_in · Var[ReLU(z)]) for standard normal z,
-    which keeps the variance before each BatchNorm near one through the depth.
+    Inputs of a convolution are ReLU outputs, with a positive mean. Random kernels carry that mean on, and after a few
+    blocks it drowns the image: all images look alike. Kernels centred per output channel remove it, and then the
+    network is chaotic: it amplifies rounding errors block by block. Half centred ones do neither. Their variance keeps
+    the variance before each BatchNorm near one, for inputs ReLU(z) with standard normal z.
 
     Args:
         config: the network, as in an encoder file.
@@ -25,14 +28,15 @@ def random_encoder(config: encoder_file.EncoderConfig, seed: int) -> encoder_fil
         {"params": …, "batch_stats": …} as float32 NumPy arrays.
     """
     rng = np.random.default_rng(seed)
-    relu_variance = 0.5 - 0.5 / np.pi
+    relu_mean_squared = 0.5 / np.pi
+    input_power = (0.5 - relu_mean_squared) + (1 - _CENTRING) ** 2 * relu_mean_squared
     tensors = {}
     for name, shape in sorted(encoder_file.variable_shapes(config).items()):
         match name.rsplit("/", 1)[-1]:
             case "kernel":
                 kernel = rng.standard_normal(shape, dtype=np.float32)
-                kernel -= kernel.mean(axis=tuple(range(len(shape) - 1)), keepdims=True)
-                tensors[name] = kernel / np.float32(np.sqrt(relu_variance * np.prod(shape[:-1])))
+                kernel -= _CENTRING * kernel.mean(axis=tuple(range(len(shape) - 1)), keepdims=True)
+                tensors[name] = kernel / np.float32(np.sqrt(input_power * np.prod(shape[:-1])))
             case "scale" | "var":
                 tensors[name] = rng.uniform(0.7, 1.4, shape).astype(np.float32)
             case _:  # bias, mean
