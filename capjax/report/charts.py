@@ -5,7 +5,8 @@ same panels as a PNG.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -66,14 +67,13 @@ def panels(log: Sequence[Mapping[str, Any]]) -> list[Panel]:
     return found
 
 
-def _series(key: str, points: list[tuple[float, float]], choose: Any) -> Series:
+def _series(key: str, points: list[tuple[float, float]], choose: Callable | None) -> Series:
     name = {"train": "training", "val": "validation"}.get(key.split("/")[0], key.replace("_", " "))
     best = choose(points, key=lambda point: point[1]) if choose else None
     stretch = math.ceil(len(points) / MAX_POINTS)
     groups = [points[start : start + stretch] for start in range(0, len(points), stretch)]
-    steps, values = zip(
-        *(tuple(sum(column) / len(group) for column in zip(*group, strict=True)) for group in groups), strict=True
-    )
+    steps = tuple(statistics.fmean(step for step, _ in group) for group in groups)
+    values = tuple(statistics.fmean(value for _, value in group) for group in groups)
     return Series(name, steps, values, best, stretch)
 
 

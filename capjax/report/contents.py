@@ -2,6 +2,7 @@
 
 import io
 import math
+import numbers
 import struct
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -144,8 +145,8 @@ def one_line(text: str) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether `value` is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Tell whether `value` is a finite number, of Python or NumPy."""
+    return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def ranked(rows: Sequence[CaptionRow], metric: str) -> list[CaptionRow]:

@@ -9,6 +9,7 @@
   const fields = Object.fromEntries(
     ["query", "field", "sort", "order", "metric", "low", "high", "verdict"].map((name) => [name, get(name)]));
   const BATCH = 48;
+  const LONG = 150; // characters from which a caption may scroll, and then takes the keyboard's focus
 
   const fold = (text) => text.toLowerCase();
   for (const row of rows) {
@@ -82,6 +83,7 @@
       ? element("p", "caption", ...highlighted(row.caption, inCaption))
       : element("p", "caption empty", "(empty caption)");
     caption.dir = "auto";
+    if (row.caption.length > LONG) caption.tabIndex = 0;
     const references = element("ul", "references", ...row.references.map((reference) => {
       const item = element("li", "", ...highlighted(reference, inReferences));
       item.dir = "auto";

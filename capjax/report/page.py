@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 _EXTREMES = 4
 """Captions in each of the groups best, median and worst."""
 
+_LONG = 150
+"""Characters from which a caption may scroll, and then takes the keyboard's focus; as in page.js."""
+
 
 def write_page(path: str | os.PathLike[str], report: Report) -> None:
     """Write the report as one self-contained HTML file; rows whose picture cannot be read are shown without.
@@ -155,7 +158,7 @@ def _table(name: str, about: str, head: Mapping[str, str], body: Iterable[str]) 
     """Return a table (HTML); `head` maps headings to the class of their column."""
     cells = "".join(f'<th scope="col" class="{style}">{heading}</th>' for heading, style in head.items())
     return (
-        f'<p class="about">{about}</p><div class="scroll" role="region" tabindex="0" aria-label="{name}">'
+        f'<p class="about">{about}</p><div class="scroll" role="region" tabindex="0" aria-label="{name}, table">'
         f'<table><caption class="hidden">{name}. {about}</caption>'
         f"<thead><tr>{cells}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
@@ -245,16 +248,16 @@ def _card(row: CaptionRow, picture: str, metric: str) -> str:
     if row.verdict:
         style = row.verdict if row.verdict in ("right", "partly", "wrong") else "other"
         verdict = f'<span class="verdict v-{style}">{escape(row.verdict)}</span>'
-    caption = f'<p class="caption" dir="auto">{escape(row.caption)}</p>' if row.caption.strip() else _EMPTY_CAPTION
+    caption = '<p class="caption empty">(empty caption)</p>'
+    if row.caption.strip():
+        focus = ' tabindex="0"' if len(row.caption) > _LONG else ""
+        caption = f'<p class="caption" dir="auto"{focus}>{escape(row.caption)}</p>'
     return (
         f'<li class="card"><div class="picture">{image}</div>'
         f'<div class="words">{caption}<ul class="references">{references}</ul>'
         f'<p class="facts">{verdict}<span>{escape(metric)} <b>{_hundredfold(row.scores[metric])}</b></span>'
         f"<span>{name}</span></p></div></li>"
     )
-
-
-_EMPTY_CAPTION = '<p class="caption empty">(empty caption)</p>'
 
 
 def _gallery(report: Report, pictures: list[str]) -> dict[str, Any]:

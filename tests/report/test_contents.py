@@ -1,6 +1,7 @@
 """Pictures of every kind become thumbnails, and the rows worth showing are the right ones."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from capjax.errors import CapjaxError
-from capjax.report.contents import CaptionRow, extremes, one_line, open_picture, spread, thumbnail
+from capjax.report.contents import CaptionRow, extremes, is_number, one_line, open_picture, spread, thumbnail
 
 
 def encode(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
@@ -86,6 +87,16 @@ def test_real_photographs_shrink(real_data) -> None:
 def test_one_line_keeps_letters_and_drops_what_breaks_a_line() -> None:
     assert one_line("  a\ndog\t\x00 é日本 \ud800!") == "a dog é日本 !"
     assert one_line("🐕‍🦺") == "🐕‍🦺"  # joined emoji stay joined
+
+
+@pytest.mark.parametrize("value", [0, 1.5, np.float32(0.5), np.float64(2), np.int64(3)])
+def test_numbers_of_python_and_numpy_are_numbers(value: object) -> None:
+    assert is_number(value)
+
+
+@pytest.mark.parametrize("value", [None, "1", math.nan, math.inf, np.float32("nan"), [1.0]])
+def test_what_cannot_be_printed_as_a_number_is_none(value: object) -> None:
+    assert not is_number(value)
 
 
 def test_extremes_are_the_ends_and_the_middle_of_the_order() -> None:

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -80,6 +80,7 @@ def test_nothing_to_draw_is_one_clear_error(tmp_path: pathlib.Path, rows: list[C
 
 
 @settings(max_examples=100, deadline=None)
+@example("a" + "0123456789" * 30, 8)
 @given(st.text(st.characters(codec="utf-8"), max_size=300), st.integers(1, 8))
 def test_wrapped_lines_fit_and_lose_nothing_unsaid(text: str, max_lines: int) -> None:
     font = _font(14)
