@@ -77,8 +77,8 @@ def _series(key: str, points: list[tuple[float, float]], choose: Callable | None
     return Series(name, steps, values, best, stretch)
 
 
-def ticks(low: float, high: float, count: int = 7) -> list[float]:
-    """Return about `count` round numbers (1, 2 or 5 times a power of ten apart) that lie within [low, high]."""
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """Return at most `count` + 1 round numbers (1, 2 or 5 times a power of ten apart) that lie within [low, high]."""
     if high <= low:
         return [low]
     step = 10.0 ** math.floor(math.log10((high - low) / count))
@@ -87,10 +87,12 @@ def ticks(low: float, high: float, count: int = 7) -> list[float]:
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _labelled(low: float, high: float) -> list[tuple[float, str]]:
+def _labelled(low: float, high: float, count: int) -> list[tuple[float, str]]:
     """Return the ticks of an axis, printed with as many decimals as they need, and the same for all."""
-    places = ticks(low, high)
-    decimals = next((count for count in range(9) if all(abs(round(tick, count) - tick) < 1e-9 for tick in places)), 9)
+    places = ticks(low, high, count)
+    decimals = next(
+        (digits for digits in range(9) if all(abs(round(tick, digits) - tick) < 1e-9 for tick in places)), 9
+    )
     return [(tick, f"{tick:,.{decimals}f}") for tick in places]
 
 
@@ -104,11 +106,11 @@ class _Axes:
     def __init__(self, x: tuple[float, float], y: tuple[float, float], x_label: str):
         self.x_range, self.y_range = x, y
         self.parts: list[str] = []
-        for tick, label in _labelled(*y):
+        for tick, label in _labelled(*y, 7):
             height = self.y(tick)
             self.parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height}" y2="{height}"/>')
             self.parts.append(f'<text x="{_LEFT - 7}" y="{height + 5:.1f}" text-anchor="end">{label}</text>')
-        for tick, label in _labelled(*x):
+        for tick, label in _labelled(*x, 5):
             place, below = self.x(tick), _HEIGHT - _BOTTOM + 19
             self.parts.append(f'<text x="{place}" y="{below}" text-anchor="middle">{label}</text>')
         middle = (_LEFT + _WIDTH - _RIGHT) / 2
