@@ -134,6 +134,8 @@ def read_caption(caption: str) -> Claims | None:
         start = match.end()
     if not _SENTENCE.fullmatch("".join(letter for letter, _ in items)):
         return None
+    if any(letter == "D" for letter, _ in items) and [(m.count, m.colour) for m in claims.mentions] != [(1, None)] * 2:
+        return None
     _interpret(items, claims)
     if elliptical:
         if elliptical != [1, 2] or claims.mentions[0].count != 2 or any(claims.mentions[i].count != 1 for i in (1, 2)):
@@ -184,7 +186,7 @@ def _interpret(items: list[tuple[str, str]], claims: Claims) -> None:
         elif letter == "W":
             claims.arrangement = value
         elif letter == "C":
-            claims.mentions[:] = [replace(mention, colour=mention.colour or value) for mention in claims.mentions]
+            claims.mentions[:] = [replace(mention, colour=value) for mention in claims.mentions]
         elif value and letter in "GE":
             claims.background = value
 
