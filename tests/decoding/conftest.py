@@ -153,12 +153,13 @@ def beam_search(table: np.ndarray, settings: DecoderSettings) -> list[tuple[tupl
 
 @pytest.fixture(scope="session")
 def toy() -> types.SimpleNamespace:
-    """The toy decoder, capjax's searches over it (`decode`), and the plain-Python ones."""
+    """The toy decoder, capjax's searches over it (`compiled`, `decode`), and the plain-Python ones."""
     return types.SimpleNamespace(
         special_ids=SPECIAL_IDS,
         random_tables=random_tables,
         decode_step=decode_step,
         initial_carry=initial_carry,
+        compiled=compiled,
         decode=decode,
         next_log_probs=next_log_probs,
         allowed_tokens=allowed_tokens,
