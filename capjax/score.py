@@ -1,0 +1,259 @@
+"""The job `capjax score`: scores anybody's COCO results files against references, without starting JAX.
+
+    capjax score --references=captions_val2014.json --results=a.json --results=b.json --out=scores
+
+It prints a table with confidence intervals for each results file, compares the second and later files with the first,
+and writes `metrics.json`, `per_image.jsonl` and `comparison.json`.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from capjax.errors import CapjaxError
+from capjax.metrics.bootstrap import Comparison, Interval, compare, confidence_intervals
+from capjax.metrics.caption_health import health, image_dependence, leakage
+from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, Scores, check_images, score
+from capjax.metrics.coco_files import read_references, read_results
+from capjax.metrics.ngrams import DocumentFrequencies
+
+_SHARES = {
+    "dangling_end": "dangling end",
+    "unknown_word": "UNK",
+    "repetition": "repetition",
+    "empty": "empty",
+    "distinct_captions": "distinct captions",
+    "novel_captions": "novel captions",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `capjax score`."""
+    parser.add_argument("--references", required=True, help="COCO annotation file with the reference captions")
+    parser.add_argument("--results", required=True, action="append", help="COCO results file; repeat it to compare")
+    parser.add_argument("--out", help="folder for metrics.json and per_image.jsonl (a subfolder for each of several)")
+    parser.add_argument(
+        "--metrics", default=",".join(DEFAULT_METRICS), help=f"comma-separated, of {', '.join(METRICS)}"
+    )
+    parser.add_argument(
+        "--images",
+        choices=("references", "results"),
+        default="references",
+        help="which images count: all of the references (default) or those of the results, a part of them",
+    )
+    parser.add_argument("--df", help="saved document frequencies for CIDEr and CIDEr-D (default: of the references)")
+    parser.add_argument("--save_df", help="write the document frequencies of the references to this .npz file")
+    parser.add_argument("--bootstrap_samples", type=int, default=1000, help="draws for intervals and p-values; 0: none")
+    parser.add_argument("--confidence", type=float, default=0.95, help="level of the intervals")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws and of the shuffled images")
+    parser.add_argument("--train_captions", help="COCO annotation file of the training set: novelty and leakage")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the files, print tables, write files; return the exit status."""
+    metrics = _metric_names(args.metrics)
+    if args.bootstrap_samples < 0 or args.bootstrap_samples == 1:
+        raise CapjaxError(f"--bootstrap_samples: expected 0 (none) or at least 2, got {args.bootstrap_samples}")
+    if not 0 < args.confidence < 1:
+        raise CapjaxError(f"--confidence: expected a level between 0 and 1, got {args.confidence}")
+    if args.seed < 0:
+        raise CapjaxError(f"--seed: expected 0 or more, got {args.seed}")
+    captions = read_references(args.references)
+    results = {path: read_results(path) for path in dict.fromkeys(args.results)}
+    train = read_references(args.train_captions) if args.train_captions else None
+    df = DocumentFrequencies.load(args.df) if args.df else None
+    captions = _images_that_count(captions, results, args.images)
+    for path, hypotheses in results.items():
+        _check_images(path, captions, hypotheses, args.images)
+    references = References(captions)
+    if args.save_df:
+        references.df.save(args.save_df)
+
+    reports, all_scores = {}, {}
+    for (path, hypotheses), name in zip(results.items(), _names(results), strict=True):
+        scores = score(references, hypotheses, metrics, df)
+        report = _report(scores, references, hypotheses, df, train, args)
+        print(_table(path, scores, report, references))
+        reports[name], all_scores[name] = report, scores
+    comparisons = {}
+    if len(all_scores) > 1 and args.bootstrap_samples:
+        first, *others = all_scores
+        for other in others:
+            comparisons[other] = compare(
+                all_scores[first].results,
+                all_scores[other].results,
+                args.bootstrap_samples,
+                args.confidence,
+                args.seed,
+            )
+            print(_comparison_table(first, other, comparisons[other], args))
+    if args.out:
+        _write(pathlib.Path(args.out), reports, all_scores, comparisons)
+    return 0
+
+
+def _metric_names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not names:
+        raise CapjaxError(f"--metrics: expected names out of {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
+    return names
+
+
+def _images_that_count(
+    captions: dict[int, list[str]], results: Mapping[str, Mapping[int, str]], choice: str
+) -> dict[int, list[str]]:
+    if choice == "references":
+        return captions
+    first = next(iter(results.values()))
+    return {image_id: texts for image_id, texts in captions.items() if image_id in first}
+
+
+def _check_images(path: str, captions: Mapping[int, Any], hypotheses: Mapping[int, str], choice: str) -> None:
+    try:
+        check_images(tuple(captions), hypotheses)
+    except CapjaxError as error:
+        part = choice == "references" and any(i in captions for i in hypotheses) and len(hypotheses) < len(captions)
+        hint = "; --images=results scores the images of the results alone" if part else ""
+        raise CapjaxError(f"{path}: {error}{hint}") from error
+
+
+def _names(results: Mapping[str, Any]) -> list[str]:
+    stems = [pathlib.Path(path).stem for path in results]
+    return [stem if stems.count(stem) == 1 else f"{number}-{stem}" for number, stem in enumerate(stems, 1)]
+
+
+def _report(
+    scores: Scores,
+    references: References,
+    hypotheses: Mapping[int, str],
+    df: DocumentFrequencies | None,
+    train: Mapping[int, Sequence[str]] | None,
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """Return the content of metrics.json: the scores by name, everything else under keys of its own."""
+    intervals: dict[str, Interval] = {}
+    if args.bootstrap_samples:
+        intervals = confidence_intervals(scores.results, args.bootstrap_samples, args.confidence, args.seed)
+    ordered = [hypotheses[image_id] for image_id in scores.image_ids]
+    train_captions = [text for texts in train.values() for text in texts] if train else None
+    report: dict[str, Any] = dict(scores.corpus)
+    report["settings"] = dict(scores.settings) | {
+        "scale": "unscaled, as the published programs return them",
+        "images": args.images,
+        "df_file": args.df,
+        "bootstrap_samples": args.bootstrap_samples,
+        "confidence": args.confidence,
+        "seed": args.seed,
+        "decoder": "unknown: a COCO results file does not state it",
+    }
+    report["intervals"] = {name: [interval.low, interval.high] for name, interval in intervals.items()}
+    report["skipped"] = dict(scores.skipped)
+    report["health"] = health(ordered, train_captions).to_dict()
+    if len(ordered) > 1:
+        report["image_dependence"] = {"metric": "CIDEr-D"} | image_dependence(
+            references, hypotheses, "CIDEr-D", df, args.seed
+        )
+    if train is not None:
+        leaks = leakage(train, references.raw)
+        report["leakage"] = {
+            "shared_image_ids": list(leaks.shared_image_ids),
+            "same_image_captions": list(leaks.same_image_captions),
+            "shared_captions": leaks.shared_captions,
+        }
+    return report
+
+
+def _table(path: str, scores: Scores, report: Mapping[str, Any], references: References) -> str:
+    settings, measures = report["settings"], report["health"]
+    lines = [
+        f"{path}: {settings['num_images']} images, {len(references.image_of_caption)} references",
+        f"  tokenizer: {settings['tokenizer']}; df: {settings['df']}; decoder: {settings['decoder']}",
+    ]
+    level = f"{100 * settings['confidence']:g} % interval ({settings['bootstrap_samples']} bootstrap samples)"
+    lines.append(f"  {'metric (×100)':<14} {'score':>7}" + (f"   {level}" if report["intervals"] else ""))
+    for name, value in scores.corpus.items():
+        row = f"  {name:<14} {100 * value:7.2f}"
+        if name in report["intervals"]:
+            low, high = report["intervals"][name]
+            row += f"   [{100 * low:.2f}, {100 * high:.2f}]"
+        lines.append(row)
+    lines += [f"  {name} skipped: {reason}" for name, reason in scores.skipped.items()]
+    shares = ", ".join(f"{_SHARES[key]} {100 * measures[key]:.1f} %" for key in _SHARES if measures[key] is not None)
+    lines.append(f"  captions: {measures['mean_length']:.1f} words, {measures['vocabulary']} different ones; {shares}")
+    lines.append(f"  distinct-1 {measures['distinct_1']:.4f}, distinct-2 {measures['distinct_2']:.4f}")
+    if "image_dependence" in report:
+        dependence = report["image_dependence"]
+        lines.append(
+            f"  image dependence: CIDEr-D {100 * dependence['score']:.2f} falls to {100 * dependence['shuffled']:.2f}"
+            " when captions are dealt to other images"
+        )
+    if "leakage" in report:
+        leaks = report["leakage"]
+        lines.append(
+            f"  leakage: {len(leaks['shared_image_ids'])} test images are in the training set,"
+            f" {len(leaks['same_image_captions'])} look like training images under another id,"
+            f" {100 * leaks['shared_captions']:.1f} % of the references are training captions"
+        )
+    return "\n".join(lines)
+
+
+def _comparison_table(first: str, other: str, comparison: Mapping[str, Comparison], args: argparse.Namespace) -> str:
+    lines = [
+        f"{other} less {first}, paired over images ({args.bootstrap_samples} draws; p: approximate randomisation)",
+        f"  {'metric (×100)':<14} {'change':>7}   {f'{100 * args.confidence:g} % interval':<18} p",
+    ]
+    for name, result in comparison.items():
+        interval = f"[{100 * result.interval.low:+.2f}, {100 * result.interval.high:+.2f}]"
+        digits = max(3, math.ceil(math.log10(args.bootstrap_samples)))
+        lines.append(f"  {name:<14} {100 * result.difference:+7.2f}   {interval:<18} {result.p_value:.{digits}f}")
+    return "\n".join(lines)
+
+
+def _write(
+    folder: pathlib.Path,
+    reports: Mapping[str, Mapping[str, Any]],
+    all_scores: Mapping[str, Scores],
+    comparisons: Mapping[str, Mapping[str, Comparison]],
+) -> None:
+    for name, report in reports.items():
+        target = folder if len(reports) == 1 else folder / name
+        target.mkdir(parents=True, exist_ok=True)
+        _write_file(target / "metrics.json", [json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)])
+        _write_file(target / "per_image.jsonl", per_image_lines(all_scores[name]))
+    if comparisons:
+        first = next(iter(reports))
+        content = {
+            other: {
+                name: {
+                    "difference": result.difference,
+                    "interval": [result.interval.low, result.interval.high],
+                    "p_value": result.p_value,
+                }
+                for name, result in comparison.items()
+            }
+            for other, comparison in comparisons.items()
+        }
+        text = json.dumps({"baseline": first, "compared": content}, indent=2, ensure_ascii=False, allow_nan=False)
+        _write_file(folder / "comparison.json", [text])
+
+
+def per_image_lines(scores: Scores) -> Iterator[str]:
+    """Yield one JSON object an image: `image_id` and its unscaled score by metric."""
+    for number, image_id in enumerate(scores.image_ids):
+        row = {name: float(result.per_image[number]) for name, result in scores.results.items()}
+        yield json.dumps({"image_id": image_id} | row, allow_nan=False)
+
+
+def _write_file(path: pathlib.Path, lines: Sequence[str] | Iterator[str]) -> None:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=path.name, suffix=".tmp", delete=False
+    ) as file:
+        file.writelines(line + "\n" for line in lines)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
