@@ -19,7 +19,14 @@ setup(
     packages=[*find_packages(include=["capjax", "capjax.*"]), "capjax.configs"],
     package_dir={"capjax": "capjax", "capjax.configs": "configs"},
     package_data={
-        "capjax": ["data/*.txt", "data/*.json", "pretrained/*.safetensors", "report/*.html", "report/*.css", "report/*.js"]
+        "capjax": [
+            "data/*.txt",
+            "data/*.json",
+            "pretrained/*.safetensors",
+            "report/*.html",
+            "report/*.css",
+            "report/*.js",
+        ]
     },
     install_requires=[
         "jax>=0.7",

@@ -112,7 +112,8 @@ class Checkpoints:
         hosts = restored.host["processes"]
         if len(hosts) != jax.process_count():
             raise CapjaxError(
-                f"expected to resume with the {len(hosts)} processes that wrote {self.directory}, got {jax.process_count()}"
+                f"expected to resume with the {len(hosts)} processes that wrote {self.directory}, "
+                f"got {jax.process_count()}"
             )
         return Restored(step, restored.state, hosts[jax.process_index()])
 
@@ -204,7 +205,9 @@ def load_model_directory(directory: str | os.PathLike[str]) -> ModelDirectory:
         hint = f"; did you mean {directory / 'model'}?" if (directory / "model" / "model.json").exists() else ""
         raise CapjaxError(f"expected a model directory (with model.json), got {directory}{hint}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CapjaxError(f"expected a model description in {directory}/model.json, got something else ({error})") from None
+        raise CapjaxError(
+            f"expected a model description in {directory}/model.json, got something else ({error})"
+        ) from None
     if version != MODEL_FORMAT_VERSION:
         raise CapjaxError(
             f"expected model format {MODEL_FORMAT_VERSION} in {directory}, got {version}; use the capjax that wrote it"
@@ -213,7 +216,9 @@ def load_model_directory(directory: str | os.PathLike[str]) -> ModelDirectory:
     try:
         content = (directory / header["weights"]).read_bytes()
         if hashlib.sha256(content).hexdigest() != header["weights_sha256"]:
-            raise CapjaxError(f"expected the weights that {directory}/model.json describes, {header['weights']} is damaged")
+            raise CapjaxError(
+                f"expected the weights that {directory}/model.json describes, {header['weights']} is damaged"
+            )
         flat = safetensors.numpy.load(content)
     except (OSError, safetensors.SafetensorError) as error:
         raise CapjaxError(f"expected weights in {directory}, could not read {header['weights']} ({error})") from None

@@ -94,8 +94,10 @@ def default_config() -> ConfigDict:
     config.eval.best_metric = "CIDEr-D"  # chooses the model that is kept: or "loss", "accuracy"
     config.eval.patience = 0  # validations without improvement before the run stops; 0 never stops early
 
-    config.search = ConfigDict(dataclasses.asdict(DecoderSettings()))  # of captions, see `DecoderSettings`
-    config.search.must_contain = config.search.must_not_contain = ""
+    # How captions are searched for, see `DecoderSettings`; words of the constraints are separated by commas.
+    config.search = ConfigDict(
+        {field.name: "" if field.default == () else field.default for field in dataclasses.fields(DecoderSettings)}
+    )
 
     config.lock()
     return config
@@ -137,7 +139,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare `--config`; `--config.field=value` overrides arrive in `args.overrides`, collected by the command line."""
+    """Declare `--config`; the command line collects `--config.field=value` overrides in `args.overrides`."""
     parser.add_argument(
         "--config",
         required=True,

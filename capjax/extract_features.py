@@ -8,6 +8,7 @@ import argparse
 import pathlib
 import shutil
 import sys
+from functools import partial
 
 import grain
 import jax
@@ -16,7 +17,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from capjax import assembly, config as configuration, data
+from capjax import assembly, data
+from capjax import config as configuration
 from capjax.data.feature_store import FeatureStore, create_store, import_npz
 from capjax.data.input_pipeline import READ_OPTIONS, ImageRows
 from capjax.errors import CapjaxError
@@ -95,9 +97,13 @@ class Encode:
             full = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
             features = self._apply(self._variables, jax.device_put(full, self._sharding))
             wanted = features if grid else features._replace(grid=None)
-            parts.append(jax.tree.map(lambda x, n=len(images): np.asarray(x[:n], np.float32), wanted))
+            parts.append(jax.tree.map(partial(_first_rows, len(images)), wanted))
             bar.update(len(images))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _first_rows(num_rows: int, x: jax.Array) -> np.ndarray:
+    return np.asarray(x[:num_rows], np.float32)
 
 
 def _announce(store: FeatureStore, plan: dict[str, list[range]]) -> None:
@@ -117,7 +123,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `capjax features`."""
     configuration.add_config_arguments(parser)
     parser.add_argument("--splits", help="comma-separated; all by default")
-    parser.add_argument("--import", dest="npz", type=pathlib.Path, help="an .npz with file_name, pooled and perhaps grid")
+    parser.add_argument(
+        "--import", dest="npz", type=pathlib.Path, help="an .npz with file_name, pooled and perhaps grid"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

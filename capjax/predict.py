@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from capjax import assembly, config as configuration
+from capjax import assembly
+from capjax import config as configuration
 from capjax.checkpoint import ModelDirectory, load_model_directory
 from capjax.data.image_ops import Preprocessing, decode_image, preprocess
 from capjax.decoding.ensemble import ensemble
@@ -33,7 +34,10 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 
 
 class Caption(NamedTuple):
-    """A generated sentence. `log_prob` is natural, summed over its words and END; `alternatives` are less likely ones."""
+    """A generated sentence.
+
+    `log_prob` is the natural logarithm, summed over its words and END; `alternatives` are ranked below.
+    """
 
     image_id: int
     text: str
@@ -44,7 +48,9 @@ class Caption(NamedTuple):
 class Generator:
     """A model ready to caption batches: searches are compiled once per settings and shape."""
 
-    def __init__(self, models: Sequence[Captioner], vocabulary: Vocabulary, settings: DecoderSettings, mesh: Mesh) -> None:
+    def __init__(
+        self, models: Sequence[Captioner], vocabulary: Vocabulary, settings: DecoderSettings, mesh: Mesh
+    ) -> None:
         """Prepare to decode.
 
         Args:
@@ -89,7 +95,9 @@ class Generator:
             tokens, log_probs = gather_to_host(found.tokens), gather_to_host(found.log_probs)
             ids, valid = gather_rows(batch["image_id"]), gather_rows(batch["valid"])
             for image_id, rows, scores in zip(ids[valid], tokens[valid], log_probs[valid], strict=True):
-                ranked = [(self._vocabulary.decode(row), float(s)) for row, s in zip(rows, scores, strict=True) if s > -np.inf]
+                ranked = [
+                    (self._vocabulary.decode(row), float(s)) for row, s in zip(rows, scores, strict=True) if s > -np.inf
+                ]
                 best = ranked[0] if ranked else ("", float("-inf"))
                 yield Caption(int(image_id), *best, tuple(ranked[1:]))
 

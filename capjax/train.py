@@ -20,7 +20,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from capjax import assembly, config as configuration
+from capjax import assembly
+from capjax import config as configuration
 from capjax.checkpoint import Checkpoints, ModelDirectory, save_model
 from capjax.data.input_pipeline import image_batches, training_batches, validation_batches
 from capjax.decoding.settings import DecoderSettings
@@ -61,7 +62,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     check_divides(config.train.batch_size // config.train.captions_per_image, "images in train.batch_size")
     check_divides(config.eval.batch_size, "eval.batch_size")
     if config.eval.best_metric not in LARGER_IS_BETTER:
-        raise CapjaxError(f"expected eval.best_metric out of {sorted(LARGER_IS_BETTER)}, got {config.eval.best_metric!r}")
+        raise CapjaxError(
+            f"expected eval.best_metric out of {sorted(LARGER_IS_BETTER)}, got {config.eval.best_metric!r}"
+        )
 
     # Data.
     encoder = assembly.encoder_from(config)
@@ -192,10 +195,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                 if step % config.train.checkpoint_every == 0 or last or stop or out_of_patience:
                     checkpoint(step)
                 if stop:
-                    raise CapjaxError(f"interrupted after step {step}, which is saved; the same command goes on from there")
+                    raise CapjaxError(
+                        f"interrupted after step {step}, which is saved; the same command goes on from there"
+                    )
                 if out_of_patience:
                     if lead:
-                        say(f"stopping early: no better val/{config.eval.best_metric} since step {progress['best_step']}")
+                        say(
+                            f"stopping early: val/{config.eval.best_metric} was best at step {progress['best_step']}"
+                        )
                     break
         if lead and progress["best"] is not None:
             say(
@@ -227,7 +234,7 @@ class Validation:
         self._processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         self._step = jit_validation_step(mesh, model=model)
         self._generator = Generator([model], vocabulary, DecoderSettings(max_length=config.search.max_length), mesh)
-        self._references = {record.image_id: record.captions for record in self._records if record.captions}
+        self._references = coco_caption.References({r.image_id: r.captions for r in self._records if r.captions})
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Score a state; equal on all processes."""
@@ -246,7 +253,7 @@ class Validation:
         loss, correct, count = totals
         batches = image_batches(self._records, self._rows, batch_size=self._batch_size, **self._processes)
         captions = {c.image_id: c.text for c in self._generator([state.variables], batches)}
-        hypotheses = {image_id: captions[image_id] for image_id in self._references}
+        hypotheses = {image_id: captions[image_id] for image_id in self._references.image_ids}
         cider_d = coco_caption.score(self._references, hypotheses, metrics=("CIDEr-D",)).corpus["CIDEr-D"]
         return {
             "val/loss": loss / count,
@@ -271,9 +278,9 @@ def summarise(
             with Checkpoints(rescue, keep=1) as checkpoints:
                 checkpoints.save(first + offset, state, {}, wait=True)
             raise CapjaxError(
-                f"the loss or its gradient was not finite at step {first + offset} (loss {metrics['loss']}, gradient norm "
-                f"{metrics['gradient_norm']}); the state without that update is in {rescue}; lower the learning rate or "
-                "set optimizer.clip_norm, and resume from the checkpoint before"
+                f"the loss or its gradient was not finite at step {first + offset} (loss {metrics['loss']}, "
+                f"gradient norm {metrics['gradient_norm']}); the state without that update is in {rescue}; lower the "
+                "learning rate or set optimizer.clip_norm, and resume from the checkpoint before"
             )
     words = np.asarray([metrics["num_words"] for metrics in values], np.float64)
     weights = words / max(words.sum(), 1.0)

@@ -5,8 +5,8 @@
     capjax features --config=configs/folder.py:NAME
     capjax train --config=configs/folder.py:NAME --workdir=runs/NAME
 
-Fashion, sport, one person's photo album: some thousand captioned images teach a domain's words; a few dozen are learnt by
-heart, which shows that everything works.
+Fashion, sport, one person's photo album: some thousand captioned images teach a domain's words; a few dozen are learnt
+by heart, which shows that everything works.
 """
 
 from ml_collections import ConfigDict

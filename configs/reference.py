@@ -7,8 +7,8 @@ Paper: a small relative of Show and Tell (Vinyals et al. 2015, https://arxiv.org
     capjax features --config=configs/reference.py
     capjax train --config=configs/reference.py --workdir=runs/reference
 
-Published for it: training / validation loss 2.500 / 2.603 nats after 12 epochs of 1,000 batches, 2.295 / 2.489 after 30,
-next-word accuracy about 0.49; no caption metric. Not measured with capjax yet: it takes the COCO photographs.
+Published for it: training / validation loss 2.500 / 2.603 nats after 12 epochs of 1,000 batches, 2.295 / 2.489 after
+30, next-word accuracy about 0.49; no caption metric. Not measured with capjax yet: it takes the COCO photographs.
 """
 
 from ml_collections import ConfigDict

@@ -212,7 +212,9 @@ def test_two_processes_train_like_one(store, tmp_path):
     def start(index, count, workdir, devices):
         arguments = [str(index), str(count), str(port), str(store), str(workdir)]
         env = environment(JAX_NUM_CPU_DEVICES=str(devices))
-        return subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, *arguments], env=env, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, *arguments], env=env, stderr=subprocess.PIPE, text=True
+        )
 
     runs = [start(i, 2, tmp_path / "two", 2) for i in range(2)] + [start(0, 1, tmp_path / "one", 1)]
     for run in runs:

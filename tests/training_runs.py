@@ -20,7 +20,9 @@ def make_store(path: pathlib.Path, num_images: int = 24) -> None:
     for split, first_id in (("train", 0), ("val", 1000)):
         kinds = [(rng.integers(4), rng.integers(4)) for _ in range(num_images)]
         records = [
-            CaptionRecord(first_id + i, f"{i}.jpg", (f"a {COLOURS[c]} {SHAPES[s]}", f"one {SHAPES[s]} that is {COLOURS[c]}"))
+            CaptionRecord(
+                first_id + i, f"{i}.jpg", (f"a {COLOURS[c]} {SHAPES[s]}", f"one {SHAPES[s]} that is {COLOURS[c]}")
+            )
             for i, (c, s) in enumerate(kinds)
         ]
         store.begin_split(split, records)
@@ -52,7 +54,6 @@ def tiny_config(store: pathlib.Path):
 def write_config_file(path: pathlib.Path, store: pathlib.Path) -> pathlib.Path:
     """Write a configuration file for subprocesses and the command line."""
     path.write_text(
-        "from tests.training_runs import tiny_config\n\n\n"
-        f"def get_config():\n    return tiny_config({str(store)!r})\n"
+        f"from tests.training_runs import tiny_config\n\n\ndef get_config():\n    return tiny_config({str(store)!r})\n"
     )
     return path

@@ -89,11 +89,15 @@ class FeatureStore:
         shapes = {"pooled": (len(rows), self.feature_size), "grid": (len(rows), self.num_positions, self.feature_size)}
         for name, array in arrays.items():
             if array is None or array.shape != shapes[name]:
-                raise CapjaxError(f"expected {name} features of shape {shapes[name]}, got {getattr(array, 'shape', None)}")
+                raise CapjaxError(
+                    f"expected {name} features of shape {shapes[name]}, got {getattr(array, 'shape', None)}"
+                )
             with np.errstate(over="ignore"):
                 array = np.asarray(array).astype(self.dtype)
             if not np.isfinite(array).all():
-                raise CapjaxError(f"expected finite {name} features, got values that {self.dtype} cannot hold; use float32")
+                raise CapjaxError(
+                    f"expected finite {name} features, got values that {self.dtype} cannot hold; use float32"
+                )
             path = self._shard(split, name, rows.start)
             temporary = path.with_suffix(".tmp")
             with open(temporary, "wb") as file:
@@ -128,7 +132,7 @@ class FeatureStore:
         missing = self.missing_shards(split)
         if missing:
             raise CapjaxError(
-                f"expected all {num_rows} rows of split {split!r} in {self.path}, {sum(map(len, missing))} are missing; "
+                f"expected {num_rows} rows of split {split!r} in {self.path}, {sum(map(len, missing))} are missing; "
                 "run capjax features again, it continues where it stopped"
             )
         if grid and not self.num_positions:
@@ -154,7 +158,9 @@ class FeatureRows:
         try:
             self._shards = {n: [np.load(file, mmap_mode="r") for file in files] for n, files in self._paths.items()}
         except (OSError, ValueError) as error:
-            raise CapjaxError(f"expected readable feature shards, got a damaged one ({error}); extract them again") from None
+            raise CapjaxError(
+                f"expected readable feature shards, got a damaged one ({error}); extract them again"
+            ) from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_paths": self._paths, "_num_rows": self._num_rows}
@@ -239,7 +245,8 @@ def _read_header(path: pathlib.Path) -> dict[str, Any]:
         raise CapjaxError(f"expected JSON in {path}/store.json, got something else ({error})") from None
     if header.get("format_version") != FORMAT_VERSION:
         raise CapjaxError(
-            f"expected feature store format {FORMAT_VERSION} at {path}, got {header.get('format_version')}; extract again"
+            f"expected feature store format {FORMAT_VERSION} at {path}, got {header.get('format_version')}; "
+            "extract the features again"
         )
     return header
 
@@ -290,7 +297,9 @@ def import_npz(
     except FileNotFoundError:
         raise CapjaxError(f"expected features at {path}, found no file there") from None
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise CapjaxError(f"expected an .npz with file_name, pooled and optionally grid at {path}, got {error!r}") from None
+        raise CapjaxError(
+            f"expected an .npz with file_name, pooled and optionally grid at {path}, got {error!r}"
+        ) from None
     if pooled.ndim != 2 or len(names) != len(pooled) or (grid is not None and grid.shape[::2] != pooled.shape):
         raise CapjaxError(
             f"expected file_name [N], pooled [N, F], grid [N, P, F] in {path}, got {len(names)} names, "
@@ -299,7 +308,10 @@ def import_npz(
     rows_by_name = {name: i for i, name in enumerate(names)}
     store = create_store(
         store_path,
-        {"imported": pathlib.Path(path).name, "sha256": hashlib.sha256(np.ascontiguousarray(pooled).tobytes()).hexdigest()},
+        {
+            "imported": pathlib.Path(path).name,
+            "sha256": hashlib.sha256(np.ascontiguousarray(pooled).tobytes()).hexdigest(),
+        },
         pooled.shape[1],
         None if grid is None else grid.shape[1],
     )
@@ -312,8 +324,12 @@ def import_npz(
         store.begin_split(split, present)
         for rows in store.missing_shards(split):
             at = [rows_by_name[present[i].file_name] for i in rows]
-            values = Features(pooled[at].astype(np.float32), None if grid is None else grid[at].astype(np.float32) * scale)
+            values = Features(
+                pooled[at].astype(np.float32), None if grid is None else grid[at].astype(np.float32) * scale
+            )
             store.write_shard(split, rows, values)
     if not any(imported for imported, _ in counts.values()):
-        raise CapjaxError(f"expected features of the dataset's images in {path}, none of its file names is in the dataset")
+        raise CapjaxError(
+            f"expected features of the dataset's images in {path}, none of its file names is in the dataset"
+        )
     return counts

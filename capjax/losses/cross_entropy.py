@@ -24,7 +24,8 @@ def masked_cross_entropy(
         logits: float32 scores of every next word.
         targets: ids of the words that came.
         mask: 1 where the target is a word or END, 0 at padding.
-        label_smoothing: ε in [0, 1); the target distribution is (1 - ε) onehot + ε / V (Szegedy et al. 2016, section 7).
+        label_smoothing: ε in [0, 1): the target distribution is (1 - ε) onehot + ε / V (Szegedy et al. 2016, section
+            7).
 
     Returns:
         The sum in nats and the number of positions.

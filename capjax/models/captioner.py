@@ -14,7 +14,8 @@ class Captioner(nn.Module):
     """A CNN-to-RNN captioner; variables sit under `encoder` and `decoder`.
 
     Attributes:
-        decoder: any decoder of `capjax.models`: it offers `init_carry`, `decode_step` and teacher-forced `__call__`.
+        decoder: any decoder of `capjax.models`: it offers `init_carry`, `decode_step`, teacher-forced `logit_inputs`
+            and `__call__`, and its last layer is a Dense called `logits`.
         encoder: maps images to `Features`; None for a captioner that is only ever fed cached features.
         freeze_encoder: cut the gradient at the features.
         train_batch_norm: let the encoder's BatchNorm use and update batch statistics in training.
@@ -49,8 +50,17 @@ class Captioner(nn.Module):
             tokens: the captions without their last id.
             train: whether dropout acts and BatchNorm may be trained.
         """
+        return self.decoder(self._features_per_caption(inputs, tokens, train), tokens, train=train)
+
+    def logit_inputs(
+        self, inputs: Images | Features, tokens: Int[Array, "B L"], train: bool = False
+    ) -> Float[Array, "B L M"]:
+        """Compute what enters the decoder's last layer, its Dense `logits`; arguments as of `__call__`."""
+        return self.decoder.logit_inputs(self._features_per_caption(inputs, tokens, train), tokens, train=train)
+
+    def _features_per_caption(self, inputs: Images | Features, tokens: Int[Array, "B L"], train: bool) -> Features:
         features = inputs if isinstance(inputs, Features) else self.encode(inputs, train)
         captions_per_image = tokens.shape[0] // features.pooled.shape[0]
         if captions_per_image > 1:
             features = jax.tree.map(lambda x: jnp.repeat(x, captions_per_image, axis=0), features)
-        return self.decoder(features, tokens, train=train)
+        return features

@@ -57,25 +57,28 @@ class InitInjectDecoder(nn.Module):
         state = nn.elu(self.initial_state(nn.elu(self.image_bottleneck(pooled))))
         return state, state
 
-    def _predict(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        return self.logits(nn.elu(self.logit_bottleneck(hidden))).astype(jnp.float32)
-
     def decode_step(self, carry: LSTMCarry, tokens: Int[Array, " B"]) -> tuple[LSTMCarry, Float[Array, "B V"]]:
         """Feed one word per caption; return the new state and the logits of the next word."""
         carry, hidden = self.lstm.step(carry, self.embedding(tokens))
-        return carry, self._predict(hidden)
+        return carry, self.logits(nn.elu(self.logit_bottleneck(hidden))).astype(jnp.float32)
 
-    def __call__(self, features: Features, tokens: Int[Array, "B L"], train: bool = False) -> Float[Array, "B L V"]:
-        """Compute the logits of every next word under teacher forcing.
+    def logit_inputs(
+        self, features: Features, tokens: Int[Array, "B L"], train: bool = False
+    ) -> Float[Array, "B L M"]:
+        """Run under teacher forcing up to the last layer, `logits`, which the loss may fuse with itself.
 
         Args:
             features: of the image of each caption; `pooled` [B, F] is used.
             tokens: the captions without their last id.
             train: whether dropout acts (needs the `dropout` random stream).
-
-        Returns:
-            float32 logits; position l predicts the word after `tokens[:, l]`.
         """
         words = self.dropout(self.embedding(tokens), deterministic=not train)
         _, hidden = self.lstm(self.init_carry(features), words)
-        return self._predict(self.dropout(hidden, deterministic=not train))
+        return nn.elu(self.logit_bottleneck(self.dropout(hidden, deterministic=not train)))
+
+    def __call__(self, features: Features, tokens: Int[Array, "B L"], train: bool = False) -> Float[Array, "B L V"]:
+        """Compute the float32 logits of every next word under teacher forcing; arguments of `logit_inputs`.
+
+        Position l predicts the word after `tokens[:, l]`.
+        """
+        return self.logits(self.logit_inputs(features, tokens, train)).astype(jnp.float32)

@@ -33,7 +33,9 @@ class MetricWriter:
         temporary.write_text("".join(line + "\n" for line in kept))
         temporary.replace(path)
         self._file = path.open("a")
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._tensorboard = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
+        )
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record the scalars of a step; not-a-number becomes null in the JSONL."""

@@ -48,5 +48,9 @@ def make_optimizer(
             raise CapjaxError(f"optimizer {name!r} does not take these settings: {error}") from None
 
     parts = {"decoder": rule(1.0), "encoder": rule(encoder_scale) if encoder_scale else optax.set_to_zero()}
-    update = optax.partition(parts, lambda params: {part: jax.tree.map(lambda _: part, params[part]) for part in params})
+
+    def part_of_each(params: dict[str, Any]) -> dict[str, Any]:
+        return {part: jax.tree.map(lambda _, name=part: name, tree) for part, tree in params.items()}
+
+    update = optax.partition(parts, part_of_each)
     return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update

@@ -53,4 +53,6 @@ def parameter_overview(params: Any) -> str:
             rows.append((f"{part}/{name}", str(x.shape), f"{float(x.mean()):+.4f}", f"{float(x.std()):.4f}"))
     rows = [("parameter", "shape", "mean", "std"), *rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

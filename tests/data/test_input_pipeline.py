@@ -1,4 +1,4 @@
-"""Batches: right content, static shapes, every image or caption once, the same for any number of processes, resumable."""
+"""Batches: right content, static shapes, all images or captions once, the same for any number of processes."""
 
 import io
 import json

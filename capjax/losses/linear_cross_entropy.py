@@ -1,0 +1,117 @@
+"""The last layer and the loss in one: cross-entropy of `hidden @ kernel + bias` that never holds all logits.
+
+Captions differ in length, so about 40 % of a padded COCO batch is padding, and the product with the vocabulary is most of
+a captioner's arithmetic. Here the positions that count are moved to the front and go through the vocabulary in chunks; the
+loop ends with the last word. Logits of one chunk exist at a time, and their gradient is taken on the spot (as in Wijmans
+et al. 2024, Cut Your Losses in Large-Vocabulary Language Models), so memory does not grow with the batch.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class WordSums(NamedTuple):
+    """Sums over the words of a batch: cross-entropy in nats, most probable words that were right, words."""
+
+    loss: Float[Array, ""]
+    correct: Float[Array, ""]
+    count: Float[Array, ""]
+
+
+def linear_cross_entropy(
+    hidden: Float[Array, "N D"],
+    kernel: Float[Array, "D V"],
+    bias: Float[Array, " V"],
+    targets: Int[Array, " N"],
+    mask: Bool[Array, " N"],
+    label_smoothing: float = 0.0,
+    chunk_size: int = 128,
+) -> WordSums:
+    """Sum cross-entropy and hits over the positions that count.
+
+    Equal to `masked_cross_entropy` and `next_word_accuracy` of the logits `hidden @ kernel + bias`, gradients included.
+
+    Args:
+        hidden: input of the last layer at N positions; the product is computed in its dtype, the softmax in float32.
+        kernel: of the last layer.
+        bias: of the last layer.
+        targets: ids of the words that came.
+        mask: true where the target is a word or END.
+        label_smoothing: ε in [0, 1), see `masked_cross_entropy`.
+        chunk_size: positions that go through the vocabulary at once: about 128 for the caches of a CPU, more for
+            accelerators.
+    """
+    order = jnp.argsort(~mask, stable=True)
+    padding = -hidden.shape[0] % chunk_size
+    packed = jnp.pad(hidden[order], ((0, padding), (0, 0)))
+    packed_targets = jnp.pad(targets[order], (0, padding))
+    count = jnp.sum(mask, dtype=jnp.int32)
+    loss, correct = _packed(packed, kernel, bias, packed_targets, count, label_smoothing, chunk_size)
+    return WordSums(loss, correct, count.astype(jnp.float32))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _packed(hidden, kernel, bias, targets, count, label_smoothing, chunk_size):  # noqa: ANN001, ANN202
+    """Sum over the first `count` rows; shapes as of `linear_cross_entropy`."""
+    return _over_chunks(hidden, kernel, bias, targets, count, label_smoothing, chunk_size, gradients=False)[0]
+
+
+def _packed_forward(hidden, kernel, bias, targets, count, label_smoothing, chunk_size):  # noqa: ANN001, ANN202
+    return _over_chunks(hidden, kernel, bias, targets, count, label_smoothing, chunk_size, gradients=True)
+
+
+def _packed_backward(label_smoothing, chunk_size, gradients, cotangents):  # noqa: ANN001, ANN202
+    loss_cotangent, _ = cotangents
+    return (*(loss_cotangent.astype(g.dtype) * g for g in gradients), None, None)
+
+
+_packed.defvjp(_packed_forward, _packed_backward)
+
+
+def _over_chunks(
+    hidden: Float[Array, "N D"],
+    kernel: Float[Array, "D V"],
+    bias: Float[Array, " V"],
+    targets: Int[Array, " N"],
+    count: Int[Array, ""],
+    label_smoothing: float,
+    chunk_size: int,
+    gradients: bool,
+) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], tuple[Array, ...]]:
+    """Return (loss, correct) and, if wanted, the gradients of the loss by hidden, kernel and bias."""
+    vocab_size = kernel.shape[1]
+    weights = kernel.astype(hidden.dtype)
+
+    def one_chunk(state: tuple) -> tuple:
+        start, loss, correct, grads = state
+        h = jax.lax.dynamic_slice_in_dim(hidden, start, chunk_size)
+        t = jax.lax.dynamic_slice_in_dim(targets, start, chunk_size)
+        counts = (start + jnp.arange(chunk_size) < count).astype(jnp.float32)
+        logits = (h @ weights).astype(jnp.float32) + bias[None]
+        log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+        of_target = jnp.take_along_axis(logits, t[:, None], axis=-1)[:, 0]
+        losses = log_normalizer - of_target
+        if label_smoothing:
+            losses += label_smoothing * (of_target - jnp.mean(logits, axis=-1))
+        loss += jnp.sum(losses * counts)
+        correct += jnp.sum((jnp.argmax(logits, axis=-1) == t) * counts)
+        if gradients:
+            d_hidden, d_kernel, d_bias = grads
+            d_logits = jnp.exp(logits - log_normalizer[:, None]) - label_smoothing / vocab_size
+            d_logits = (d_logits * counts[:, None]).at[jnp.arange(chunk_size), t].add(-(1 - label_smoothing) * counts)
+            d_bias += jnp.sum(d_logits, axis=0)
+            d_logits = d_logits.astype(hidden.dtype)
+            d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, d_logits @ weights.T, start, axis=0)
+            d_kernel += (h.T @ d_logits).astype(jnp.float32)
+            grads = d_hidden, d_kernel, d_bias
+        return start + chunk_size, loss, correct, grads
+
+    zero = jnp.zeros((), jnp.float32)
+    grads = (jnp.zeros_like(hidden), jnp.zeros_like(kernel), jnp.zeros_like(bias)) if gradients else ()
+    state = (jnp.zeros((), jnp.int32), zero, zero, grads)
+    _, loss, correct, grads = jax.lax.while_loop(lambda state: state[0] < count, one_chunk, state)
+    return (loss, correct), grads
