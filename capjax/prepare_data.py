@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from capjax import data
-from capjax.data.contact_sheet import draw_contact_sheet, save_png
 from capjax.data.disk import check_room, clear_disk_errors
 from capjax.data.findings import Findings, report_dict, report_json
 from capjax.data.image_ops import CROPS, RESAMPLING, Preprocessing, load_image
@@ -71,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what `capjax data` was asked for; returns the exit status."""
     name = _dataset_name(args)
+    if getattr(args, "num_workers", 1) < 1:
+        raise CapjaxError(f"expected --num_workers of at least 1, got {args.num_workers}")
     match args.action:
         case "prepare":
             return prepare_command(name, args)
@@ -128,6 +129,8 @@ def validate_command(name: data.DatasetName, args: argparse.Namespace) -> int:
 
 def inspect_command(name: data.DatasetName, args: argparse.Namespace) -> int:
     """Draw examples, evenly spread over a split, after preprocessing."""
+    from capjax.data.contact_sheet import draw_contact_sheet, save_png
+
     dataset = data.load(str(name), args.data_dir)
     split = args.split or dataset.splits[0]
     records, images = dataset.records(split), dataset.images(split)

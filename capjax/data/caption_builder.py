@@ -151,12 +151,18 @@ class Workspace:
         """
         self.target = target
         self.path = target.parent / f".preparing-{target.name}"
+        self._old = self.path / "old"
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / "lock", "w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._lock.close()
             raise CapjaxError(f"expected to prepare {target} alone, another process does; wait for it") from None
+        # A run that was killed between the two moves of `publish` left no dataset, but the older one here.
+        if self._old.exists() and not target.exists():
+            os.replace(self._old, target)
+        shutil.rmtree(self._old, ignore_errors=True)
 
     @property
     def build(self) -> pathlib.Path:
@@ -172,9 +178,8 @@ class Workspace:
 
     def publish(self, built: pathlib.Path) -> None:
         """Move the finished dataset to the target, replacing an older one, and clean up."""
-        old = self.path / "old"
         if self.target.exists():
-            os.replace(self.target, old)
+            os.replace(self.target, self._old)
         os.replace(built, self.target)
         shutil.rmtree(self.path)
 

@@ -21,6 +21,7 @@ _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "image_name", "image
 _CAPTION_COLUMNS = ("caption", "captions", "text", "comment", "sentence", "description")
 _ID_COLUMNS = ("image_id", "id")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\u200b\u2028\u2029]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # UTF-8 sequences of two to four bytes, seen through Windows-1252.
 _CP1252_HIGH = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ\u0080-\u00bf"
 _MOJIBAKE = re.compile(f"[\u00c2-\u00df][{_CP1252_HIGH}]|[\u00e0-\u00ef][{_CP1252_HIGH}]{{2}}|ð[{_CP1252_HIGH}]{{3}}")
@@ -114,6 +115,8 @@ def clean_caption(text: str, name: str, found: Findings) -> str | None:
     if _CONTROL.search(text):
         found.add("control characters", name, _excerpt(_CONTROL.sub("·", text)))
         text = _CONTROL.sub(" ", text)
+    # Halves of characters outside the basic plane, which JSON can hold and UTF-8 cannot.
+    text = _SURROGATE.sub("\ufffd", text)
     if "\ufffd" in text:
         found.add("lost characters", name, _excerpt(text))
     text = re.sub(r"[\r\n\t]+", " ", text).strip()
@@ -159,26 +162,21 @@ def parse_coco_json(data: bytes, name: str, found: Findings) -> list[CaptionedFi
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise CapjaxError(f"expected the COCO captions layout (images and annotations) in {name}, got {keys}")
-    by_id: dict[int, CaptionedFile] = {}
+    by_id: dict[str, CaptionedFile] = {}
     for i, image in enumerate(content["images"]):
-        try:
-            by_id[int(image["id"])] = CaptionedFile(
-                str(image["file_name"]), image_id=int(image["id"]), split=image.get("split")
-            )
-        except (KeyError, TypeError, ValueError, AttributeError):
-            found.add("malformed row", f"{name}, image {i}")
-    for i, annotation in enumerate(content["annotations"]):
-        try:
-            image_id, caption = int(annotation["image_id"]), annotation["caption"]
-        except (KeyError, TypeError, ValueError):
-            found.add("malformed row", f"{name}, annotation {i}")
+        if not isinstance(image, dict) or not image.get("file_name") or image.get("id") is None:
+            found.add("malformed row", f"{name}, image {i}", "no id or file_name")
             continue
-        if not isinstance(caption, str):
-            found.add("malformed row", f"{name}, annotation {i}")
-        elif image_id not in by_id:
+        file_name, split = str(image["file_name"]), image.get("split")
+        # Some programs write ids as texts.
+        by_id[str(image["id"])] = CaptionedFile(file_name, [], _as_id(image["id"]), _as_text(split))
+    for i, annotation in enumerate(content["annotations"]):
+        if not isinstance(annotation, dict) or not isinstance(annotation.get("caption"), str):
+            found.add("malformed row", f"{name}, annotation {i}", "no caption")
+        elif (image_id := str(annotation.get("image_id"))) not in by_id:
             found.add("caption without image", f"image id {image_id}", f"not among the images of {name}")
         else:
-            by_id[image_id].captions.append(caption)
+            by_id[image_id].captions.append(annotation["caption"])
     return list(by_id.values())
 
 
@@ -211,7 +209,7 @@ def _rows_of_objects(objects: Iterable[tuple[int, Any]], name: str, found: Findi
         if not file_name or not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
             found.add("malformed row", f"{name}, line {number}", "no file_name with a caption")
             continue
-        yield CaptionedFile(str(file_name), captions, _as_id(_first(row, _ID_COLUMNS)), row.get("split") or None)
+        yield CaptionedFile(str(file_name), captions, _as_id(_first(row, _ID_COLUMNS)), _as_text(row.get("split")))
 
 
 def parse_table(data: bytes, name: str, found: Findings) -> list[CaptionedFile]:
@@ -224,9 +222,9 @@ def parse_table(data: bytes, name: str, found: Findings) -> list[CaptionedFile]:
         CapjaxError: if the header lacks the columns, or no row can be read.
     """
     text = decode_text(data, name, found)
-    if "\0" in text:
-        raise CapjaxError(f"expected a text table in {name}, got binary data")
     header_line = text.partition("\n")[0]
+    if "\0" in header_line:
+        raise CapjaxError(f"expected a text table in {name}, got binary data")
     delimiter = max("|\t;,", key=header_line.count)
     quoting = csv.QUOTE_NONE if delimiter == "|" else csv.QUOTE_MINIMAL
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
@@ -314,6 +312,11 @@ def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 def _as_id(value: Any) -> int | None:
     try:
-        return int(value)
-    except (TypeError, ValueError):
+        image_id = int(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return image_id if -(2**63) <= image_id < 2**63 else None
+
+
+def _as_text(value: Any) -> str | None:
+    return str(value) if value else None

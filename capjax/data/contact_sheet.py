@@ -3,7 +3,6 @@
 import io
 import os
 import pathlib
-import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -17,6 +16,8 @@ _COLUMN = 300
 _GAP = 28
 _MARGIN = 36
 _LINE = 19
+_INDENT = 11
+_TEXT_WIDTH = _COLUMN - _INDENT
 _MAX_CAPTIONS = 5
 _MAX_LINES_PER_CAPTION = 3
 _INK, _GREY, _ACCENT, _PAPER = "#1b1f27", "#7b828e", "#b8bec8", "#ffffff"
@@ -34,7 +35,8 @@ def draw_contact_sheet(
     """
     columns = min(num_columns, len(examples))
     rows = [examples[start : start + columns] for start in range(0, len(examples), columns)]
-    texts = [[_wrap(record) for record, _ in row] for row in rows]
+    font = _font(14)
+    texts = [[_wrap(record, font) for record, _ in row] for row in rows]
     text_heights = [max(sum(map(len, captions)) * _LINE + 6 * len(captions) for captions in row) for row in texts]
     heights = [_COLUMN + 30 + height + _GAP for height in text_heights]
     width = 2 * _MARGIN + columns * _COLUMN + (columns - 1) * _GAP
@@ -54,7 +56,7 @@ def draw_contact_sheet(
             for lines in captions:
                 draw.rectangle((left, at + 3, left + 2, at + len(lines) * _LINE - 3), _ACCENT)
                 for line in lines:
-                    draw.text((left + 11, at), line, _INK, _font(14))
+                    draw.text((left + _INDENT, at), line, _INK, font)
                     at += _LINE
                 at += 6
         top += height
@@ -75,18 +77,35 @@ def save_png(image: Image.Image, path: pathlib.Path) -> None:
     os.replace(temporary, path)
 
 
-def _wrap(record: CaptionRecord) -> list[list[str]]:
-    captions = [
-        textwrap.wrap(caption, 36, max_lines=_MAX_LINES_PER_CAPTION, placeholder=" …") or [""]
-        for caption in record.captions[:_MAX_CAPTIONS]
-    ]
+def _wrap(record: CaptionRecord, font: ImageFont.FreeTypeFont) -> list[list[str]]:
+    captions = [_wrap_caption(caption, font) for caption in record.captions[:_MAX_CAPTIONS]]
     if len(record.captions) > _MAX_CAPTIONS:
         captions.append([f"and {len(record.captions) - _MAX_CAPTIONS} more"])
     return captions
 
 
+def _wrap_caption(caption: str, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Break a caption by its drawn width; a word too long for a line, or a script without spaces, is cut."""
+    lines = [""]
+    # A line holds fewer than 100 letters, so no more is ever shown of a caption.
+    for word in caption[: 100 * _MAX_LINES_PER_CAPTION].split():
+        for piece in [word] if font.getlength(word) <= _TEXT_WIDTH else word:
+            space = " " if lines[-1] and piece is word else ""
+            if font.getlength(lines[-1] + space + piece) <= _TEXT_WIDTH:
+                lines[-1] += space + piece
+            else:
+                lines.append(piece)
+    lines = [line for line in lines if line] or [""]
+    if len(lines) > _MAX_LINES_PER_CAPTION:
+        lines = lines[:_MAX_LINES_PER_CAPTION]
+        while font.getlength(lines[-1] + " …") > _TEXT_WIDTH:
+            lines[-1] = lines[-1][:-1].rstrip()
+        lines[-1] += " …"
+    return lines
+
+
 def _shorten(name: str) -> str:
-    return name if len(name) <= 40 else "…" + name[-39:]
+    return name if len(name) <= 38 else "…" + name[-37:]
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

@@ -55,6 +55,8 @@ class Findings:
     def add(self, kind: str, name: str, detail: str = "") -> None:
         """Note trouble of a kind in `KINDS` with the file or row `name`."""
         assert kind in KINDS, kind
+        # File systems may hold names that are not UTF-8; they cannot be printed as they are.
+        name = name.encode("utf-8", "replace").decode("utf-8")
         self._by_kind.setdefault(kind, []).append((name, detail))
 
     def __iter__(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:

@@ -7,6 +7,7 @@ Names may be paths below the image folder, bare file names, or names without suf
 Without a `split` column the split of an image depends on its name alone, so adding images moves no other.
 """
 
+import unicodedata
 from collections.abc import Iterable
 
 import tensorflow_datasets as tfds
@@ -101,14 +102,15 @@ def _resolve_names(files: Iterable[CaptionedFile], images: dict[str, ImageFile])
     """Replace the names that captions use by paths of image files, where that is unambiguous."""
     by_alias: dict[str, set[str]] = {}
     for name in images:
-        base = name.rsplit("/", 1)[-1]
+        base = unicodedata.normalize("NFC", name.rsplit("/", 1)[-1])
         for alias in (base, base.rsplit(".", 1)[0]):
             by_alias.setdefault(alias, set()).add(name)
     resolved: dict[str, CaptionedFile] = {}
     for file in files:
         name = file.file_name.replace("\\", "/").removeprefix("./")
         if name not in images:
-            candidates = by_alias.get(name.rsplit("/", 1)[-1], set())
+            # Archives made on a Mac spell accents in two characters.
+            candidates = by_alias.get(unicodedata.normalize("NFC", name.rsplit("/", 1)[-1]), set())
             name = next(iter(candidates)) if len(candidates) == 1 else name
         known = resolved.setdefault(name, file)
         if known is file:

@@ -98,7 +98,8 @@ def _peculiarities(image: Image.Image) -> list[tuple[str, str]]:
 def _encode(image: Image.Image, lossless: bool) -> bytes:
     buffer = io.BytesIO()
     if lossless:
-        image.save(buffer, "PNG")
+        # Without the colour profile of the source, which may be one of greys or inks.
+        image.save(buffer, "PNG", icc_profile=None)
     else:
         image.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()

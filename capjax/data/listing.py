@@ -101,9 +101,11 @@ def build_listing(
             if image_id is None or image_id in ids:
                 image_id = stable_id(entry.file_name)
             ids.add(image_id)
-            records.append(CaptionRecord(image_id, entry.file_name, captions))
+            # A name that is not UTF-8 could not be stored.
+            file_name = entry.file_name.encode("utf-8", "replace").decode("utf-8")
+            records.append(CaptionRecord(image_id, file_name, captions))
             if images is not None:
-                files[entry.file_name] = images[entry.file_name]
+                files[file_name] = images[entry.file_name]
         if records:
             splits[split] = records
     for name in sorted(set(images or ()) - names - left_aside):
@@ -120,9 +122,13 @@ def build_listing(
 
 def stable_id(name: str) -> int:
     """Derive an image id from a file name, the same on every machine and below 2^48."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+    return int.from_bytes(_digest(name)[:6], "big")
 
 
 def hash_share(name: str) -> float:
     """Map a file name to a fixed number in [0, 1), by which splits are drawn."""
-    return int.from_bytes(hashlib.sha256(b"split:" + name.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(_digest("split:" + name)[:6], "big") / 2**48
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,164 @@
+"""Caption files in every layout, whole and damaged, and the repair of captions."""
+
+import json
+
+import pytest
+
+from capjax.data.caption_files import clean_caption, decode_text, read_captions
+from capjax.data.findings import Findings
+from capjax.errors import CapjaxError
+from tests.source_layouts import coco_json, write
+
+
+def kinds(found: Findings) -> dict[str, int]:
+    return {kind: len(items) for kind, items in found}
+
+
+def captions_of(path, found=None) -> dict[str, list[str]]:
+    return {file.file_name: file.captions for file in read_captions(path, found or Findings())}
+
+
+EXPECTED = {"a.jpg": ["A dog, running.", "Second one"], "b.jpg": ['He said "go"']}
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("c.csv", 'image,caption\na.jpg,"A dog, running."\na.jpg,Second one\nb.jpg,"He said ""go"""\n'),
+        ("c.csv", '\ufefffile_name;text\r\na.jpg;A dog, running.\r\na.jpg;Second one\r\nb.jpg;"He said ""go"""\r\n'),
+        ("c.tsv", 'caption\tfilename\nA dog, running.\ta.jpg\nSecond one\ta.jpg\n"He said ""go"""\tb.jpg\n'),
+        ("captions.txt", 'image,caption\na.jpg,A dog, running.\na.jpg,Second one\nb.jpg,"He said ""go"""\n'),
+        (
+            "results.csv",
+            "image_name| comment_number| comment\n"
+            'a.jpg| 0| A dog, running.\na.jpg| 1| Second one\nb.jpg| 0| He said "go"\n',
+        ),
+        ("x.token", 'a.jpg#0\tA dog, running.\na.jpg#1\tSecond one\nb.jpg#0\tHe said "go"\n'),
+        (
+            "c.jsonl",
+            '{"file_name": "a.jpg", "captions": ["A dog, running.", "Second one"]}\n\n'
+            '{"image": "b.jpg", "caption": "He said \\"go\\""}\n',
+        ),
+        ("c.json", json.dumps([{"file_name": n, "caption": c} for n, cs in EXPECTED.items() for c in cs])),
+        ("c.json", coco_json(EXPECTED, {"a.jpg": 7, "b.jpg": 3})),
+    ],
+)
+def test_every_layout_gives_the_same_captions(tmp_path, name, content):
+    found = Findings()
+    assert captions_of(write(tmp_path / name, content), found) == EXPECTED
+    assert set(kinds(found)) <= {"byte order mark"}
+
+
+def test_ids_and_splits_are_read(tmp_path):
+    path = write(tmp_path / "c.csv", "image_id,image,caption,split\n5,a.jpg,x,val\nnone,b.jpg,y,\n")
+    a, b = read_captions(path, Findings())
+    assert (a.image_id, a.split, b.image_id, b.split) == (5, "val", None, None)
+    for written, image_id in ((12, 12), ("12", 12), ("k12", None), (2**63, None)):
+        path = write(tmp_path / "c.json", coco_json({"a.jpg": ["x"]}, {"a.jpg": written}))
+        (c,) = read_captions(path, Findings())
+        assert (c.image_id, c.captions) == (image_id, ["x"])
+
+
+@pytest.mark.parametrize(
+    "name, content, expected",
+    [
+        ("c.csv", "image,caption\na.jpg,fine\nb.jpg\n,lonely\n", {"malformed row": 2}),
+        (
+            "c.jsonl",
+            '{"file_name": "a.jpg", "caption": "fine"}\n{"file_name"\n[1]\n{"caption": "x"}\n',
+            {"malformed row": 3},
+        ),
+        ("x.token", "a.jpg#0\tfine\nb.jpg without number\n", {"malformed row": 1}),
+        (
+            "c.json",
+            json.dumps(
+                {
+                    "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2}],
+                    "annotations": [
+                        {"image_id": 1, "caption": "fine"},
+                        {"image_id": 1, "caption": None},
+                        {"image_id": 9, "caption": "of no image"},
+                    ],
+                }
+            ),
+            {"malformed row": 2, "caption without image": 1},
+        ),
+    ],
+)
+def test_bad_rows_are_noted_and_the_rest_is_read(tmp_path, name, content, expected):
+    found = Findings()
+    assert captions_of(write(tmp_path / name, content), found) == {"a.jpg": ["fine"]}
+    assert kinds(found) == expected
+
+
+@pytest.mark.parametrize(
+    "name, content, expected",
+    [
+        ("c.csv", "", "header"),
+        ("c.csv", "a,b\n1,2\n", "image and a caption column"),
+        ("c.csv", "image,caption\n", "rows below the header"),
+        ("c.csv", b"\x00\x01\x02", "binary"),
+        ("c.json", "{", "JSON"),
+        ("c.json", '{"info": 1}', "COCO captions layout"),
+        ("c.jsonl", "not json\n", "found none"),
+        ("c.xlsx", "x", "xlsx"),
+    ],
+)
+def test_files_that_make_no_sense_are_refused_in_one_line(tmp_path, name, content, expected):
+    with pytest.raises(CapjaxError, match=expected) as caught:
+        read_captions(write(tmp_path / name, content), Findings())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_caption_file_is_one_line(tmp_path):
+    with pytest.raises(CapjaxError, match="No such file"):
+        read_captions(tmp_path / "nowhere.csv", Findings())
+
+
+@pytest.mark.parametrize(
+    "data, text, kind",
+    [
+        ("naïve café".encode(), "naïve café", None),
+        ("naïve café".encode("utf-8-sig"), "naïve café", "byte order mark"),
+        ("naïve café".encode("utf-16"), "naïve café", "byte order mark"),
+        ("ü\n".encode() + "naïve “café”".encode("cp1252"), "ü\nnaïve “café”", "not UTF-8"),
+        (b"a \x81 b", "a \x81 b", "not UTF-8"),
+    ],
+)
+def test_text_is_decoded_from_the_usual_encodings(data, text, kind):
+    found = Findings()
+    assert decode_text(data, "file", found) == text
+    assert kinds(found) == ({kind: 1} if kind else {})
+
+
+@pytest.mark.parametrize(
+    "text", ["A café in Málaga, 5 €", "“Quoted” — naïve …", "日本の犬 🐕", "Ångström à côté", "Ã la carte"]
+)
+def test_good_captions_stay_as_they_are(text):
+    found = Findings()
+    assert clean_caption(text, "a.jpg", found) == text
+    assert kinds(found) == {}
+    # What misreads it as Windows-1252 is turned back.
+    misread = b"".join(bytes([b]) for b in text.encode()).decode("cp1252", errors="ignore")
+    if misread.encode("cp1252") == text.encode():
+        assert clean_caption(misread, "a.jpg", found) == text
+        assert kinds(found) == ({"mojibake": 1} if misread != text else {})
+
+
+@pytest.mark.parametrize(
+    "text, cleaned, kind",
+    [
+        ("A dog\x00 runs\x07", "A dog  runs", "control characters"),
+        ("\ufeffA dog", "A dog", "control characters"),
+        ("A dog\r\nruns\t fast\n", "A dog runs  fast", None),
+        ("A d\ufffdg", "A d\ufffdg", "lost characters"),
+        ("half \ud83d", "half \ufffd", "lost characters"),
+        (" . ", None, "empty caption"),
+        ("", None, "empty caption"),
+        ("word " * 500, None, "long caption"),
+    ],
+)
+def test_captions_are_repaired_or_left_out(text, cleaned, kind):
+    found = Findings()
+    assert clean_caption(text, "a.jpg", found) == cleaned
+    assert kinds(found) == ({kind: 1} if kind else {})

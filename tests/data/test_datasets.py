@@ -1,0 +1,145 @@
+"""The dataset contract: names, records, images, pickling, and the builder that all sources share."""
+
+import pickle
+import sys
+
+import pytest
+
+from capjax import data
+from capjax.data.caption_builder import CaptionBuilder, SplitExamples, prepare, workspace
+from capjax.data.image_ops import decode_image
+from capjax.errors import CapjaxError
+from capjax.types import CaptionRecord
+from tests.source_layouts import encode, jpeg, photo
+
+
+def example(i: int) -> tuple[CaptionRecord, bytes]:
+    return CaptionRecord(10**12 - i, f"päth/{i}.jpg", (f"caption {i}", "zweite „Zeile“ 犬")), jpeg(i)
+
+
+class Tiny(CaptionBuilder):
+    """A dataset of as many pictures as asked for; named as a real one so that `load` finds it."""
+
+    name = "scenes"
+
+    def __init__(self, sizes, **kwargs):
+        super().__init__(**kwargs)
+        self._sizes = sizes
+
+    def caption_splits(self):
+        return {split: SplitExamples(size, map(example, range(size))) for split, size in self._sizes.items()}
+
+
+def prepare_tiny(tmp_path, **sizes) -> data.CaptionDataset:
+    target = data.target_directory(data.parse_name("scenes"), tmp_path, "1.0.0")
+    prepare(lambda folder: Tiny(sizes, data_dir=folder), target)
+    return data.load("scenes", tmp_path)
+
+
+def test_records_and_images_come_back_in_order(tmp_path):
+    # Enough that an order by hash or by string would show.
+    dataset = prepare_tiny(tmp_path, val=3, train=120)
+    assert dataset.splits == ("train", "val")
+    assert dataset.records("train") == [example(i)[0] for i in range(120)]
+    images = dataset.images("train")
+    assert [images[i] for i in range(120)] == [example(i)[1] for i in range(120)]
+    assert (len(images), images[-1], len(list(images))) == (120, example(119)[1], 120)
+    with pytest.raises(IndexError):
+        images[120]
+    copy = pickle.loads(pickle.dumps(images))
+    assert copy[7] == images[7] and len(pickle.dumps(images)) < 1000
+    assert [p.name for p in dataset.directory.parent.iterdir()] == ["1.0.0"]
+
+
+def test_tfds_reads_the_shards_as_its_own(tmp_path):
+    import tensorflow_datasets as tfds
+
+    dataset = prepare_tiny(tmp_path, train=5)
+    source = tfds.builder_from_directory(str(dataset.directory)).as_data_source("train[1:3]")
+    assert [row["image_id"] for row in source] == [10**12 - 1, 10**12 - 2]
+    assert (source[0]["image"] == decode_image(jpeg(1))).all()
+    assert source[0]["captions"][1].decode() == "zweite „Zeile“ 犬"
+    assert "tensorflow" not in sys.modules
+
+
+def test_an_empty_split_is_one_line_and_the_older_dataset_stays(tmp_path):
+    before = prepare_tiny(tmp_path, train=2).records("train")
+    with pytest.raises(CapjaxError, match="split 'val' of scenes"):
+        prepare_tiny(tmp_path, train=4, val=0)
+    assert data.load("scenes", tmp_path).records("train") == before
+    assert len(data.load("scenes", tmp_path).images("train")) == 2
+
+
+def test_preparing_again_replaces_the_older_dataset(tmp_path):
+    prepare_tiny(tmp_path, train=2, val=1)
+    dataset = prepare_tiny(tmp_path, train=4)
+    assert dataset.splits == ("train",) and len(dataset.images("train")) == 4
+
+
+def test_a_kill_between_the_two_moves_loses_nothing(tmp_path):
+    dataset = prepare_tiny(tmp_path, train=2)
+    hidden = dataset.directory.parent / ".preparing-1.0.0"
+    hidden.mkdir()
+    dataset.directory.rename(hidden / "old")
+    with pytest.raises(CapjaxError, match="none to use"):
+        prepare_tiny(tmp_path, train=0)
+    assert len(data.load("scenes", tmp_path).images("train")) == 2
+
+
+def test_two_processes_do_not_prepare_the_same_dataset(tmp_path):
+    with workspace(tmp_path / "scenes" / "1.0.0"):
+        with pytest.raises(CapjaxError, match="wait"):
+            prepare_tiny(tmp_path, train=1)
+    prepare_tiny(tmp_path, train=1)
+
+
+def test_names_are_taken_apart():
+    for text, parts in {
+        "scenes": ("scenes", None, False),
+        "coco/karpathy": ("coco", "karpathy", False),
+        "coco/2014/captions": ("coco", "2014", True),
+        "flickr8k/captions": ("flickr8k", None, True),
+        "folder/mine": ("folder", "mine", False),
+    }.items():
+        name = data.parse_name(text)
+        assert (name.source, name.variant, name.captions_only) == parts
+        assert str(name) == text
+
+
+@pytest.mark.parametrize("text", ["cocoa", "coco", "coco/2015", "folder", "scenes/x", "coco/2014/captions/more", ""])
+def test_unknown_names_list_what_exists(text):
+    with pytest.raises(CapjaxError, match=r"expected a dataset out of .*, got"):
+        data.parse_name(text)
+
+
+def test_what_is_not_there_is_said_with_the_command_that_helps(tmp_path):
+    with pytest.raises(CapjaxError, match=r"not prepared .*capjax data prepare coco/2014 --data_dir"):
+        data.load("coco/2014", tmp_path)
+    dataset = prepare_tiny(tmp_path, train=2)
+    with pytest.raises(CapjaxError, match="out of train, got 'valid'"):
+        dataset.records("valid")
+    with pytest.raises(CapjaxError, match="out of train, got 'test'"):
+        dataset.images("test")
+
+
+def test_damaged_files_are_one_line(tmp_path):
+    dataset = prepare_tiny(tmp_path, train=40)
+    (shard,) = dataset.directory.glob("*.array_record-*")
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(CapjaxError, match="prepare it again"):
+        dataset.images("train")[0]
+    sidecar = dataset.directory / "captions-train.jsonl"
+    sidecar.write_text(sidecar.read_text()[:-20])
+    with pytest.raises(CapjaxError, match=r"captions-train\.jsonl"):
+        dataset.records("train")
+
+
+def test_png_images_are_stored_as_they_are(tmp_path):
+    class Png(Tiny):
+        name = "scenes"
+
+        def caption_splits(self):
+            return {"train": SplitExamples(1, [(example(0)[0], encode(photo(0), "PNG"))])}
+
+    prepare(lambda folder: Png({}, data_dir=folder), tmp_path / "scenes" / "1.0.0")
+    assert data.load("scenes", tmp_path).images("train")[0] == encode(photo(0), "PNG")
