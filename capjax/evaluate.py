@@ -1,36 +1,59 @@
 """Decode a split, score it, show it: `capjax evaluate --model=DIR --split=test`.
 
-The output folder holds metrics.json (scores, intervals, health, every setting), per_image.jsonl, results.json in the COCO
-results layout, and report.html.
+The output folder holds metrics.json (scores, intervals, health, every setting), per_image.jsonl, results.json in the
+COCO results layout, and report.html.
 """
 
+import argparse
+import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from capjax.data.input_pipeline import Rows, image_batches
+from capjax import assembly, data
+from capjax import config as configuration
+from capjax.data.input_pipeline import ImageRows, Rows, image_batches
+from capjax.decoding.flags import add_decoder_flags
 from capjax.decoding.settings import DecoderSettings
-from capjax.predict import Caption, Generator, LoadedModel
+from capjax.errors import CapjaxError
+from capjax.metrics.coco_caption import DEFAULT_METRICS, References, score
+from capjax.predict import Caption, Generator, LoadedModel, load_ensemble, search_settings
+from capjax.report import CaptionRow, Measure, Report, Score, read_log, thumbnail, write_page
+from capjax.score import metric_names, score_report, score_table, write_scores
 from capjax.sharding import check_divides, make_mesh, replicate
 from capjax.types import CaptionRecord
 
+# The health measures that the page shows, of those in metrics.json.
+_HEALTH = {
+    "dangling_end": ("dangling end", "share", "captions that break off, as in “with a”"),
+    "unknown_word": ("unknown word", "share", "captions with UNK"),
+    "repetition": ("repetition", "share", "captions that repeat an n-gram"),
+    "empty": ("empty", "share", "captions without a word"),
+    "distinct_captions": ("distinct captions", "share", "of all captions"),
+    "distinct_1": ("distinct-1", "number", "different words over words"),
+    "distinct_2": ("distinct-2", "number", "different bigrams over bigrams"),
+    "vocabulary": ("vocabulary used", "count", "different words"),
+    "mean_length": ("mean length", "number", "words"),
+}
+
 
 @dataclass(frozen=True)
-class Decoded:
-    """The captions of a split, one per image, and how long they took.
+class Evaluation:
+    """What came out of an evaluation.
 
     Attributes:
-        records: the images with their references, in the split's order.
-        captions: one for each.
-        seconds: of decoding, compilation excluded.
+        report: the content of metrics.json; empty without references.
+        rows: every image with its caption, references and scores.
+        seconds: that decoding took, compilation excluded.
     """
 
-    records: Sequence[CaptionRecord]
-    captions: Sequence[Caption]
+    report: dict[str, Any]
+    rows: list[CaptionRow]
     seconds: float
 
 
@@ -40,8 +63,8 @@ def decode_split(
     rows: Rows,
     settings: DecoderSettings,
     batch_size: int,
-) -> Decoded:
-    """Caption every image of a split once, on all devices of all processes.
+) -> tuple[list[Caption], float]:
+    """Caption every image of a split exactly once, on all devices of all processes.
 
     Args:
         models: one, or an ensemble.
@@ -49,9 +72,12 @@ def decode_split(
         rows: its images or features, in the same order.
         settings: of the search.
         batch_size: images over all devices.
+
+    Returns:
+        One caption per record, in order, on every process; and the seconds it took, compilation excluded.
     """
-    mesh = make_mesh()
     check_divides(batch_size, "batch_size")
+    mesh = make_mesh()
     generator = Generator([model.captioner for model in models], models[0].vocabulary, settings, mesh)
     variables = replicate([model.variables for model in models], mesh)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -59,13 +85,199 @@ def decode_split(
     def batches() -> Iterator[Mapping[str, Any]]:
         return image_batches(records, rows, batch_size=batch_size, **processes)
 
-    for _ in generator(variables, [next(batches())]):  # compiles, so that what follows can be timed
-        pass
+    list(generator(variables, [next(batches())]))  # compiles, so that what follows can be timed
     start = time.perf_counter()
-    captions = list(
-        tqdm(generator(variables, batches()), total=len(records), desc="captioning", unit="image", disable=None)
+    progress = tqdm(total=len(records), desc="captioning", unit="image", disable=None)
+    captions = []
+    for caption in generator(variables, batches()):
+        captions.append(caption)
+        progress.update()
+    progress.close()
+    return captions, time.perf_counter() - start
+
+
+def evaluate(
+    models: Sequence[LoadedModel],
+    config: ConfigDict,
+    split: str,
+    settings: DecoderSettings,
+    out: pathlib.Path,
+    *,
+    batch_size: int = 64,
+    max_images: int = 0,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    bootstrap_samples: int = 1000,
+    picture_of: Callable[[CaptionRecord], bytes | None] | None = None,
+    title: str = "",
+    note: str = "",
+    log: Sequence[Mapping[str, Any]] = (),
+    verdict_of: Callable[[CaptionRecord, str], str | None] = lambda record, caption: None,
+) -> Evaluation:
+    """Decode and score a split, and write everything to a folder.
+
+    Args:
+        models: one, or an ensemble.
+        config: says where the split's images or features are.
+        split: name of the split.
+        settings: of the search.
+        out: the folder.
+        batch_size: images over all devices.
+        max_images: the first so many, 0 for all.
+        metrics: names of metrics.
+        bootstrap_samples: draws for the intervals, 0 for none.
+        picture_of: encoded photo of a record, for the page; by default that of the dataset if it has any.
+        title: of the page.
+        note: what this is, in plain words.
+        log: of the training, for curves.
+        verdict_of: a word on each caption, shown with it.
+
+    Raises:
+        CapjaxError: if the split, its images or its features are not there.
+    """
+    encoder = assembly.encoder_from(config)
+    records, rows = assembly.split_from(config, split, encoder)
+    records = records[: max_images or None]
+    if not records:
+        raise CapjaxError(f"expected images in split {split!r}, it is empty")
+    captions, seconds = decode_split(models, records, rows, settings, batch_size)
+    if jax.process_index() != 0:
+        return Evaluation({}, [], seconds)
+    out.mkdir(parents=True, exist_ok=True)
+    configuration.write_json(out / "results.json", [{"image_id": c.image_id, "caption": c.text} for c in captions])
+
+    # Images without references (a test set whose captions are secret) are captioned and not scored.
+    known = {record.image_id: record.captions for record in records if record.captions}
+    report, per_image = {}, {}
+    if known:
+        references = References(known)
+        hypotheses = {caption.image_id: caption.text for caption in captions if caption.image_id in known}
+        scores = score(references, hypotheses, metrics)
+        per_image = scores.per_image
+        report = score_report(
+            scores, references, hypotheses, bootstrap_samples=bootstrap_samples, decoder=settings.to_dict()
+        )
+        report["settings"] |= {"dataset": config.dataset.name, "split": split, "num_models": len(models)}
+        report["captions_per_second"] = len(captions) / seconds
+        write_scores(out, report, scores)
+        print(score_table(f"{config.dataset.name}, {split}", scores, report, references))
+
+    if picture_of is None:
+        picture_of = dataset_pictures(config, split, records)
+    shown = [
+        CaptionRow(
+            image_id=record.image_id,
+            file_name=record.file_name,
+            image=_thumbnail(picture_of(record)),
+            caption=caption.text,
+            references=record.captions,
+            log_prob=caption.log_prob,
+            scores={name: values[record.image_id] for name, values in per_image.items() if record.image_id in values},
+            alternatives=caption.alternatives,
+            verdict=verdict_of(record, caption.text),
+        )
+        for record, caption in zip(records, captions, strict=True)
+    ]
+    title = title or f"{config.dataset.name}, {split}"
+    write_page(out / "report.html", _page(report, shown, settings, title, note, log))
+    print(f"{len(captions):,} captions, {len(captions) / seconds:,.1f} a second; wrote {out}")
+    return Evaluation(report, shown, seconds)
+
+
+def dataset_pictures(
+    config: ConfigDict, split: str, records: Sequence[CaptionRecord]
+) -> Callable[[CaptionRecord], bytes | None]:
+    """Return the photos of a prepared dataset by record; a function that has none where they are not on this machine."""
+    try:
+        dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
+        images = dataset.images(split)
+        index = {record.image_id: i for i, record in enumerate(dataset.records(split))}
+    except CapjaxError:
+        return lambda record: None
+    return lambda record: images[index[record.image_id]] if record.image_id in index else None
+
+
+def _thumbnail(picture: bytes | None) -> bytes | None:
+    try:
+        return picture and thumbnail(picture)
+    except CapjaxError:
+        return None
+
+
+def _page(
+    report: Mapping[str, Any],
+    rows: Sequence[CaptionRow],
+    settings: DecoderSettings,
+    title: str,
+    note: str,
+    log: Sequence[Mapping[str, Any]],
+) -> Report:
+    intervals, health = report.get("intervals", {}), report.get("health", {})
+    scored = [
+        Score(name, report[name], *intervals.get(name, (None, None))) for name in rows[0].scores if name in report
+    ]
+    skipped = [Score(name, float("nan"), note=reason) for name, reason in report.get("skipped", {}).items()]
+    measures = [
+        Measure(name, health[key], kind, about)
+        for key, (name, kind, about) in _HEALTH.items()
+        if health.get(key) is not None
+    ]
+    if "image_dependence" in report:
+        fall = report["image_dependence"]
+        about = f"CIDEr-D {100 * fall['score']:.1f} falls to {100 * fall['shuffled']:.1f} when captions change images"
+        measures.append(Measure("image dependence", 100 * (fall["score"] - fall["shuffled"]), "number", about))
+    return Report(
+        title=title,
+        note=note or "Captions that a model wrote, with what people wrote of the same images.",
+        settings=settings.to_dict(),
+        rows=rows,
+        scores=scored + skipped,
+        health=measures,
+        log=log,
     )
-    seconds = time.perf_counter() - start
-    if [caption.image_id for caption in captions] != [record.image_id for record in records]:
-        raise AssertionError("every image is captioned exactly once, in order")
-    return Decoded(records, captions, seconds)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `capjax evaluate`."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="model directory; several, with commas, vote")
+    parser.add_argument("--split", default="test", help="split of the dataset (default: test)")
+    parser.add_argument("--out", type=pathlib.Path, help="folder to write (default: DIR/../evaluation-SPLIT)")
+    parser.add_argument("--dataset", help="another dataset than the model was trained on")
+    parser.add_argument("--data_dir", help="folder of prepared datasets")
+    parser.add_argument("--features_dir", help="feature store to read; '' reads images")
+    parser.add_argument("--images", type=pathlib.Path, help="folder with the photos, by file name, to show on the page")
+    parser.add_argument("--batch_size", type=int, default=64, help="images decoded at once (default: 64)")
+    parser.add_argument("--max_images", type=int, default=0, help="the first so many images; 0: all")
+    parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help="comma-separated names of metrics")
+    parser.add_argument("--bootstrap_samples", type=int, default=1000, help="draws for the intervals; 0: none")
+    add_decoder_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate a model directory."""
+    metrics = metric_names(args.metrics)
+    models = load_ensemble(args.model)
+    config = configuration.from_dict(models[0].directory.config)
+    with config.unlocked():
+        config.dataset.name = args.dataset or config.dataset.name
+        config.dataset.data_dir = args.data_dir or config.dataset.data_dir
+        config.features.dir = config.features.dir if args.features_dir is None else args.features_dir
+    first = pathlib.Path(args.model.split(",")[0])
+    log = first.parent / "metrics.jsonl"
+    evaluate(
+        models,
+        config,
+        args.split,
+        search_settings(args, models[0]),
+        args.out or first.parent / f"evaluation-{args.split}",
+        batch_size=-(-args.batch_size // jax.device_count()) * jax.device_count(),
+        max_images=args.max_images,
+        metrics=metrics,
+        bootstrap_samples=args.bootstrap_samples,
+        picture_of=args.images and (lambda record: _read(args.images / record.file_name)),
+        log=read_log(log) if log.exists() else (),
+    )
+    return 0
+
+
+def _read(path: pathlib.Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the files, print tables, write files; return the exit status."""
-    metrics = _metric_names(args.metrics)
+    metrics = metric_names(args.metrics)
     if args.bootstrap_samples < 0 or args.bootstrap_samples == 1:
         raise CapjaxError(f"--bootstrap_samples: expected 0 (none) or at least 2, got {args.bootstrap_samples}")
     if not 0 < args.confidence < 1:
@@ -77,8 +77,19 @@ def run(args: argparse.Namespace) -> int:
     reports, all_scores = {}, {}
     for (path, hypotheses), name in zip(results.items(), _names(results), strict=True):
         scores = score(references, hypotheses, metrics, df)
-        report = _report(scores, references, hypotheses, df, train, args)
-        print(_table(path, scores, report, references))
+        report = score_report(
+            scores,
+            references,
+            hypotheses,
+            df=df,
+            train=train,
+            bootstrap_samples=args.bootstrap_samples,
+            confidence=args.confidence,
+            seed=args.seed,
+            decoder="unknown: a COCO results file does not state it",
+        )
+        report["settings"] |= {"images": args.images, "df_file": args.df}
+        print(score_table(path, scores, report, references))
         reports[name], all_scores[name] = report, scores
     comparisons = {}
     if len(all_scores) > 1 and args.bootstrap_samples:
@@ -97,7 +108,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _metric_names(text: str) -> tuple[str, ...]:
+def metric_names(text: str) -> tuple[str, ...]:
+    """Split the value of `--metrics`.
+
+    Raises:
+      CapjaxError: one of the names is no metric, or there are none.
+    """
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
@@ -128,36 +144,50 @@ def _names(results: Mapping[str, Any]) -> list[str]:
     return [stem if stems.count(stem) == 1 else f"{number}-{stem}" for number, stem in enumerate(stems, 1)]
 
 
-def _report(
+def score_report(
     scores: Scores,
     references: References,
     hypotheses: Mapping[int, str],
-    df: DocumentFrequencies | None,
-    train: Mapping[int, Sequence[str]] | None,
-    args: argparse.Namespace,
+    *,
+    df: DocumentFrequencies | None = None,
+    train: Mapping[int, Sequence[str]] | None = None,
+    bootstrap_samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    decoder: Mapping[str, Any] | str,
 ) -> dict[str, Any]:
-    """Return the content of metrics.json: the scores by name, everything else under keys of its own."""
+    """Return the content of metrics.json: the scores by name, everything else under keys of its own.
+
+    Args:
+      scores: of the captions.
+      references: that they were scored against.
+      hypotheses: the captions.
+      df: document frequencies that CIDEr used, if not those of the references.
+      train: captions of the training images, for novelty and leakage.
+      bootstrap_samples: draws for the intervals, 0 for none.
+      confidence: level of the intervals.
+      seed: of the draws and of the shuffled images.
+      decoder: how the captions were made.
+    """
     intervals: dict[str, Interval] = {}
-    if args.bootstrap_samples:
-        intervals = confidence_intervals(scores.results, args.bootstrap_samples, args.confidence, args.seed)
+    if bootstrap_samples:
+        intervals = confidence_intervals(scores.results, bootstrap_samples, confidence, seed)
     ordered = [hypotheses[image_id] for image_id in scores.image_ids]
     train_captions = [text for texts in train.values() for text in texts] if train else None
     report: dict[str, Any] = dict(scores.corpus)
     report["settings"] = dict(scores.settings) | {
         "scale": "unscaled, as the published programs return them",
-        "images": args.images,
-        "df_file": args.df,
-        "bootstrap_samples": args.bootstrap_samples,
-        "confidence": args.confidence,
-        "seed": args.seed,
-        "decoder": "unknown: a COCO results file does not state it",
+        "bootstrap_samples": bootstrap_samples,
+        "confidence": confidence,
+        "seed": seed,
+        "decoder": decoder,
     }
     report["intervals"] = {name: [interval.low, interval.high] for name, interval in intervals.items()}
     report["skipped"] = dict(scores.skipped)
     report["health"] = health(ordered, train_captions).to_dict()
     if len(ordered) > 1:
         report["image_dependence"] = {"metric": "CIDEr-D"} | image_dependence(
-            references, hypotheses, "CIDEr-D", df, args.seed
+            references, hypotheses, "CIDEr-D", df, seed
         )
     if train is not None:
         leaks = leakage(train, references.raw)
@@ -169,21 +199,22 @@ def _report(
     return report
 
 
-def _table(path: str, scores: Scores, report: Mapping[str, Any], references: References) -> str:
+def score_table(name: str, scores: Scores, report: Mapping[str, Any], references: References) -> str:
+    """Lay out a report for the terminal, scores × 100; `name` says what was scored."""
     settings, measures = report["settings"], report["health"]
     lines = [
-        f"{path}: {settings['num_images']} images, {len(references.image_of_caption)} references",
+        f"{name}: {settings['num_images']} images, {len(references.image_of_caption)} references",
         f"  tokenizer: {settings['tokenizer']}; df: {settings['df']}; decoder: {settings['decoder']}",
     ]
     level = f"{100 * settings['confidence']:g} % interval ({settings['bootstrap_samples']} bootstrap samples)"
     lines.append(f"  {'metric (×100)':<14} {'score':>7}" + (f"   {level}" if report["intervals"] else ""))
-    for name, value in scores.corpus.items():
-        row = f"  {name:<14} {100 * value:7.2f}"
-        if name in report["intervals"]:
-            low, high = report["intervals"][name]
+    for metric, value in scores.corpus.items():
+        row = f"  {metric:<14} {100 * value:7.2f}"
+        if metric in report["intervals"]:
+            low, high = report["intervals"][metric]
             row += f"   [{100 * low:.2f}, {100 * high:.2f}]"
         lines.append(row)
-    lines += [f"  {name} skipped: {reason}" for name, reason in scores.skipped.items()]
+    lines += [f"  {metric} skipped: {reason}" for metric, reason in scores.skipped.items()]
     shares = ", ".join(f"{_SHARES[key]} {100 * measures[key]:.1f} %" for key in _SHARES if measures[key] is not None)
     lines.append(f"  captions: {measures['mean_length']:.1f} words, {measures['vocabulary']} different ones; {shares}")
     lines.append(f"  distinct-1 {measures['distinct_1']:.4f}, distinct-2 {measures['distinct_2']:.4f}")
@@ -222,10 +253,7 @@ def _write(
     comparisons: Mapping[str, Mapping[str, Comparison]],
 ) -> None:
     for name, report in reports.items():
-        target = folder if len(reports) == 1 else folder / name
-        target.mkdir(parents=True, exist_ok=True)
-        _write_file(target / "metrics.json", [json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)])
-        _write_file(target / "per_image.jsonl", per_image_lines(all_scores[name]))
+        write_scores(folder if len(reports) == 1 else folder / name, report, all_scores[name])
     if comparisons:
         first = next(iter(reports))
         content = {
@@ -241,6 +269,13 @@ def _write(
         }
         text = json.dumps({"baseline": first, "compared": content}, indent=2, ensure_ascii=False, allow_nan=False)
         _write_file(folder / "comparison.json", [text])
+
+
+def write_scores(folder: pathlib.Path, report: Mapping[str, Any], scores: Scores) -> None:
+    """Write metrics.json and per_image.jsonl to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_file(folder / "metrics.json", [json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)])
+    _write_file(folder / "per_image.jsonl", per_image_lines(scores))
 
 
 def per_image_lines(scores: Scores) -> Iterator[str]:
