@@ -201,9 +201,7 @@ def image_batches(
         yield _visual_batch(records, rows, part)
 
 
-def _visual_batch(
-    records: Sequence[CaptionRecord], rows: Rows, part: Sequence[tuple[int, bool]]
-) -> dict[str, Any]:
+def _visual_batch(records: Sequence[CaptionRecord], rows: Rows, part: Sequence[tuple[int, bool]]) -> dict[str, Any]:
     values = [rows[i] for i, _ in part]
     if isinstance(values[0], Features):
         grid = None if values[0].grid is None else np.stack([value.grid for value in values])
@@ -217,9 +215,7 @@ def _visual_batch(
     }
 
 
-def _parts(
-    num_rows: int, batch_size: int, process_index: int, process_count: int
-) -> Iterator[list[tuple[int, bool]]]:
+def _parts(num_rows: int, batch_size: int, process_index: int, process_count: int) -> Iterator[list[tuple[int, bool]]]:
     """Deal rows 0 … num_rows - 1 into equal batches and these to processes; the last is filled up with row 0."""
     if batch_size < process_count or batch_size % process_count:
         raise CapjaxError(f"expected a batch size that is a multiple of {process_count} processes, got {batch_size}")
