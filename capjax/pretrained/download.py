@@ -37,7 +37,7 @@ PUBLISHED = {
     ),
 }
 
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 16
 _TIMEOUT_SECONDS = (10, 60)  # to connect, between two reads
 
 

@@ -1,0 +1,196 @@
+"""PyTorch checkpoints read without PyTorch, against torch.load; and files that try to run something."""
+
+import builtins
+import collections
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from capjax.errors import CapjaxError
+from capjax.pretrained.torchvision import read_state_dict
+
+torch = pytest.importorskip("torch")
+
+
+def example_state():
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(6, 5, generator=generator)
+    return collections.OrderedDict(
+        kernel=torch.randn(4, 3, 2, 2, generator=generator),
+        transposed=base.T,
+        slice=base[2:, 1:4],
+        shared=base,
+        double=base.double(),
+        half=base.half(),
+        brain=base.bfloat16(),
+        count=torch.tensor(7),
+        empty=torch.empty(0, 3),
+        parameter=torch.nn.Parameter(base.clone()),
+    )
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_tensors_equal_those_of_torch_load(tmp_path, is_zip):
+    path = tmp_path / "state.pth"
+    torch.save(example_state(), path, _use_new_zipfile_serialization=is_zip)
+    found, expected = read_state_dict(path), torch.load(path, weights_only=True)
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert found[name].shape == tuple(tensor.shape)
+        exact = tensor.detach().double().numpy()
+        np.testing.assert_array_equal(found[name].astype(np.float64), exact, err_msg=name)
+    assert found["half"].dtype == np.float16 and found["count"].dtype == np.int64
+
+
+@pytest.mark.parametrize("wrap", [lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+def test_wrapped_state_dicts_are_found(tmp_path, wrap):
+    state = {"module.conv.weight": torch.ones(2)}
+    torch.save(wrap(state), tmp_path / "state.pth")
+    assert list(read_state_dict(tmp_path / "state.pth")) == ["conv.weight"]
+
+
+def test_state_dict_of_a_module_with_its_metadata(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    torch.save(module.state_dict(), tmp_path / "state.pth")
+    found = read_state_dict(tmp_path / "state.pth")
+    np.testing.assert_array_equal(found["0.weight"], module[0].weight.detach().numpy())
+
+
+class RunsCommand:
+    """Unpickles by calling a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+class Boobytrap(RunsCommand):
+    """The same as an object that is built, then given its state by another call."""
+
+    def __reduce__(self):
+        return collections.OrderedDict, (), None, None, iter([("weight", RunsCommand(*self.call[:1], *self.call[1]))])
+
+
+def attacks(victim):
+    command = f"touch {victim}"
+    yield "os.system", RunsCommand(os.system, command)
+    yield "eval", RunsCommand(builtins.eval, f"__import__('os').system({command!r})")
+    yield "exec", RunsCommand(builtins.exec, f"open({str(victim)!r}, 'w')")
+    yield "open", RunsCommand(open, str(victim), "w")
+    yield "nested", Boobytrap(os.system, command)
+    yield "among tensors", {"weight": RunsCommand(os.system, command), "other": torch.ones(2)}
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("position", range(6))
+def test_malicious_pickle_runs_nothing(tmp_path, position, is_zip):
+    victim, path = tmp_path / "executed", tmp_path / "evil.pth"
+    _, attack = list(attacks(victim))[position]
+    torch.save(attack, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(CapjaxError, match="which a file of plain tensors does not need and capjax does not run"):
+        read_state_dict(path)
+    assert not victim.exists()
+
+
+def test_the_attacks_are_real(tmp_path):
+    for name, attack in attacks(tmp_path / "executed"):
+        if name != "among tensors":  # tensors do not pickle without torch.save
+            pickle.loads(pickle.dumps(attack))
+            assert (tmp_path / "executed").exists(), name
+            (tmp_path / "executed").unlink()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_pickle_runs_nothing(tmp_path, protocol):
+    path = tmp_path / "evil.pth"
+    path.write_bytes(pickle.dumps(RunsCommand(os.system, f"touch {tmp_path / 'executed'}"), protocol))
+    with pytest.raises(CapjaxError, match="system, which a file of plain tensors does not need"):
+        read_state_dict(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_whole_modules_are_refused(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
+    with pytest.raises(CapjaxError, match=r"wants torch\.nn\.modules\.linear\.Linear.* save model\.state_dict\(\) alone"):
+        read_state_dict(tmp_path / "module.pth")
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.999])
+def test_truncated_files_are_refused(tmp_path, is_zip, share):
+    path = tmp_path / "state.pth"
+    torch.save({"weight": torch.ones(1000)}, path, _use_new_zipfile_serialization=is_zip)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(CapjaxError, match="is it complete"):
+        read_state_dict(path)
+
+
+def test_flipped_bits_are_noticed(tmp_path):
+    path = tmp_path / "state.pth"
+    torch.save({"weight": torch.ones(1000)}, path)
+    data = path.read_bytes()
+    position = data.index(np.ones(10, np.float32).tobytes())
+    path.write_bytes(data[:position] + b"\x13" + data[position + 1 :])
+    with pytest.raises(CapjaxError, match="CRC"):
+        read_state_dict(path)
+
+
+def forged(size, offset, shape, strides):
+    """Return the pickle of a tensor that claims any extent over a storage of ten floats."""
+
+    class Tensor:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (self.storage, offset, shape, strides, False, {})
+
+    class Pickler(pickle._Pickler):
+        def persistent_id(self, value):
+            return ("storage", torch.FloatStorage, "0", "cpu", size) if value == "the storage" else None
+
+    import io
+
+    stream, tensor = io.BytesIO(), Tensor()
+    tensor.storage = "the storage"
+    Pickler(stream, protocol=2).dump({"weight": tensor})
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "offset", "shape", "strides"),
+    [
+        (10, 0, (11,), (1,)),  # longer than the storage
+        (10, 5, (6,), (1,)),
+        (10, 0, (3, 2), (5, 1)),
+        (10, -1, (2,), (1,)),
+        (10, 9, (2,), (-1,)),
+        (10, 0, (-1,), (1,)),
+        (10, 0, (1 << 40,), (0,)),  # a terabyte out of ten numbers
+        (1000, 0, (1000,), (1,)),  # a storage longer than the file's
+    ],
+)
+def test_tensors_beyond_their_storage_are_refused(tmp_path, size, offset, shape, strides):
+    path = tmp_path / "forged.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", forged(size, offset, shape, strides))
+        archive.writestr("archive/data/0", np.arange(10, dtype="<f4").tobytes())
+    with pytest.raises(CapjaxError):
+        read_state_dict(path)
+
+
+def test_honest_forgery_is_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "forged.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", forged(10, 1, (3, 2), (2, 1)))
+        archive.writestr("archive/data/0", np.arange(10, dtype=">f4").tobytes())
+        archive.writestr("archive/byteorder", "big")
+    found = read_state_dict(tmp_path / "forged.pth")["weight"]
+    np.testing.assert_array_equal(found, [[1, 2], [3, 4], [5, 6]])
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(CapjaxError, match="cannot read"):
+        read_state_dict(tmp_path / "absent.pth")
