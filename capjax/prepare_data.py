@@ -192,7 +192,8 @@ def _prepare_photos(
     from capjax.data.caption_builder import build, workspace
     from capjax.data.ingestion import Journal
 
-    check_room(target, int(listing.total_bytes() * _SIZE_FACTOR) + _SIZE_MARGIN, str(name))
+    image_bytes = sum(map(listing.total_bytes, listing.splits))
+    check_room(target, int(image_bytes * _SIZE_FACTOR) + _SIZE_MARGIN, str(name))
     named_by_user = data.SOURCES[name.source].named_by_user
     config = tfds.core.BuilderConfig(name=name.variant) if named_by_user else name.variant
     with workspace(target) as space:

@@ -24,6 +24,8 @@ the images.
 import abc
 import contextlib
 import fcntl
+import functools
+import itertools
 import json
 import logging
 import os
@@ -39,8 +41,11 @@ from capjax.data.disk import clear_disk_errors
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord
 
-# TFDS sorts examples by 128-bit keys in 1,000 buckets and reads one bucket at a time into memory.
-_KEY_RANGE = 2**128
+# TFDS holds the examples of a shard in memory while it writes them.
+_SHARD_BYTES = 128_000_000
+
+
+KeyedExample = tuple[int, dict[str, Any]]
 
 
 class SplitExamples(NamedTuple):
@@ -49,14 +54,20 @@ class SplitExamples(NamedTuple):
     Attributes:
         max_examples: how many there are at most.
         examples: pairs of a record and its encoded RGB image, JPEG or PNG.
+        total_bytes: about what the images take together; larger splits are written in several shards.
     """
 
     max_examples: int
     examples: Iterable[tuple[CaptionRecord, bytes]]
+    total_bytes: int = 0
 
 
-class CaptionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Base of all sources; see the module docstring for how to write one."""
+class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Base of all sources; see the module docstring for how to write one.
+
+    A builder by shards, because the usual one by generators shuffles: with more than a gigabyte it needs TensorFlow
+    for that, and twice the room on disk.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     DESCRIPTION = ""
@@ -94,28 +105,27 @@ class CaptionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict]]]:
+    def _shard_iterators_per_split(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, list[Callable[[], Iterator[KeyedExample]]]]:
         del dl_manager
-        return {split: self._generate_examples(split, examples) for split, examples in self.caption_splits().items()}
+        return {split: self._shards(split, examples) for split, examples in self.caption_splits().items()}
 
-    def _generate_examples(self, split: str, examples: SplitExamples) -> Iterator[tuple[int, dict]]:
-        # Keys keep the order and are spread over the whole range: small ones would all fall into the first bucket, and
-        # TFDS would hold the split in memory.
-        step = _KEY_RANGE // (examples.max_examples + 1)
-        i = -1
+    def _shards(self, split: str, examples: SplitExamples) -> list[Callable[[], Iterator[KeyedExample]]]:
+        """Deal the examples of a split to shards, in order; the last one takes whatever is left."""
+        num_shards = max(1, min(-(-examples.total_bytes // _SHARD_BYTES), examples.max_examples))
+        quota = -(-examples.max_examples // num_shards)
+        rows = self._keyed_examples(split, examples)
+        return [functools.partial(itertools.islice, rows, quota)] * (num_shards - 1) + [lambda: rows]
+
+    def _keyed_examples(self, split: str, examples: SplitExamples) -> Iterator[KeyedExample]:
+        count = 0
         with open(sidecar_path(pathlib.Path(self.data_dir), split), "w", encoding="utf-8") as sidecar:
-            for i, (record, image) in enumerate(examples.examples):
+            for record, image in examples.examples:
                 sidecar.write(record_line(record))
-                yield (
-                    i * step,
-                    {
-                        "image": image,
-                        "image_id": record.image_id,
-                        "file_name": record.file_name,
-                        "captions": list(record.captions),
-                    },
-                )
-        if i < 0:
+                yield count, {"image": image, **vars(record), "captions": list(record.captions)}
+                count += 1
+        if not count:
             raise CapjaxError(f"expected images with captions in split {split!r} of {self.name}, there are none to use")
 
 

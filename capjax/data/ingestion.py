@@ -176,7 +176,7 @@ class PhotoBuilder(CaptionBuilder):
     def caption_splits(self) -> dict[str, SplitExamples]:
         """Give the usable images of each split of the listing."""
         return {
-            split: SplitExamples(len(records), self._images(split, records))
+            split: SplitExamples(len(records), self._images(split, records), self._listing.total_bytes(split))
             for split, records in self._listing.splits.items()
         }
 

@@ -51,10 +51,10 @@ class Listing:
     found: Findings
     notes: list[str]
 
-    def total_bytes(self) -> int:
-        """Sum the sizes of the image files."""
-        files = self.files or {}
-        return sum(file.store.size(file.name) for file in files.values())
+    def total_bytes(self, split: str) -> int:
+        """Sum the sizes of the image files of a split; 0 for captions alone."""
+        files = [self.files[record.file_name] for record in self.splits[split]] if self.files else []
+        return sum(file.store.size(file.name) for file in files)
 
 
 def build_listing(

@@ -1,5 +1,6 @@
 """The dataset contract: names, records, images, pickling, and the builder that all sources share."""
 
+import json
 import pickle
 import sys
 
@@ -132,6 +133,23 @@ def test_damaged_files_are_one_line(tmp_path):
     sidecar.write_text(sidecar.read_text()[:-20])
     with pytest.raises(CapjaxError, match=r"captions-train\.jsonl"):
         dataset.records("train")
+
+
+@pytest.mark.parametrize("num_usable, lengths", [(10, [3, 3, 3, 1]), (5, [3, 2, 0, 0])])
+def test_large_splits_are_dealt_to_shards_in_order(tmp_path, num_usable, lengths):
+    class Large(Tiny):
+        name = "scenes"
+
+        def caption_splits(self):
+            return {"train": SplitExamples(10, map(example, range(num_usable)), total_bytes=500_000_000)}
+
+    prepare(lambda folder: Large({}, data_dir=folder), tmp_path / "scenes" / "1.0.0")
+    dataset = data.load("scenes", tmp_path)
+    images = dataset.images("train")
+    assert list(images) == [jpeg(i) for i in range(num_usable)]
+    assert dataset.records("train") == [example(i)[0] for i in range(num_usable)]
+    info = json.loads((dataset.directory / "dataset_info.json").read_text())
+    assert [int(length) for length in info["splits"][0]["shardLengths"]] == lengths
 
 
 def test_png_images_are_stored_as_they_are(tmp_path):

@@ -31,7 +31,7 @@ def test_coco_from_folders_and_zips(tmp_path, zipped, year):
     assert ids(listing) == {"train": [9, 25], "val": [42]}
     assert listing.splits["train"][1].captions == ("photo 25 once", "photo 25 twice")
     assert {name: file.read() for name, file in listing.files.items()} == images
-    assert listing.total_bytes() == sum(map(len, images.values()))
+    assert sum(map(listing.total_bytes, listing.splits)) == sum(map(len, images.values()))
     assert any("incomplete: 2 of" in note for note in listing.notes)
     assert list(listing.found) == []
 
