@@ -6,6 +6,7 @@ names, dtypes, shapes and values of the tensors. Converters write these files; t
 directories read them.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -138,9 +139,9 @@ def save_encoder(
         temporary.write_bytes(safetensors.numpy.save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
         os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise CapjaxError(f"cannot write the encoder to {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return sha256
 
 

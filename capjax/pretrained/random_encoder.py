@@ -38,7 +38,7 @@ def random_encoder(config: encoder_file.EncoderConfig, seed: int) -> encoder_fil
                 kernel -= _CENTRING * kernel.mean(axis=tuple(range(len(shape) - 1)), keepdims=True)
                 tensors[name] = kernel / np.float32(np.sqrt(input_power * np.prod(shape[:-1])))
             case "scale" | "var":
-                tensors[name] = rng.uniform(0.7, 1.4, shape).astype(np.float32)
+                tensors[name] = rng.uniform(0.75, 1.25, shape).astype(np.float32)
             case _:  # bias, mean
                 tensors[name] = rng.normal(0.0, 0.2, shape).astype(np.float32)
     return encoder_file.unflatten(tensors)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -79,11 +80,23 @@ def test_misfits_are_listed_and_leave_the_earlier_file_alone(saved, variables):
     assert list(saved.parent.iterdir()) == [saved]
 
 
-def test_full_disk_leaves_nothing_behind(tmp_path, variables):
+def test_write_that_fails_half_way_leaves_the_earlier_file_alone(saved, variables):
+    before = saved.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # acts as a disk that fills up
+    try:
+        with pytest.raises(CapjaxError, match="cannot write the encoder"):
+            encoder_file.save_encoder(saved, CONFIG, variables)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_folder_that_cannot_be_made(tmp_path, variables):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CapjaxError, match="cannot write the encoder"):
         encoder_file.save_encoder(tmp_path / "file" / "x.safetensors", CONFIG, variables)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.9999])
