@@ -24,7 +24,7 @@ import numpy as np
 from capjax import data
 from capjax.data.disk import check_room, clear_disk_errors
 from capjax.data.findings import Findings, report_dict, report_json
-from capjax.data.image_ops import CROPS, RESAMPLING, Preprocessing, load_image
+from capjax.data.image_ops import CROPS, RESAMPLING, Preprocessing, decode_image, preprocess
 from capjax.data.listing import Listing, SourceOptions
 from capjax.errors import CapjaxError
 
@@ -138,7 +138,7 @@ def inspect_command(name: data.DatasetName, args: argparse.Namespace) -> int:
         raise CapjaxError(f"expected --num of at least 1, got {args.num}")
     preprocessing = Preprocessing(args.image_size, args.crop, args.resize)
     chosen = np.unique(np.linspace(0, len(records) - 1, args.num).round().astype(int))
-    examples = [(records[i], load_image(images[i], preprocessing)) for i in chosen]
+    examples = [(records[i], preprocess(decode_image(images[i]), preprocessing)) for i in chosen]
     size = f"{args.image_size}×{args.image_size}"
     title = f"{name}, {split}: {len(chosen)} of {len(records):,} images, {size}, crop {args.crop}"
     with clear_disk_errors(args.out):

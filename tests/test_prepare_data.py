@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from capjax import data, prepare_data
-from capjax.data.image_ops import Preprocessing, decode_image, load_image
+from capjax.data.image_ops import Preprocessing, decode_image, preprocess
 from capjax.errors import CapjaxError
 from tests.source_layouts import encode, jpeg, photo, rotated_jpeg, write, write_coco
 
@@ -222,7 +222,7 @@ def test_inspect_draws_preprocessed_images(tmp_path):
     assert capjax_data(*arguments, "--split=train") == 0
     pixels = np.asarray(Image.open(sheet))
     # The first picture of the sheet is the first image, each of its 30 pixels drawn 10×10.
-    expected = load_image(images[f"{1:012d}.jpg"], Preprocessing(30)).repeat(10, 0).repeat(10, 1)
+    expected = preprocess(decode_image(images[f"{1:012d}.jpg"]), Preprocessing(30)).repeat(10, 0).repeat(10, 1)
     tops = range(pixels.shape[0] - 300)
     assert any(np.array_equal(pixels[top : top + 300, 36:336], expected) for top in tops)
     with pytest.raises(CapjaxError, match="out of train, val, got 'dev'"):

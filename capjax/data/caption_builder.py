@@ -44,7 +44,6 @@ from capjax.types import CaptionRecord
 # TFDS holds the examples of a shard in memory while it writes them.
 _SHARD_BYTES = 128_000_000
 
-
 KeyedExample = tuple[int, dict[str, Any]]
 
 
@@ -211,29 +210,24 @@ def workspace(target: pathlib.Path) -> Iterator[Workspace]:
             space.close()
 
 
-def prepare(
-    make_builder: Callable[[pathlib.Path], CaptionBuilder],
-    target: pathlib.Path,
-    finish: Callable[[pathlib.Path], None] = lambda directory: None,
-) -> None:
+def prepare(make_builder: Callable[[pathlib.Path], CaptionBuilder], target: pathlib.Path) -> None:
     """Write a dataset in array_record format; it appears in one step when it is whole.
 
     Args:
         make_builder: makes the builder, given the TFDS `data_dir` to build in.
         target: the dataset directory, `<data_dir>/<name>/<version>`; an older dataset there is replaced at the end.
-        finish: adds files to the finished directory before it appears.
 
     Raises:
         CapjaxError: if a split has no examples, the disk is full, or another process prepares the same dataset.
     """
     with workspace(target) as space:
-        build(make_builder(space.build), space, finish)
+        build(make_builder(space.build), space)
 
 
 def build(
     builder: CaptionBuilder, space: Workspace, finish: Callable[[pathlib.Path], None] = lambda directory: None
 ) -> None:
-    """Write the dataset of a builder whose `data_dir` is `space.build`, and publish it; see `prepare`."""
+    """Write the dataset of a builder whose `data_dir` is `space.build`, let `finish` add files, and publish it."""
     with _quiet_tfds():
         builder.download_and_prepare(download_dir=space.build / "downloads")
     finish(pathlib.Path(builder.data_dir))

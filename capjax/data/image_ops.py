@@ -183,15 +183,6 @@ def preprocess(
     return np.asarray(Image.fromarray(image).resize(size, RESAMPLING[preprocessing.resize]))
 
 
-def load_image(data: bytes, preprocessing: Preprocessing) -> UInt8[np.ndarray, "S S 3"]:
-    """Decode and preprocess in one go, as training, feature extraction and captioning all do.
-
-    Raises:
-        ImageError: as `decode_image`.
-    """
-    return preprocess(decode_image(data, preprocessing.image_size), preprocessing)
-
-
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
