@@ -19,7 +19,7 @@ ReferenceMaxima = list[tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"]]]
 
 
 def reference_maxima(references: CountedCaptions, image_of_caption: Int[np.ndarray, " B"]) -> ReferenceMaxima:
-    """Return, for each order, the sorted keys of (image, n-gram) and the largest count in one reference of the image."""
+    """Return for each order the sorted keys of (image, n-gram) and the largest count in one of its references."""
     maxima = []
     for order in references.orders:
         keys = group_keys(image_of_caption[order.caption], order.ngram)

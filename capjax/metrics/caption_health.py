@@ -3,6 +3,7 @@
 All shares are fractions of the captions, between 0 and 1.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -71,7 +72,7 @@ def health(captions: Sequence[str], train_captions: Iterable[str] | None = None)
     tokenised = [tuple(tokens) for tokens in tokenize_captions(captions)]
     num_captions = len(tokenised)
     all_words = [word for words in tokenised for word in words]
-    pairs = [pair for words in tokenised for pair in zip(words, words[1:], strict=False)]
+    pairs = [pair for words in tokenised for pair in itertools.pairwise(words)]
     novel = None
     if train_captions is not None:
         seen = {tuple(tokens) for tokens in tokenize_captions(train_captions)}

@@ -148,7 +148,7 @@ class DocumentFrequencies:
         return cls(references.table, tuple(counts), int(image_of_caption.max(initial=-1)) + 1)
 
     def inverse(self, captions: CountedCaptions) -> tuple[Float[np.ndarray, " K"], ...]:
-        """Return log(images / df) of every n-gram that `captions` numbers, by order; an unseen n-gram counts as df 1."""
+        """Return log(images / df) of every n-gram that `captions` numbers, by order; df is 1 for one never seen."""
         frequencies = self._own(captions) if captions.table is self.table else self._translated(captions)
         return tuple(np.log(float(self.num_images)) - np.log(np.maximum(1.0, counts)) for counts in frequencies)
 
