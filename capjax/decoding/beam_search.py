@@ -23,12 +23,12 @@ from capjax.decoding.top_k import block_top_k
 from capjax.types import Carry, DecodeStep, SpecialIds
 
 
-class Choice(NamedTuple):
-    """What lives on: for every beam slot the slot it continues, its new token and its score (-inf: nothing)."""
+class Candidates(NamedTuple):
+    """Continuations: the beam slot that each continues, its new token and its score (-inf: none)."""
 
-    parents: Int[Array, "B M"]
-    tokens: Int[Array, "B M"]
-    scores: Float[Array, "B M"]
+    parents: Int[Array, "B N"]
+    tokens: Int[Array, "B N"]
+    scores: Float[Array, "B N"]
 
 
 @runtime_checkable
@@ -43,19 +43,24 @@ class Selector(Protocol):
     initial: np.ndarray
     accepting: np.ndarray
 
-    def __call__(self, offsets: Float[Array, "B M"], logits: Float[Array, "B M V"]) -> Choice:
-        """Choose among candidates (m, v) of score offsets[m] + logits[m, v]."""
+    def __call__(self, offsets: Float[Array, "B M"], logits: Float[Array, "B M V"]) -> Candidates:
+        """Choose M of the candidates (m, v), whose scores are offsets[m] + logits[m, v]: one for every slot."""
         ...
 
 
-def best_candidates(offsets: Float[Array, "B M"], logits: Float[Array, "B M V"], num_best: int) -> Choice:
-    """Return the `num_best` (M at most) candidates of highest score; of equal ones those of lower slots and tokens."""
-    per_slot = min(num_best, logits.shape[-1])
-    best_logits, best_tokens = block_top_k(logits, per_slot)
-    totals = (offsets[:, :, None] + best_logits).reshape(offsets.shape[0], -1)
-    scores, chosen = jax.lax.top_k(totals, num_best)
-    tokens = jnp.take_along_axis(best_tokens.reshape(offsets.shape[0], -1), chosen, axis=1)
-    return Choice(chosen // per_slot, tokens, scores)
+def slot_candidates(offsets: Float[Array, "B M"], logits: Float[Array, "B M V"], num_best: int) -> Candidates:
+    """Return the `num_best` candidates of every slot, slot by slot."""
+    num_best = min(num_best, logits.shape[-1])
+    best_logits, tokens = block_top_k(logits, num_best)
+    flat = (offsets.shape[0], offsets.shape[1] * num_best)
+    parents = jnp.broadcast_to(jnp.repeat(jnp.arange(offsets.shape[1]), num_best), flat)
+    return Candidates(parents, tokens.reshape(flat), (offsets[:, :, None] + best_logits).reshape(flat))
+
+
+def best_candidates(candidates: Candidates, num_best: int) -> Candidates:
+    """Return the `num_best` (N at most) candidates of highest score; of equal ones the earlier."""
+    scores, best = jax.lax.top_k(candidates.scores, num_best)
+    return Candidates(_take(candidates.parents, best), _take(candidates.tokens, best), scores)
 
 
 class BestSelector:
@@ -68,9 +73,9 @@ class BestSelector:
         self.initial = np.arange(beam_size) == 0
         self.accepting = np.ones(beam_size, bool)
 
-    def __call__(self, offsets: Float[Array, "B M"], logits: Float[Array, "B M V"]) -> Choice:
+    def __call__(self, offsets: Float[Array, "B M"], logits: Float[Array, "B M V"]) -> Candidates:
         """Choose the best candidates."""
-        return best_candidates(offsets, logits, self.beam_size)
+        return best_candidates(slot_candidates(offsets, logits, self.beam_size), self.beam_size)
 
 
 class _Finished(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from capjax.decoding.beam_search import Choice, best_candidates
+from capjax.decoding.beam_search import Candidates, best_candidates, slot_candidates
 
 
 class ConstrainedSelector:
@@ -29,20 +29,28 @@ class ConstrainedSelector:
         self.initial = np.arange(self.num_states * beam_size) == 0
         self.accepting = np.repeat(np.arange(self.num_states) == self.num_states - 1, beam_size)
 
-    def __call__(self, offsets: Float[Array, "B M"], logits: Float[Array, "B M V"]) -> Choice:
+    def __call__(self, offsets: Float[Array, "B M"], logits: Float[Array, "B M V"]) -> Candidates:
         """Fill the beam of every state from the states that lead to it."""
+        batch_size = logits.shape[0]
         arrivals = self._arrivals(logits.shape[-1])
-        slots = np.arange(len(self.initial)).reshape(self.num_states, self.beam_size)
-        choices = []
+        state_of_slot = np.repeat(np.arange(self.num_states), self.beam_size)
+        stays = arrivals[state_of_slot] == state_of_slot[:, None]
+        staying = slot_candidates(offsets, jnp.where(stays[None], logits, -jnp.inf), self.beam_size)
+        staying = jax.tree.map(lambda leaf: leaf.reshape(batch_size, self.num_states, -1), staying)
+        chosen = []
         for state in range(self.num_states):
-            sources = [source for source in range(self.num_states) if source & state == source]
-            rows = slots[sources].reshape(-1)
-            leads_here = np.repeat(arrivals[sources] == state, self.beam_size, axis=0)
-            choice = best_candidates(
-                offsets[:, rows], jnp.where(leads_here[None], logits[:, rows], -jnp.inf), self.beam_size
+            # Few words lead from one state to another: all of them are candidates.
+            parents, tokens = np.nonzero((arrivals[state_of_slot] == state) & (state_of_slot != state)[:, None])
+            moving = Candidates(
+                jnp.broadcast_to(parents, (batch_size, len(parents))),
+                jnp.broadcast_to(tokens, (batch_size, len(tokens))),
+                offsets[:, parents] + logits[:, parents, tokens],
             )
-            choices.append(choice._replace(parents=jnp.asarray(rows)[choice.parents]))
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *choices)
+            arriving = jax.tree.map(
+                lambda stay, move, state=state: jnp.concatenate([stay[:, state], move], axis=1), staying, moving
+            )
+            chosen.append(best_candidates(arriving, self.beam_size))
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *chosen)
 
     def _arrivals(self, vocabulary_size: int) -> np.ndarray:
         """Return the transition table [S, V]: the state after a token, -1 where the token is not allowed."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from capjax.decoding.beam_search import Choice, Selector
+from capjax.decoding.beam_search import Candidates, Selector
 
 
 class DiverseSelector:
@@ -26,7 +26,7 @@ class DiverseSelector:
         self.initial = np.tile(group.initial, num_groups)
         self.accepting = np.tile(group.accepting, num_groups)
 
-    def __call__(self, offsets: Float[Array, "B M"], logits: Float[Array, "B M V"]) -> Choice:
+    def __call__(self, offsets: Float[Array, "B M"], logits: Float[Array, "B M V"]) -> Candidates:
         """Let the groups choose in turn."""
         group_slots = len(self.group.initial)
         penalties = jnp.zeros((logits.shape[0], logits.shape[2]), logits.dtype)

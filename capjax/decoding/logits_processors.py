@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from capjax.errors import CapjaxError
 
@@ -138,19 +138,30 @@ def keep_top_k(k: int) -> LogitsProcessor:
 def keep_top_p(p: float) -> LogitsProcessor:
     """Keep the smallest set of most probable tokens whose probabilities sum to at least p.
 
-    Nucleus sampling: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", equation 2. Of equally
-    probable tokens those with the lower ids come first; the most probable token always stays.
+    Nucleus sampling: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", equation 2. Tokens exactly
+    as probable as the last one of the set stay too.
     """
 
     def process(
         history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]
     ) -> Float[Array, "N V"]:
         del history, step
-        order = jnp.argsort(logits, axis=-1, stable=True, descending=True)
-        probs = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-        mass_before = jnp.cumsum(probs, axis=-1) - probs
-        keep = (mass_before < p).at[:, 0].set(True)
-        keep = jax.vmap(lambda order, keep: jnp.zeros_like(keep).at[order].set(keep))(order, keep)
-        return jnp.where(keep, logits, -jnp.inf)
+        probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+        # The set is what reaches a threshold: the largest one that leaves enough mass. Floats from 0 to 1 are ordered
+        # as their bits, so that 30 halvings find it exactly, many times faster than sorting the vocabulary.
+        def at_least(threshold_bits: Int[Array, " N"]) -> Bool[Array, "N V"]:
+            return probs >= jax.lax.bitcast_convert_type(threshold_bits, jnp.float32)[:, None]
+
+        def halve(_: int, bounds: tuple[Int[Array, " N"], Int[Array, " N"]]) -> tuple[Array, Array]:
+            low, high = bounds
+            middle = (low + high) // 2
+            enough = jnp.sum(jnp.where(at_least(middle), probs, 0.0), axis=-1) >= p
+            return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+        above_one = np.float32(1.0).view(np.int32) + 1
+        low = jnp.zeros(logits.shape[0], jnp.int32)
+        low, _ = jax.lax.fori_loop(0, 30, halve, (low, jnp.full_like(low, above_one)))
+        return jnp.where(at_least(low), logits, -jnp.inf)
 
     return process

@@ -22,6 +22,27 @@ def image_keys(seed: int, image_ids: Sequence[int] | np.ndarray) -> Key[Array, "
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.asarray(folds))
 
 
+def draw_tokens(keys: Key[Array, " N"], logits: Float[Array, "N V"], block_size: int = 100) -> Int[Array, " N"]:
+    """Draw a token of every row from softmax(logits).
+
+    By inversion in two stages, first a block of the vocabulary, then a token within it, with one uniform number each:
+    the Gumbel trick of `jax.random.categorical` needs V of them and takes ten times as long.
+    """
+    num_rows, vocabulary_size = logits.shape
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.pad(weights, ((0, 0), (0, -vocabulary_size % block_size))).reshape(num_rows, -1, block_size)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+    block = _invert(jnp.sum(weights, axis=-1), uniform[:, 0])
+    within = _invert(jax.vmap(lambda row, index: row[index])(weights, block), uniform[:, 1])
+    return block * block_size + within
+
+
+def _invert(weights: Float[Array, "N M"], uniform: Float[Array, " N"]) -> Int[Array, " N"]:
+    """Return the index at which the cumulative weight first exceeds a share `uniform` (below 1) of its total."""
+    cumulative = jnp.cumsum(weights, axis=-1)
+    return jnp.argmax(cumulative > uniform[:, None] * cumulative[:, -1:], axis=-1).astype(jnp.int32)
+
+
 def sample(
     decode_step: DecodeStep,
     carry: Carry,
@@ -51,9 +72,8 @@ def sample(
     row_keys = jax.vmap(lambda key: jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(num_captions)))(keys)
     row_keys = row_keys.reshape(size * num_captions)
 
-    def draw_token(step: Int[Array, ""], logits: Float[Array, "N V"]) -> Int[Array, " N"]:
-        draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row)  # noqa: E731
-        return jax.vmap(draw)(row_keys, logits).astype(jnp.int32)
+    def choose_token(step: Int[Array, ""], logits: Float[Array, "N V"]) -> Int[Array, " N"]:
+        return draw_tokens(jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, step), logits)
 
     rows = rollout(
         decode_step,
@@ -61,7 +81,7 @@ def sample(
         special_ids,
         max_length=max_length,
         processors=processors,
-        choose_token=draw_token,
+        choose_token=choose_token,
     )
     captions = jax.tree.map(lambda leaf: leaf.reshape(size, num_captions, *leaf.shape[2:]), rows)
     best_first = jnp.argsort(captions.log_probs, axis=-1, descending=True)

@@ -78,12 +78,31 @@ def test_top_k_keeps_exactly_k(k, expected):
     assert np.flatnonzero(kept(keep_top_k(k))[0]).tolist() == list(expected)
 
 
-@pytest.mark.parametrize(
-    "p, expected", [(1e-9, [1]), (0.4, [1]), (0.41, [1, 3]), (0.75, [0, 1, 3]), (0.95, [0, 1, 2, 3]), (1.0, range(4))]
-)
+@pytest.mark.parametrize("p, expected", [(1e-9, [1]), (0.39, [1]), (0.41, [1, 3]), (0.75, [0, 1, 3]), (1.0, range(4))])
 def test_top_p_keeps_the_smallest_sufficient_set(p, expected):
     logits = np.log(np.array([[0.2, 0.4, 0.1, 0.3]], np.float32))
     assert np.flatnonzero(kept(keep_top_p(p), logits)[0]).tolist() == list(expected)
+
+
+nuclei = {p: jax.jit(keep_top_p(p)) for p in (0.1, 0.6, 0.95)}
+
+
+@many
+@given(st.integers(0, 2**32 - 1), st.sampled_from(list(nuclei)))
+def test_top_p_threshold_is_that_of_sorting(seed, p):
+    logits = (3 * np.random.default_rng(seed).normal(size=(1, 40))).astype(np.float32)
+    probs = np.exp(logits[0].astype(np.float64))
+    probs /= probs.sum()
+    ranked = np.argsort(-probs)
+    mass = np.cumsum(probs[ranked])
+    if np.min(np.abs(mass - p)) > 1e-6:  # not a matter of rounding
+        expected = sorted(ranked[: np.searchsorted(mass, p) + 1].tolist())
+        assert np.flatnonzero(kept(nuclei[p], logits)[0]).tolist() == expected
+
+
+def test_top_p_keeps_equals_together():
+    logits = np.array([[1.0, 0.0, 1.0, 1.0, -np.inf]], np.float32)
+    assert kept(keep_top_p(0.3), logits) == [[True, False, True, True, False]]
 
 
 def test_ids_outside_the_vocabulary_are_refused():

@@ -4,11 +4,14 @@ import dataclasses
 import itertools
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from capjax.decoding import DecoderSettings
+from capjax.decoding import DecoderSettings, image_keys
+from capjax.decoding.sampling import draw_tokens
 
 PAIRS = DecoderSettings(method="sample", max_length=2)
 
@@ -88,3 +91,16 @@ def test_a_caption_depends_on_seed_and_image_alone(toy):
     assert together != toy.decode(dataclasses.replace(settings, seed=2), tables, ids)
     for (_, first), (_, second) in together:
         assert first >= second
+
+
+def test_draws_from_a_large_vocabulary():
+    weights = np.random.default_rng(0).gamma(0.5, size=23)
+    weights[[0, 9, 22]] = 0.0
+    with np.errstate(divide="ignore"):
+        logits = np.log(weights).astype(np.float32) - 40.0
+    keys = image_keys(3, np.arange(20_000))
+    draw = jax.jit(lambda keys, row: draw_tokens(keys, jnp.broadcast_to(row, (20_000, 23)), block_size=5))
+    counts = np.bincount(draw(keys, logits), minlength=23)
+    possible = weights > 0
+    assert counts[~possible].tolist() == [0, 0, 0]
+    assert chisquare(counts[possible], 20_000 * weights[possible] / weights.sum()).pvalue > 0.01
