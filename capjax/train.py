@@ -28,6 +28,7 @@ from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
 from capjax.metrics import coco_caption
 from capjax.predict import Generator
+from capjax.report import read_log, write_curves
 from capjax.sharding import check_divides, make_mesh, replicate, shard_batch
 from capjax.text.vocabulary import Vocabulary
 from capjax.training.metric_writer import MetricWriter
@@ -350,8 +351,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and draw the curves."""
-    from capjax.report.curves import read_log, write_curves
-
     config = configuration.load_config(args.config, args.overrides)
     try:
         train(config, args.workdir)

@@ -73,7 +73,7 @@ def test_misfits_are_listed_and_leave_the_earlier_file_alone(saved, variables):
     with pytest.raises(CapjaxError) as error:
         encoder_file.save_encoder(saved, CONFIG, encoder_file.unflatten(tensors))
     assert str(error.value) == (
-        "the encoder to save does not fit the network, 3 differences: missing batch_stats/stem/conv_2/norm/mean (4,); "
+        "the encoder to save does not fit the network (differences: 3): missing batch_stats/stem/conv_2/norm/mean (4,); "
         "unexpected params/extra (2,); params/stem/conv_1/kernel is (3, 3, 3, 5), expected (3, 3, 3, 4)"
     )
     assert saved.read_bytes() == before
@@ -126,7 +126,7 @@ def edit_header(path, edit):
     ("edit", "message"),
     [
         (lambda h: h.update(format_version=2), "has encoder format 2, this capjax reads format 1"),
-        (lambda h: h.update(final_endpoint="mixed1"), r"does not fit the network, \d+ differences: missing"),
+        (lambda h: h.update(final_endpoint="mixed1"), r"does not fit the network \(differences: \d+\): missing"),
         (lambda h: h.update(wings=2), "damaged header"),
         (lambda h: h.pop("sha256"), "damaged header"),
     ],

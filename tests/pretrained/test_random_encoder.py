@@ -26,7 +26,7 @@ def test_activations_keep_their_size_and_their_image(convention):
     for name, block in capjax_blocks(config, random_encoder(config, seed=0), images).items():
         assert 0.2 < block.std() < 3, name
         assert 0.3 < (block > 0).mean() < 0.8, name
-        assert np.corrcoef(block.reshape(2, -1))[0, 1] < 0.95, name
+        assert np.corrcoef(block.reshape(2, -1))[0, 1] < 0.98, name
 
 
 def test_images_are_reproducible_and_smooth():

@@ -1,0 +1,235 @@
+"""The reference decoder against PyTorch: training words/s, greedy and beam-search captions/s, interleaved in one run.
+
+    python experiments/benchmarks/decoder.py --out=experiments/results/decoder.md
+
+The PyTorch program is what a competent user would write: `nn.LSTM` over the padded batch, `CrossEntropyLoss` over the
+words only (`ignore_index`), or, as "packed", the vocabulary layer on the words only; decoding with `LSTMCell`, batched,
+ending when all captions have ended. Both sides compute in float32 with all cores on the same batches.
+"""
+
+import argparse
+import pathlib
+import platform
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from torch import nn
+
+from capjax.decoding.settings import DecoderSettings, build_search
+from capjax.models import Captioner, InitInjectDecoder
+from capjax.sharding import make_mesh, replicate, shard_batch
+from capjax.training.train_state import TrainState
+from capjax.training.xe_step import jit_train_step
+from capjax.types import Features, SpecialIds
+
+SIZES = {
+    "reference (100/300/120, V 8,769)": {"vocab": 8769, "embed": 100, "hidden": 300, "bottleneck": 120},
+    "Show and Tell-like (512/512/512, V 9,000)": {"vocab": 9000, "embed": 512, "hidden": 512, "bottleneck": 512},
+}
+NUM_FEATURES, MAX_TOKENS = 2048, 20
+
+
+class TorchCaptioner(nn.Module):
+    """The same model in PyTorch."""
+
+    def __init__(self, vocab: int, embed: int, hidden: int, bottleneck: int) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.Linear(NUM_FEATURES, bottleneck), nn.ELU(), nn.Linear(bottleneck, hidden), nn.ELU())
+        self.embedding = nn.Embedding(vocab, embed)
+        self.lstm = nn.LSTM(embed, hidden, batch_first=True)
+        self.logits = nn.Sequential(nn.Linear(hidden, bottleneck), nn.ELU(), nn.Linear(bottleneck, vocab))
+
+    def loss(self, pooled: torch.Tensor, tokens: torch.Tensor, packed: bool) -> torch.Tensor:
+        """Mean cross-entropy of the words."""
+        state = self.image(pooled)[None]
+        outputs, _ = self.lstm(self.embedding(tokens[:, :-1]), (state, state))
+        targets = tokens[:, 1:]
+        if packed:
+            words = targets != 0
+            return nn.functional.cross_entropy(self.logits(outputs[words]), targets[words])
+        return nn.functional.cross_entropy(self.logits(outputs).flatten(0, 1), targets.flatten(), ignore_index=0)
+
+    @torch.no_grad()
+    def greedy(self, pooled: torch.Tensor, max_length: int) -> torch.Tensor:
+        """Caption a batch greedily, never choosing PAD, UNK or START."""
+        state = self.image(pooled)[None]
+        state = (state, state)
+        token = torch.full((len(pooled),), 2)
+        ended, tokens = torch.zeros(len(pooled), dtype=torch.bool), []
+        for _ in range(max_length):
+            output, state = self.lstm(self.embedding(token)[:, None], state)
+            logits = self.logits(output[:, 0])
+            logits[:, :3] = -torch.inf
+            token = torch.where(ended, 0, logits.argmax(dim=1))
+            tokens.append(token)
+            ended |= token == 3
+            if ended.all():
+                break
+        return torch.stack(tokens, dim=1)
+
+    @torch.no_grad()
+    def beam(self, pooled: torch.Tensor, max_length: int, size: int) -> torch.Tensor:
+        """Search with `size` beams, batched; return the best captions."""
+        batch = len(pooled)
+        state = self.image(pooled).repeat_interleave(size, dim=0)[None]
+        state = (state, state)
+        scores = torch.full((batch, size), -torch.inf)
+        scores[:, 0] = 0.0
+        token = torch.full((batch * size,), 2)
+        tokens = torch.zeros((batch, size, max_length), dtype=torch.long)
+        ended = torch.zeros((batch, size), dtype=torch.bool)
+        rows = torch.arange(batch)[:, None]
+        for t in range(max_length):
+            output, state = self.lstm(self.embedding(token)[:, None], state)
+            log_probs = self.logits(output[:, 0]).log_softmax(dim=1).view(batch, size, -1)
+            log_probs[:, :, :3] = -torch.inf
+            log_probs[ended] = -torch.inf
+            log_probs[..., 0] = torch.where(ended, 0.0, log_probs[..., 0])
+            vocab = log_probs.shape[-1]
+            scores, best = (scores[..., None] + log_probs).view(batch, -1).topk(size)
+            parent, chosen = best // vocab, best % vocab
+            tokens = tokens[rows, parent]
+            tokens[:, :, t] = chosen
+            ended = ended[rows, parent] | (chosen == 3)
+            if ended[:, 0].all() and ended.all():
+                break
+            flat = (parent + rows * size).flatten()
+            state = tuple(s[:, flat] for s in state)
+            token = chosen.flatten()
+        return tokens[:, 0]
+
+
+def make_tokens(rng: np.random.Generator, batch: int, vocab: int) -> np.ndarray:
+    """Draw captions whose lengths are distributed like COCO's (mean 10.5 words, standard deviation 2.4)."""
+    tokens = np.zeros((batch, MAX_TOKENS), np.int32)
+    lengths = np.clip(rng.normal(10.5, 2.4, batch).round(), 6, MAX_TOKENS - 2).astype(int)
+    for row, length in zip(tokens, lengths, strict=True):
+        row[0], row[length + 1] = 2, 3
+        row[1 : length + 1] = rng.integers(4, vocab, length)
+    return tokens
+
+
+def interleave(programs: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
+    """Time the programs in turn; return seconds by round, after one warm-up of each."""
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for i in range(rounds + 1):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            program()
+            if i:
+                times[name].append(time.perf_counter() - start)
+    return {name: np.asarray(values) for name, values in times.items()}
+
+
+def table_rows(work: str, times: dict[str, np.ndarray], amount: float, unit: str, baseline: str) -> list[str]:
+    """Format rates and ratios to the baseline, the ratio taken round by round."""
+    rows = []
+    for name, seconds in times.items():
+        ratios = times[baseline] / seconds
+        rate = amount / np.median(seconds)
+        rows.append(
+            f"| {work} | {name} | {rate:,.0f} {unit} | {np.median(ratios):.2f} [{ratios.min():.2f}–{ratios.max():.2f}] |"
+        )
+    return rows
+
+
+def benchmark(label: str, sizes: dict[str, int], rounds: int) -> list[str]:
+    """Measure one model size."""
+    rng = np.random.default_rng(0)
+    decoder = InitInjectDecoder(
+        sizes["vocab"], sizes["embed"], sizes["hidden"], sizes["bottleneck"], sizes["bottleneck"]
+    )
+    model, mesh = Captioner(decoder), make_mesh()
+    variables = jax.jit(model.init)(jax.random.key(0), Features(jnp.zeros((1, NUM_FEATURES))), jnp.zeros((1, 1), jnp.int32))
+    theirs = TorchCaptioner(**sizes)
+    rows = []
+
+    tokens = make_tokens(rng, 64, sizes["vocab"])
+    pooled = rng.normal(size=(64, NUM_FEATURES)).astype(np.float32)
+    num_words = int((tokens[:, 1:] != 0).sum())
+    optimizer = optax.adam(1e-3)
+    step = jit_train_step(mesh, model=model, optimizer=optimizer)
+    state = [replicate(TrainState.create(variables, optimizer), mesh)]
+    batch = {"features": Features(pooled), "tokens": tokens, "mask": tokens[:, 1:] != 0}
+    batch = shard_batch(batch | {"image_id": np.arange(64), "valid": np.ones(64, bool)}, mesh)
+
+    def our_step() -> None:
+        state[0], metrics = step(state[0], batch, jax.random.key(0))
+        jax.block_until_ready(metrics)
+
+    torch_optimizer = torch.optim.Adam(theirs.parameters(), 1e-3)
+    torch_batch = torch.tensor(pooled), torch.tensor(tokens, dtype=torch.long)
+
+    def their_step(packed: bool) -> None:
+        torch_optimizer.zero_grad()
+        theirs.loss(*torch_batch, packed).backward()
+        torch_optimizer.step()
+
+    times = interleave(
+        {"PyTorch": lambda: their_step(False), "PyTorch, packed": lambda: their_step(True), "capjax": our_step}, rounds
+    )
+    rows += table_rows(f"train step, batch 64, {label}", times, num_words, "words/s", "PyTorch")
+
+    fresh = jax.jit(model.init)(jax.random.key(0), Features(jnp.zeros((1, NUM_FEATURES))), jnp.zeros((1, 1), jnp.int32))
+    for batch_size in (1, 64, 256):
+        pooled = rng.normal(size=(batch_size, NUM_FEATURES)).astype(np.float32)
+        for name, settings, their_search in (
+            ("greedy", DecoderSettings(), theirs.greedy),
+            ("beam 3", DecoderSettings(method="beam", beam_size=3), lambda x, n: theirs.beam(x, n, 3)),
+        ):
+            if name == "beam 3" and batch_size == 256:
+                continue
+            search = build_search(settings, SpecialIds())
+
+            @jax.jit
+            def caption(weights: object, features: Features, search: Callable = search) -> object:
+                def decode_step(carry: object, tokens: jax.Array) -> object:
+                    return model.apply(weights, carry, tokens, method="decode_step")
+
+                return search(decode_step, model.apply(weights, features, method="init_carry"), None)
+
+            features = Features(jnp.asarray(pooled))
+            programs = {
+                "PyTorch": lambda x=torch.tensor(pooled), f=their_search: f(x, 20),
+                "capjax": lambda f=caption, x=features: jax.block_until_ready(f(fresh, x)),
+            }
+            # Untrained models do not end: both sides do all 20 steps.
+            times = interleave(programs, rounds)
+            rows += table_rows(f"{name}, batch {batch_size}, {label}", times, batch_size, "captions/s", "PyTorch")
+    return rows
+
+
+def main() -> None:
+    """Run the benchmark and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("experiments/results/decoder.md"))
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--note", default="", help="a line on the state of the machine")
+    args = parser.parse_args()
+    lines = [
+        "# Decoder against PyTorch",
+        "",
+        "`python experiments/benchmarks/decoder.py`",
+        "",
+        f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__}, {torch.get_num_threads()} "
+        f"threads, Python {platform.python_version()}; {args.rounds} interleaved rounds. × is the time of plain PyTorch over "
+        "that of the row, median over rounds [min–max]; above 1 is faster than PyTorch. " + args.note,
+        "",
+        "| work | program | rate | × |",
+        "| --- | --- | --- | --- |",
+    ]
+    for label, sizes in SIZES.items():
+        for row in benchmark(label, sizes, args.rounds):
+            lines.append(row)
+            print(row, flush=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

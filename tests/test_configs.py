@@ -1,0 +1,126 @@
+"""Every recipe builds, fits its model, and takes one step at reduced size; wrong fields are named."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from capjax import assembly
+from capjax.config import from_dict, load_config, to_dict
+from capjax.decoding.settings import DecoderSettings
+from capjax.errors import CapjaxError
+from capjax.pretrained.encoder_file import EncoderConfig
+from capjax.sharding import make_mesh, replicate, shard_batch
+from capjax.training.optimizer import make_optimizer
+from capjax.training.schedules import make_schedule
+from capjax.training.train_state import TrainState
+from capjax.training.xe_step import jit_train_step
+from capjax.types import Features
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+SPECS = [str(path) for path in sorted(CONFIGS.glob("*.py"))]
+SPECS += [f"{CONFIGS}/scenes.py:from_scratch", f"{CONFIGS}/flickr8k.py:imported", f"{CONFIGS}/folder.py:mine"]
+VOCAB_SIZE = 50
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.rsplit("/", 1)[1])
+def test_recipe_builds_and_takes_a_step(spec):
+    config = load_config(spec)
+    assert to_dict(from_dict(to_dict(config))) == to_dict(config)
+    DecoderSettings.from_dict(config.search.to_dict())
+
+    # At its own sizes: shapes only.
+    encoder = EncoderConfig(final_endpoint="mixed0", image_size=75) if config.encoder.weights else None
+    fed_images = not config.features.dir
+    model = assembly.captioner_from(config, 9000, encoder if fed_images else None)
+    tokens = jax.ShapeDtypeStruct((config.train.captions_per_image, config.train.max_tokens - 1), jnp.int32)
+    features = Features(jax.ShapeDtypeStruct((1, 2048), jnp.float32))
+    variables = jax.eval_shape(model.init, jax.random.key(0), features, tokens)
+    logits = jax.eval_shape(model.apply, variables, features, tokens)
+    assert logits.shape == (*tokens.shape, 9000) and logits.dtype == jnp.float32
+
+    # One step on features at reduced size, with the recipe's optimiser.
+    for name in ("embed_size", "hidden_size", "image_bottleneck_size", "logit_bottleneck_size"):
+        config.decoder[name] = 8
+    section = config.optimizer
+    schedule = make_schedule(
+        section.schedule, section.learning_rate, config.train.num_steps, section.warmup_steps, section.decay_steps
+    )
+    optimizer = make_optimizer(section.name, schedule, clip_norm=section.clip_norm)
+    model = assembly.captioner_from(config, VOCAB_SIZE, None)
+    features = Features(np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32))
+    tokens = np.full((8 * config.train.captions_per_image, config.train.max_tokens), 5, np.int32)
+    mesh = make_mesh()
+    variables = jax.jit(model.init)(jax.random.key(0), features, tokens[:, :-1])
+    state = replicate(TrainState.create(variables, optimizer), mesh)
+    step = jit_train_step(mesh, model=model, optimizer=optimizer)
+    batch = {"features": features, "tokens": tokens, "mask": tokens[:, 1:] != 0, "valid": np.ones(8, bool)}
+    new_state, metrics = step(state, shard_batch(batch, mesh), jax.random.key(0))
+    assert int(new_state.step) == 1
+    assert np.isfinite(metrics["loss"])
+
+
+def test_defaults_are_the_reference_system():
+    reference = to_dict(load_config(str(CONFIGS / "reference.py")))
+    assert reference["decoder"] == {
+        "name": "init_inject",
+        "embed_size": 100,
+        "hidden_size": 300,
+        "image_bottleneck_size": 120,
+        "logit_bottleneck_size": 120,
+        "normalize_features": False,
+        "dropout_rate": 0.0,
+    }
+    assert reference["optimizer"]["learning_rate"] == 1e-3
+    assert reference["train"]["batch_size"] == 64
+    assert reference["train"]["num_steps"] == 12_000
+    assert reference["train"]["max_tokens"] == 20
+
+
+def test_bare_names_are_recipes():
+    assert load_config("scenes").dataset.name == "scenes"
+
+
+def test_overrides_keep_their_types():
+    config = load_config("scenes", ["train.num_steps=7", "optimizer.learning_rate=1", "train.augment=true", "seed=3"])
+    assert (config.train.num_steps, config.seed, config.train.augment) == (7, 3, True)
+    assert config.optimizer.learning_rate == 1.0 and isinstance(config.optimizer.learning_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.num_stepz=7", r"did you mean train\.num_steps"),
+        ("num_steps=7", r"train\.num_steps"),
+        ("zzz.qqq=1", "fields are"),
+        ("train.num_steps=many", "to be int"),
+        ("train.num_steps=1.5", "to be int"),
+        ("train.num_steps", "got no value"),
+        ("train=3", "no field 'train'"),
+    ],
+)
+def test_wrong_overrides_are_clear_errors(override, message):
+    with pytest.raises(CapjaxError, match=message):
+        load_config("scenes", [override])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "recipe out of"),
+        ("x = (", "get_config"),
+        ("import nonexistent_module", "get_config"),
+        ("y = 1", "get_config"),
+        ("def get_config():\n    from capjax.config import default_config\n    c = default_config()\n    c.trian = 1",
+         "trian"),
+    ],
+)  # fmt: skip
+def test_broken_files_are_clear_errors(tmp_path, content, message):
+    path = tmp_path / "config.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CapjaxError, match=message) as error:
+        load_config(str(path))
+    assert "\n" not in str(error.value)
