@@ -185,9 +185,7 @@ def conv_units(final_endpoint: str = "mixed10") -> Iterator[tuple[str, str, Conv
                 yield from ((block_name, name, conv) for name, conv in zip(names, convs, strict=False))
 
 
-def scale_images(
-    images: Num[Array, "N H W 3"], input_scaling: InputScaling = "symmetric"
-) -> Float[Array, "N H W 3"]:
+def scale_images(images: Num[Array, "N H W 3"], input_scaling: InputScaling = "symmetric") -> Float[Array, "N H W 3"]:
     """Scale RGB pixels 0…255 to what the first convolution expects.
 
     Args:

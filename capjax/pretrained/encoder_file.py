@@ -8,6 +8,7 @@ directories read them.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -62,6 +63,11 @@ class LoadedEncoder(NamedTuple):
 
 def variable_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every variable of the network, by flat name, without computing anything."""
+    return dict(_variable_shapes(dataclasses.replace(config, image_size=0, source="")))
+
+
+@functools.lru_cache  # tracing takes a second
+def _variable_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     module = config.build()
     size = inception_v3.min_image_size(config.final_endpoint)
     method = "__call__" if config.num_classes is None else "classify"
@@ -108,7 +114,7 @@ def check_shapes(
     if problems:
         listed = "; ".join(problems[:max_listed])
         more = f"; and {len(problems) - max_listed} more" if len(problems) > max_listed else ""
-        raise CapjaxError(f"{what} does not fit the network, {len(problems)} differences: {listed}{more}")
+        raise CapjaxError(f"{what} does not fit the network (differences: {len(problems)}): {listed}{more}")
 
 
 def save_encoder(

@@ -5,6 +5,7 @@ belongs to BatchNorm k by the number in their names (the order inside the file i
 where a layer is; inside a block they are ours.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -78,7 +79,7 @@ def from_keras(layers: Layers, what: str) -> Conversion:
     if "predictions" in layers:
         sources["params/classifier/kernel"] = Source("predictions/kernel", (0, 1))
         sources["params/classifier/bias"] = Source("predictions/bias")
-        num_classes = _num_classes(layers["predictions"].get("bias"))
+        num_classes = _num_classes(next(iter(layers["predictions"].values())))
     config = encoder_file.EncoderConfig(convention="keras", num_classes=num_classes, source=what)
     tensors = {f"{layer}/{name}": array for layer, weights in layers.items() for name, array in weights.items()}
     return _assemble(config, sources, tensors, skipped={})
@@ -140,8 +141,8 @@ def _numbered(layers: Layers, kind: str, what: str) -> Callable[[int], str]:
     return lambda index: f"{kind}_{first + index}" if first + index else kind
 
 
-def _num_classes(bias: np.ndarray | None) -> int:
-    return 0 if bias is None else bias.size
+def _num_classes(top: np.ndarray) -> int:
+    return math.prod(top.shape[-1:]) or 1  # a shape that makes no sense is left to the comparison of shapes
 
 
 def _assemble(

@@ -48,7 +48,7 @@ def compare_blocks(
         Relative root mean square difference by endpoint: ‖ours - theirs‖ / ‖theirs‖.
     """
     judge = {"keras": keras_blocks, "torchvision": torchvision_blocks}[config.convention]
-    scaled = np.asarray(inception_v3.scale_images(jnp.asarray(images), config.input_scaling))
+    scaled = np.array(inception_v3.scale_images(jnp.asarray(images), config.input_scaling))
     theirs, ours = judge(variables, scaled), capjax_blocks(config, variables, scaled)
     return {name: relative_rms(ours[name], theirs[name]) for name in inception_v3.ENDPOINTS}
 

@@ -73,8 +73,9 @@ def test_misfits_are_listed_and_leave_the_earlier_file_alone(saved, variables):
     with pytest.raises(CapjaxError) as error:
         encoder_file.save_encoder(saved, CONFIG, encoder_file.unflatten(tensors))
     assert str(error.value) == (
-        "the encoder to save does not fit the network (differences: 3): missing batch_stats/stem/conv_2/norm/mean (4,); "
-        "unexpected params/extra (2,); params/stem/conv_1/kernel is (3, 3, 3, 5), expected (3, 3, 3, 4)"
+        "the encoder to save does not fit the network (differences: 3): "
+        "missing batch_stats/stem/conv_2/norm/mean (4,); unexpected params/extra (2,); "
+        "params/stem/conv_1/kernel is (3, 3, 3, 5), expected (3, 3, 3, 4)"
     )
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
@@ -139,7 +140,7 @@ def test_header_of_another_version_or_network(saved, edit, message):
 
 def test_safetensors_of_another_program(tmp_path):
     safetensors.numpy.save_file({"x": np.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(CapjaxError, match="no capjax encoder file; convert other weights with `capjax weights convert`"):
+    with pytest.raises(CapjaxError, match="no capjax encoder file; convert other weights with `capjax weights"):
         encoder_file.load_encoder(tmp_path / "other.safetensors")
 
 
