@@ -8,11 +8,9 @@
 """
 
 import argparse
-import dataclasses
 import importlib
 import json
 import pathlib
-import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -148,15 +146,8 @@ def inspect_command(name: data.DatasetName, args: argparse.Namespace) -> int:
 
 
 def _dataset_name(args: argparse.Namespace) -> data.DatasetName:
-    text = args.dataset
-    if args.name:
-        if not re.fullmatch(r"\w[\w.-]*", args.name) or args.name == data.CAPTIONS_ONLY:
-            raise CapjaxError(f"expected a --name of letters, digits, -, _ and ., got {args.name!r}")
-        text = f"{text}/{args.name}"
-    name = data.parse_name(text)
-    if getattr(args, "captions_only", False):
-        name = dataclasses.replace(name, captions_only=True)
-    return name
+    parts = [args.dataset, args.name, data.CAPTIONS_ONLY if getattr(args, "captions_only", False) else None]
+    return data.parse_name("/".join(filter(None, parts)))
 
 
 def _open_listing(module: ModuleType, name: data.DatasetName, args: argparse.Namespace) -> Listing:
@@ -200,10 +191,11 @@ def _prepare_photos(
         journal = Journal(space.path)
         if journal.num_resumed:
             print(f"resuming: {journal.num_resumed:,} images were examined before", file=sys.stderr)
-        builder = make_builder(
-            listing=listing, journal=journal, num_workers=num_workers, data_dir=space.build, config=config
+        build(
+            lambda folder: make_builder(listing, journal, num_workers, data_dir=folder, config=config),
+            space,
+            lambda directory: _store_report(name, listing, directory),
         )
-        build(builder, space, lambda directory: _store_report(name, listing, directory))
         journal.close()
 
 

@@ -232,7 +232,9 @@ def test_inspect_draws_preprocessed_images(tmp_path):
 def test_wrong_arguments_are_one_line(tmp_path):
     for arguments, expected in [
         (["prepare", "cocoa"], "out of"),
-        (["prepare", "folder", "--name=a/b"], "letters"),
+        (["prepare", "folder", "--name=.."], "letters"),
+        (["prepare", "folder"], "letters"),
+        (["prepare", "scenes", "--captions_only"], "out of scenes"),
         (["prepare", "folder/x", "--data_dir", tmp_path], "--images=DIR"),
         (["prepare", "flickr8k", "--data_dir", tmp_path], "--source"),
         (["validate", "scenes", "--data_dir", tmp_path], "not prepared"),

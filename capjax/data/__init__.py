@@ -8,6 +8,7 @@ import json
 import operator
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +73,12 @@ def parse_name(name: str) -> DatasetName:
         raise CapjaxError(f"expected a dataset out of {', '.join(all_names())}, got {name!r}")
     source = SOURCES[source_name]
     variant = rest.pop(0) if rest and (source.variants or source.named_by_user) else None
-    known = variant in source.variants if source.variants else bool(variant) == source.named_by_user
-    if not known or rest not in ([], [CAPTIONS_ONLY]):
+    if source.named_by_user:
+        if not variant or not re.fullmatch(r"\w[\w.-]*", variant):
+            raise CapjaxError(f"expected {source_name}/NAME, a name of letters, digits, -, _ and ., got {name!r}")
+    elif variant not in (source.variants or (None,)):
+        raise CapjaxError(f"expected a dataset out of {', '.join(all_names(source_name))}, got {name!r}")
+    if rest not in ([], [CAPTIONS_ONLY]) or (rest and source.rendered):
         raise CapjaxError(f"expected a dataset out of {', '.join(all_names(source_name))}, got {name!r}")
     return DatasetName(source_name, variant, bool(rest))
 
@@ -101,8 +106,9 @@ def target_directory(name: DatasetName, data_dir: str | os.PathLike[str] | None,
 def dataset_directories(name: DatasetName, data_dir: str | os.PathLike[str] | None) -> list[pathlib.Path]:
     """List the prepared versions of a dataset, oldest first."""
     root = (pathlib.Path(data_dir) if data_dir else default_data_dir()) / str(name)
-    versions = [path.parent for path in root.glob("[0-9]*.[0-9]*.[0-9]*/captions-*.jsonl")]
-    return sorted(set(versions), key=lambda path: tuple(map(int, path.name.split("."))))
+    folders = {path.parent for path in root.glob("*/captions-*.jsonl")}
+    versions = [folder for folder in folders if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
+    return sorted(versions, key=lambda path: tuple(map(int, path.name.split("."))))
 
 
 def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> "CaptionDataset":

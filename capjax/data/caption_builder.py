@@ -221,14 +221,17 @@ def prepare(make_builder: Callable[[pathlib.Path], CaptionBuilder], target: path
         CapjaxError: if a split has no examples, the disk is full, or another process prepares the same dataset.
     """
     with workspace(target) as space:
-        build(make_builder(space.build), space)
+        build(make_builder, space)
 
 
 def build(
-    builder: CaptionBuilder, space: Workspace, finish: Callable[[pathlib.Path], None] = lambda directory: None
+    make_builder: Callable[[pathlib.Path], CaptionBuilder],
+    space: Workspace,
+    finish: Callable[[pathlib.Path], None] = lambda directory: None,
 ) -> None:
-    """Write the dataset of a builder whose `data_dir` is `space.build`, let `finish` add files, and publish it."""
+    """Write a dataset in a workspace, let `finish` add files to its directory, and publish it."""
     with _quiet_tfds():
+        builder = make_builder(space.build)
         builder.download_and_prepare(download_dir=space.build / "downloads")
     finish(pathlib.Path(builder.data_dir))
     space.publish(pathlib.Path(builder.data_dir))

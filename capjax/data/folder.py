@@ -67,8 +67,7 @@ def open_source(variant: str | None, options: SourceOptions) -> Listing:
         splits = _given_splits(files, notes)
     else:
         splits = draw_splits(files, *shares)
-        counts = ", ".join(f"{len(files):,} {split}" for split, files in splits.items() if files)
-        notes.append(f"no split column: the splits were drawn by file name ({counts}).")
+        notes.append("no split column was found: the splits are drawn by file name.")
     return build_listing(splits, images, found, notes)
 
 

@@ -109,7 +109,8 @@ def open_image(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         pixels = "".join(ch for ch in str(error).split("pixels")[0] if ch.isdigit())
         raise ImageError(
-            "too large", f"expected at most {MAX_PIXELS // 10**6} megapixels, got {int(pixels) // 10**6}"
+            "too large",
+            f"expected an image of at most {MAX_PIXELS // 10**6} megapixels, got one of {int(pixels) // 10**6}",
         ) from None
     except _DECODER_ERRORS as error:
         raise _damaged(error) from None

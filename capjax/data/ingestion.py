@@ -71,7 +71,8 @@ def examine(data: bytes, convert: bool = True) -> tuple[Verdict, bytes | None]:
         troubles = _peculiarities(image)
         rgb = load_rgb(image)
     except ImageError as error:
-        return Verdict(((error.kind, str(error)),), sha256), None
+        # The kind says what was expected.
+        return Verdict(((error.kind, str(error).rpartition(", got ")[2]),), sha256), None
     encoded = _encode(rgb, lossless=image_format not in _LOSSY) if troubles and convert else None
     return Verdict(tuple(troubles), sha256), encoded
 
@@ -115,13 +116,13 @@ class Journal:
         self._verdicts: dict[str, Verdict] = {}
         (folder / "converted").mkdir(parents=True, exist_ok=True)
         path = folder / "journal.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
-        for line in lines[:-1]:
+        whole, _, torn = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
+        for line in whole.splitlines():
             key, troubles, sha256 = json.loads(line)
             self._verdicts[key] = Verdict(tuple((kind, detail) for kind, detail in troubles), sha256)
         self.num_resumed = len(self._verdicts)
-        with open(path, "w" if not self._verdicts else "r+b") as file:
-            file.truncate(sum(len(line.encode()) + 1 for line in lines[:-1]))
+        if torn:
+            os.truncate(path, path.stat().st_size - len(torn))
         self._file = open(path, "a", encoding="utf-8")
 
     def image(self, name: str, file: ImageFile) -> tuple[Verdict, bytes | None]:

@@ -107,9 +107,17 @@ def test_names_are_taken_apart():
         assert str(name) == text
 
 
-@pytest.mark.parametrize("text", ["cocoa", "coco", "coco/2015", "folder", "scenes/x", "coco/2014/captions/more", ""])
+@pytest.mark.parametrize(
+    "text", ["cocoa", "coco", "coco/2015", "scenes/x", "scenes/captions", "coco/2014/captions/more", ""]
+)
 def test_unknown_names_list_what_exists(text):
     with pytest.raises(CapjaxError, match=r"expected a dataset out of .*, got"):
+        data.parse_name(text)
+
+
+@pytest.mark.parametrize("text", ["folder", "folder/..", "folder/a b"])
+def test_a_folder_dataset_needs_a_plain_name(text):
+    with pytest.raises(CapjaxError, match="folder/NAME"):
         data.parse_name(text)
 
 

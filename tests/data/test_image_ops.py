@@ -95,7 +95,7 @@ def test_huge_images_are_refused_from_their_header():
 
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
-    with pytest.raises(ImageError, match="at most 200 megapixels, got 400") as caught:
+    with pytest.raises(ImageError, match="at most 200 megapixels, got one of 400") as caught:
         decode_image(data)
     assert caught.value.kind == "too large"
 

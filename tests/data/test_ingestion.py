@@ -43,8 +43,8 @@ def test_what_was_examined_is_not_examined_again(tmp_path):
     # A second look at the pixels would find these broken.
     for name in ("fine.jpg", "grey.jpg"):
         change_behind_its_back(tmp_path / "images" / name, b"not an image")
-    with open(tmp_path / "journal.jsonl", "a") as file:
-        file.write('["torn')
+    with open(tmp_path / "journal.jsonl", "ab") as file:
+        file.write('["torn é'.encode()[:-1])
     journal = Journal(tmp_path)
     assert journal.num_resumed == 3
     again = {name: journal.image(name, file) for name, file in files.items()}
