@@ -8,6 +8,7 @@
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import pathlib
@@ -187,8 +188,7 @@ def _prepare_photos(
     check_room(target, int(image_bytes * _SIZE_FACTOR) + _SIZE_MARGIN, str(name))
     named_by_user = data.SOURCES[name.source].named_by_user
     config = tfds.core.BuilderConfig(name=name.variant) if named_by_user else name.variant
-    with workspace(target) as space:
-        journal = Journal(space.path)
+    with workspace(target) as space, contextlib.closing(Journal(space.path)) as journal:
         if journal.num_resumed:
             print(f"resuming: {journal.num_resumed:,} images were examined before", file=sys.stderr)
         build(
@@ -196,7 +196,6 @@ def _prepare_photos(
             space,
             lambda directory: _store_report(name, listing, directory),
         )
-        journal.close()
 
 
 def _prepare_captions(listing: Listing, name: data.DatasetName, target: pathlib.Path) -> None:
