@@ -23,10 +23,10 @@ class LengthPenalty:
     alpha: float = 0.0
     formula: LengthFormula = "gnmt"
 
-    def divisor(self, length: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    def divisor(self, length: int | Int[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Return lp(length); it is monotone in the length, which the early end of a search relies on."""
-        length = jnp.asarray(length, jnp.float32)
-        return ((5.0 + length) / 6.0) ** self.alpha if self.formula == "gnmt" else length**self.alpha
+        num_tokens = jnp.asarray(length, jnp.float32)
+        return ((5.0 + num_tokens) / 6.0) ** self.alpha if self.formula == "gnmt" else num_tokens**self.alpha
 
 
 NO_LENGTH_PENALTY = LengthPenalty()

@@ -153,7 +153,7 @@ def keep_top_p(p: float) -> LogitsProcessor:
         def at_least(threshold_bits: Int[Array, " N"]) -> Bool[Array, "N V"]:
             return probs >= jax.lax.bitcast_convert_type(threshold_bits, jnp.float32)[:, None]
 
-        def halve(_: int, bounds: tuple[Int[Array, " N"], Int[Array, " N"]]) -> tuple[Array, Array]:
+        def halve(_: Int[Array, ""], bounds: tuple[Int[Array, " N"], Int[Array, " N"]]) -> tuple[Array, Array]:
             low, high = bounds
             middle = (low + high) // 2
             enough = jnp.sum(jnp.where(at_least(middle), probs, 0.0), axis=-1) >= p

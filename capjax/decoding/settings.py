@@ -73,10 +73,7 @@ class DecoderSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise CapjaxError(_unknown("decoding method", self.method, METHODS))
-        object.__setattr__(self, "must_not_contain", _words("must_not_contain", self.must_not_contain))
-        object.__setattr__(self, "must_contain", _words("must_contain", self.must_contain))
         for setting in dataclasses.fields(self):
-            self._check_type(setting)
             methods = setting.metadata["methods"]
             if self.method not in methods and getattr(self, setting.name) != setting.default:
                 raise CapjaxError(
@@ -98,16 +95,17 @@ class DecoderSettings:
         """Return these settings with `changes` made; None means unchanged.
 
         Without a method among the changes, one that they need is chosen: beam_size=5 asks for beam search. Fields of
-        the former method that the new one does not use return to their defaults.
+        the former method that the new one does not use return to their defaults. Words come as lists, or as a string
+        with commas.
 
         Raises:
           CapjaxError: as for `from_dict`.
         """
         settings = {setting.name: setting for setting in dataclasses.fields(self)}
-        changes = {name: value for name, value in changes.items() if value is not None}
         for name in changes:
             if name not in settings:
                 raise CapjaxError(_unknown("decoder setting", name, tuple(settings)))
+        changes = {name: _checked(settings[name], value) for name, value in changes.items() if value is not None}
         needed = [settings[name].metadata["methods"] for name in changes]
         implied = next((methods[0] for methods in (_DIVERSE, _BEAM, _SAMPLE) if methods in needed), self.method)
         fits = all(self.method in methods for methods in needed)
@@ -148,13 +146,6 @@ class DecoderSettings:
             must_contain=tuple(tuple(resolve(word) for word in _alternatives(item)) for item in self.must_contain),
         )
 
-    def _check_type(self, setting: dataclasses.Field) -> None:
-        value = getattr(self, setting.name)
-        expected = {bool: bool, int: int, float: (int, float), str: str}.get(type(setting.default))
-        if expected and (not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)):
-            kind = type(setting.default).__name__
-            raise CapjaxError(f"decoder setting {setting.name} is of type {kind}, got {value!r}")
-
     def _check_ranges(self) -> None:
         _require(self.max_length >= 1, "max_length is at least 1", self.max_length)
         _require(0 <= self.min_length <= self.max_length, "min_length lies in 0..max_length", self.min_length)
@@ -188,7 +179,8 @@ def build_search(settings: DecoderSettings, special_ids: SpecialIds) -> Search:
 
     It is to be called inside the caller's `jax.jit`, together with the model:
     `jax.jit(lambda variables, carry, keys: search(partial(step, variables), carry, keys))`. Everything has static
-    shapes, and a `lax.while_loop` ends when all sentences have.
+    shapes, and a `lax.while_loop` ends when all sentences have. Batches sharded over devices work as they are; under
+    `jax.shard_map(..., check_vma=False)` over the batch the devices do not communicate at all, and each ends by itself.
 
     Args:
       settings: words already replaced by ids (`DecoderSettings.with_token_ids`).
@@ -276,6 +268,18 @@ def _alternatives(item: str | int | tuple[str | int, ...]) -> tuple[str | int, .
     if isinstance(item, str):
         return tuple(item.split("|"))
     return item if isinstance(item, tuple) else (item,)
+
+
+def _checked(setting: dataclasses.Field, value: Any) -> Any:
+    """Return a value that came from a config or a flag with the type of its field, or refuse it."""
+    if isinstance(setting.default, tuple):
+        return _words(setting.name, value)
+    kind = type(setting.default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise CapjaxError(f"decoder setting {setting.name} is of type {kind.__name__}, got {value!r}")
+    return value
 
 
 def _words(name: str, value: Any) -> tuple:

@@ -24,7 +24,7 @@ def block_top_k(
     size = values.shape[-1]
     num_leading = values.ndim - 1
     if size <= 2 * k * block_size:  # the chosen blocks would be most of the vocabulary
-        return jax.lax.top_k(values, k)
+        return tuple(jax.lax.top_k(values, k))
     maxima = jax.lax.reduce_window(
         values,
         -jnp.inf,

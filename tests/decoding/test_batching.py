@@ -1,5 +1,7 @@
 """For every method: a batch is its sentences one by one, eight devices are one, and special ids never come out."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -34,6 +36,25 @@ def test_eight_devices_are_one(toy, name):
     sharded = run(jax.device_put(tables, sharding), jax.device_put(keys, sharding))
     assert len(sharded.tokens.sharding.device_set) == 8
     for one, eight in zip(single, sharded, strict=True):
+        np.testing.assert_array_equal(one, eight)
+
+
+@pytest.mark.parametrize("name", ["sample", "constrained"])
+def test_devices_need_not_talk_to_each_other(toy, name):
+    tables, keys = toy.random_tables(22, batch_size=8), image_keys(0, np.arange(8))
+    run = toy.compiled(SETTINGS[name])
+    apart = jax.jit(
+        jax.shard_map(
+            run,
+            mesh=jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)),
+            in_specs=PartitionSpec("data"),
+            out_specs=PartitionSpec("data"),
+            check_vma=False,
+        )
+    )
+    compiled = apart.lower(tables, keys).compile()
+    assert not re.search(r"all-(reduce|gather|to-all)|collective", compiled.as_text())
+    for one, eight in zip(run(tables, keys), apart(tables, keys), strict=True):
         np.testing.assert_array_equal(one, eight)
 
 

@@ -68,7 +68,8 @@ def test_end_remains_where_everything_is_forbidden():
 
 
 def test_temperature_is_a_power_of_the_probabilities():
-    warmed = jax.nn.softmax(scale_temperature(0.7)(None, None, jnp.asarray(LOGITS)), axis=-1)
+    scaled = scale_temperature(0.7)(jnp.zeros((1, LENGTH), jnp.int32), jnp.int32(0), jnp.asarray(LOGITS))
+    warmed = jax.nn.softmax(scaled, axis=-1)
     probs = np.exp(LOGITS) / np.exp(LOGITS).sum()
     np.testing.assert_allclose(warmed, probs ** (1 / 0.7) / (probs ** (1 / 0.7)).sum(), rtol=1e-5)
 
