@@ -119,6 +119,19 @@ def test_search_ends_when_all_sentences_are_done_and_traces_once(alpha):
     assert len(traces) == 1
 
 
+def test_a_long_caption_may_win_late():
+    # END at once has probability 0.6 and an average of log 0.6; the word 4, with 0.2, then goes on for free.
+    def decode_step(step, tokens):
+        first = jnp.log(jnp.array([0, 0, 0, 0.6, 0.2, 0.2, 0]))
+        later = 30.0 * jax.nn.one_hot(jnp.where(step < 6, 4, 3), 7)
+        return step + 1, jnp.where(step[:, None] == 0, first[None], later)
+
+    settings = DecoderSettings(method="beam", beam_size=2, max_length=8, length_penalty=1.0, length_formula="plain")
+    hypotheses = build_search(settings, SpecialIds())(decode_step, jnp.zeros(1, jnp.int32), None)
+    assert hypotheses.tokens[0, 0].tolist() == [4] * 6 + [3, 0]
+    assert hypotheses.log_probs[0, 0] == pytest.approx(np.log(0.2), abs=1e-4)
+
+
 def test_leaves_handed_on_untouched_are_found_and_not_moved():
     def decode_step(carry, tokens):
         return {"grid": carry["grid"], "state": carry["state"] + carry["grid"][:, 0]}, carry["grid"]
