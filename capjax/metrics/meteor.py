@@ -1,31 +1,27 @@
-"""METEOR 1.5 (Denkowski and Lavie 2014) with its published English parameters.
+"""METEOR 1.5 (Denkowski and Lavie 2014) for English, with its published ranking parameters and without Java.
 
-The match counts of a caption and its best reference come from the published Java program; the score is computed from
-them here, for single captions as for sums over a corpus, so that confidence intervals can be had.
+A caption is aligned with each of its references (`meteor_alignment`), and the best reference counts. Word lists,
+WordNet and paraphrases come from the installed `pycocoevalcap` (`meteor_resources`); without it there is no METEOR.
 """
 
-import functools
-import importlib.util
-import pathlib
-import shutil
-import subprocess
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
+from tqdm import tqdm
 
-from capjax.errors import CapjaxError
+from capjax.metrics.meteor_alignment import Sentence, alignment_statistics
+from capjax.metrics.meteor_resources import load_lexicon, load_paraphrases
+from capjax.metrics.meteor_text import meteor_words
 from capjax.metrics.metric_result import MetricResult
 
-# Denkowski and Lavie 2014, table 1, English ranking task.
+# Denkowski and Lavie 2014, English ranking task.
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
-_STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
+_STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # equal words, stems, synonyms, paraphrases
 
-# Columns of the statistics: lengths and function words of caption and reference; for each stage the matched content
-# words of caption and reference and their matched function words; chunks; matched words of caption and reference.
-NUM_STATISTICS = 23
+# The statistics of an alignment: lengths of caption and reference (2), their function words (2), for each stage matched
+# content words of caption and reference and matched function words of both (16), chunks, matched words of both (2).
 _CHUNKS = 20
-_JAVA_SECONDS_PER_IMAGE = 5
 
 
 def compute(
@@ -34,10 +30,40 @@ def compute(
     """Return METEOR for tokenised captions and what computed it.
 
     Raises:
-      CapjaxError: the published program is not installed or fails.
+      CapjaxError: pycocoevalcap, whose word lists it takes, is not installed or damaged.
     """
-    statistics = _java_statistics(hypotheses, references)
-    return result_from_statistics(statistics), "METEOR 1.5 of pycocoevalcap (Java)"
+    lexicon = load_lexicon()
+    sentences: dict[str, Sentence] = {}
+
+    def sentence(tokens: Sequence[str]) -> Sentence:
+        text = " ".join(tokens).replace("|||", "")  # what the published wrapper cannot pass on to its program
+        if text not in sentences:
+            sentences[text] = Sentence(meteor_words(text, lexicon.abbreviations), lexicon)
+        return sentences[text]
+
+    pairs = [
+        (sentence(hypothesis), [sentence(tokens) for tokens in captions])
+        for hypothesis, captions in zip(hypotheses, references, strict=True)
+    ]
+    paraphrases = load_paraphrases({phrase for each in sentences.values() for phrase in each.phrases})
+    statistics = np.array(
+        [
+            alignment_statistics(caption, reference, paraphrases)
+            for caption, captions in tqdm(pairs, desc="METEOR", disable=None, leave=False)
+            for reference in captions
+        ],
+        np.float64,
+    )
+    return result_from_statistics(_best(statistics, [len(captions) for _, captions in pairs])), "METEOR 1.5 in Python"
+
+
+def _best(statistics: Float[np.ndarray, "B S"], num_references: Sequence[int]) -> Float[np.ndarray, "N S"]:
+    """Return the statistics of each caption with the reference it scores best against, the first of equals."""
+    scores = meteor_from_sums(statistics)
+    ends = np.cumsum(num_references)
+    return statistics[
+        [end - number + np.argmax(scores[end - number : end]) for number, end in zip(num_references, ends, strict=True)]
+    ]
 
 
 def result_from_statistics(statistics: Float[np.ndarray, "N S"]) -> MetricResult:
@@ -66,66 +92,3 @@ def meteor_from_sums(sums: Float[np.ndarray, "*samples S"]) -> Float[np.ndarray,
 def _is_perfect(sums: Float[np.ndarray, "*samples S"]) -> np.ndarray:
     stages = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 2, 2)
     return (stages.sum(axis=(-3, -2)) == sums[..., 0:2]).all(axis=-1) & (sums[..., _CHUNKS] == 1)
-
-
-@functools.cache
-def published_package() -> pathlib.Path | None:
-    """Return the `meteor` folder of the installed pycocoevalcap, with its jar and paraphrase table, or None."""
-    spec = importlib.util.find_spec("pycocoevalcap")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    folder = pathlib.Path(next(iter(spec.submodule_search_locations))) / "meteor"
-    return folder if (folder / "meteor-1.5.jar").exists() else None
-
-
-def _java_statistics(
-    hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
-) -> Float[np.ndarray, "N S"]:
-    """Ask the published program for the match statistics of each caption with its best reference."""
-    folder = published_package()
-    if folder is None:
-        raise CapjaxError("METEOR needs the published package: pip install pycocoevalcap")
-    if shutil.which("java") is None:
-        raise CapjaxError("METEOR needs Java, and there is no `java` on the PATH")
-    lines = []
-    for hypothesis, captions in zip(hypotheses, references, strict=True):
-        texts = [" ".join(tokens).replace("|||", "") for tokens in (*captions, hypothesis)]
-        lines.append(" ||| ".join(["SCORE", *texts]) + "\n")
-    command = [
-        "java",
-        "-Xmx1G",
-        "-Duser.language=en",
-        "-jar",
-        "meteor-1.5.jar",
-        "-",
-        "-",
-        "-stdio",
-        "-l",
-        "en",
-        "-norm",
-    ]
-    try:
-        # One write and one read for everything: no dialogue over pipes that could stall or break half-way.
-        process = subprocess.run(
-            command,
-            cwd=folder,
-            input="".join(lines).encode("utf-8", "replace"),
-            capture_output=True,
-            timeout=120 + _JAVA_SECONDS_PER_IMAGE * len(lines),
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CapjaxError(f"the published METEOR program did not run: {error}") from error
-    answers = process.stdout.decode("ascii", "replace").splitlines()
-    rows = [_numbers(answer) for answer in answers]
-    if process.returncode or len(rows) != len(lines) or any(len(row) != NUM_STATISTICS for row in rows):
-        errors = process.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = errors[0] if errors else f"{len(rows)} answers to {len(lines)} captions"
-        raise CapjaxError(f"the published METEOR program failed (exit status {process.returncode}): {reason}")
-    return np.array(rows)
-
-
-def _numbers(line: str) -> list[float]:
-    try:
-        return [float(item) for item in line.split()]
-    except ValueError:
-        return []

@@ -1,0 +1,133 @@
+"""What METEOR knows about English: function words, abbreviations, WordNet synonyms, paraphrases.
+
+All of it is read from the published package (`pycocoevalcap`, if installed): the jar holds the word lists and WordNet,
+a table beside it five million paraphrases. No Java runs for that.
+"""
+
+import functools
+import gzip
+import importlib.util
+import io
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from capjax.errors import CapjaxError
+
+MAX_PHRASE_LENGTH = 7  # words of the longest entry of the paraphrase table
+
+# WordNet's detachment rules, in its order (Fellbaum 1998): suffix and what replaces it.
+_DETACHMENTS = (
+    ("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y"),
+    ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", ""),
+    ("er", ""), ("est", ""), ("er", "e"), ("est", "e"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Lexicon:
+    """The word lists of METEOR.
+
+    Attributes:
+      function_words: words that count less.
+      abbreviations: words that keep their full stop; True for those that do so only before a number.
+      synsets: the WordNet synonym sets of each word.
+      bases: base forms of irregular words.
+    """
+
+    function_words: frozenset[str]
+    abbreviations: Mapping[str, bool]
+    synsets: Mapping[str, frozenset[int]]
+    bases: Mapping[str, tuple[str, ...]]
+
+    def synonym_sets(self, word: str) -> frozenset[int]:
+        """Return the synonym sets of a word and of its base forms."""
+        own = self.synsets.get(word, frozenset())
+        if word in self.bases:
+            return own.union(*(self.synsets.get(base, frozenset()) for base in self.bases[word]))
+        return own | self.synsets.get(self._base(word), frozenset())
+
+    def _base(self, word: str) -> str:
+        if len(word) <= 2 or word.endswith("ss"):
+            return word
+        for suffix, replacement in _DETACHMENTS:
+            if word.endswith(suffix):
+                base = word.removesuffix(suffix) + replacement
+                if base in self.synsets:
+                    return base
+        return ""
+
+
+Paraphrases = Mapping[str, Mapping[str, int]]
+"""Phrase -> its paraphrases, each with its place in the table; phrases are words joined with spaces."""
+
+
+def published_folder() -> pathlib.Path:
+    """Return the folder of METEOR in the installed pycocoevalcap.
+
+    Raises:
+      CapjaxError: it is not installed, or without METEOR's files.
+    """
+    spec = importlib.util.find_spec("pycocoevalcap")
+    if spec is None or not spec.submodule_search_locations:
+        raise CapjaxError("METEOR needs the word lists of the published scorer: pip install pycocoevalcap")
+    folder = pathlib.Path(next(iter(spec.submodule_search_locations))) / "meteor"
+    for name in ("meteor-1.5.jar", "data/paraphrase-en.gz"):
+        if not (folder / name).exists():
+            raise CapjaxError(f"METEOR needs {name} in {folder}: install pycocoevalcap again")
+    return folder
+
+
+@functools.cache
+def load_lexicon() -> Lexicon:
+    """Read the word lists from the jar (0.3 s).
+
+    Raises:
+      CapjaxError: the package is not installed or damaged.
+    """
+    jar_path = published_folder() / "meteor-1.5.jar"
+    try:
+        with zipfile.ZipFile(jar_path) as jar:
+            names = ("function/english.words", "nonbreaking/english.prefixes")
+            function_words, prefixes = (jar.read(name).decode("utf-8").splitlines() for name in names)
+            names = ("synonym/english.synsets", "synonym/english.exceptions")
+            synsets, exceptions = (jar.read(name).decode("utf-8").splitlines() for name in names)
+    except (OSError, KeyError, zipfile.BadZipFile, zlib.error, UnicodeDecodeError) as error:
+        raise CapjaxError(
+            f"{jar_path}: cannot read METEOR's word lists ({error}): install pycocoevalcap again"
+        ) from error
+    bases: dict[str, tuple[str, ...]] = {}
+    for base, forms in zip(exceptions[::2], exceptions[1::2], strict=True):
+        for form in forms.split():
+            bases[form] = (*bases.get(form, ()), base)
+    entries = [line.split() for line in prefixes if line.split() and not line.split()[0].startswith("#")]
+    return Lexicon(
+        frozenset(function_words),
+        {entry[0]: entry[1:2] == ["#NUMERIC_ONLY#"] for entry in entries},
+        {word: frozenset(map(int, sets.split())) for word, sets in zip(synsets[::2], synsets[1::2], strict=True)},
+        bases,
+    )
+
+
+def load_paraphrases(phrases: Collection[str]) -> Paraphrases:
+    """Read those entries of the paraphrase table whose two sides are both among `phrases`.
+
+    The table is streamed (some seconds, whatever the number of phrases): few of its entries matter for a test set.
+
+    Raises:
+      CapjaxError: the package is not installed or damaged.
+    """
+    path = published_folder() / "data" / "paraphrase-en.gz"
+    wanted = {phrase.encode() + b"\n" for phrase in phrases}
+    found: dict[str, dict[str, int]] = {}
+    try:
+        # Lines come several times faster from a plain buffer than from the gzip file itself.
+        with gzip.open(path, "rb") as unzipped, io.BufferedReader(unzipped, 1 << 20) as file:
+            for place, (_, phrase, paraphrase) in enumerate(zip(file, file, file, strict=True)):
+                if phrase in wanted and paraphrase in wanted:
+                    found.setdefault(phrase.decode().strip(), {})[paraphrase.decode().strip()] = place
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise CapjaxError(f"{path}: cannot read METEOR's paraphrases ({error}): install pycocoevalcap again") from error
+    return found

@@ -1,0 +1,153 @@
+"""METEOR against the published program, and its parts on known words."""
+
+import importlib.util
+import json
+import pathlib
+import runpy
+import shutil
+
+import numpy as np
+import pytest
+
+from capjax.errors import CapjaxError
+from capjax.metrics import coco_caption, meteor, meteor_resources
+from capjax.metrics.english_stemmer import stem
+from capjax.metrics.meteor_text import meteor_words
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "metrics"
+make_golden = runpy.run_path(str(GOLDEN / "make_golden.py"))
+has_package = importlib.util.find_spec("pycocoevalcap") is not None
+needs_word_lists = pytest.mark.skipif(not has_package, reason="METEOR's word lists come with pycocoevalcap")
+needs_published_scorer = pytest.mark.skipif(
+    not has_package or shutil.which("java") is None, reason="the judge is pycocoevalcap, which needs Java"
+)
+
+
+@needs_word_lists
+@pytest.mark.parametrize("system", ["plain", "nasty"])
+def test_golden_scores(system: str) -> None:
+    references, systems = make_golden["load_captions"]()
+    corpus, per_image = json.loads((GOLDEN / "published_scores.json").read_text())[system]
+    found = coco_caption.score(references, systems[system], ("METEOR",))
+    assert found.skipped == {}
+    assert found.corpus["METEOR"] == pytest.approx(corpus["METEOR"], abs=1e-9)
+    np.testing.assert_allclose(list(found.per_image["METEOR"].values()), per_image["METEOR"], atol=1e-9, rtol=0)
+
+
+@needs_published_scorer
+def test_nasty_captions_agree_with_the_published_program() -> None:
+    texts = make_golden["nasty_captions"](seed=13, number=900)
+    references = {n: texts[3 * n : 3 * n + 2] for n in range(300)}
+    hypotheses = {n: texts[3 * n + 2] for n in range(300)}
+    generator = np.random.default_rng(0)
+    for n in range(0, 300, 2):  # half of them share most words with a reference, in another order
+        hypotheses[n] = " ".join(generator.permutation(references[n][0].split(" ")))
+    references[1], hypotheses[1], hypotheses[3] = ["", "..."], "", "a long caption of a dog " * 420
+    corpus, per_image = make_golden["published_scores"](references, hypotheses)
+    found = coco_caption.score(references, hypotheses, ("METEOR",))
+    assert found.corpus["METEOR"] == pytest.approx(corpus["METEOR"], abs=1e-9)
+    np.testing.assert_allclose(list(found.per_image["METEOR"].values()), per_image["METEOR"], atol=1e-9, rtol=0)
+
+
+def test_score_of_an_alignment_worked_by_hand() -> None:
+    # Caption of 6 words (2 function words), reference of 5 (1); 3 content words and 1 function word equal, in 2 chunks.
+    statistics = np.zeros((1, 23))
+    statistics[0, :4] = 6, 5, 2, 1
+    statistics[0, 4:8] = 3, 3, 1, 1
+    statistics[0, 20:] = 2, 4, 4
+    matched = 0.75 * 3 + 0.25 * 1
+    precision, recall = matched / (0.75 * 4 + 0.25 * 2), matched / (0.75 * 4 + 0.25 * 1)
+    f_mean = precision * recall / (0.85 * precision + 0.15 * recall)
+    expected = f_mean * (1 - 0.6 * (2 / 4) ** 0.2)
+    result = meteor.result_from_statistics(statistics)
+    assert result.per_image.tolist() == pytest.approx([expected])
+    assert result.corpus == pytest.approx(expected)
+
+
+@needs_word_lists
+def test_each_stage_matches() -> None:
+    cases = {
+        "equal words": ("a dog runs", "a dog runs"),
+        "function word": ("the xylophone", "the car"),
+        "stem": ("the photographing", "the photographed"),
+        "synonym": ("the automobile", "the car"),
+        "paraphrase": ("a large number of", "numerous"),
+        "nothing": ("unrelated", "car"),
+        "empty": ("", ""),
+    }
+    references = {n: [reference] for n, (reference, _) in enumerate(cases.values())}
+    hypotheses = {n: caption for n, (_, caption) in enumerate(cases.values())}
+    found = coco_caption.score(references, hypotheses, ("METEOR",)).per_image["METEOR"]
+    scores = dict(zip(cases, found.values(), strict=True))
+    assert scores["equal words"] == pytest.approx(1.0)
+    assert scores["stem"] > scores["function word"] > 0
+    assert scores["synonym"] > scores["function word"]
+    assert scores["paraphrase"] > 0
+    assert scores["nothing"] == scores["empty"] == 0
+
+
+def test_without_the_package_there_is_no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> pathlib.Path:
+        raise CapjaxError("METEOR needs the word lists of the published scorer: pip install pycocoevalcap")
+
+    meteor_resources.load_lexicon.cache_clear()
+    monkeypatch.setattr(meteor_resources, "published_folder", missing)
+    found = coco_caption.score({1: ["a dog"]}, {1: "a dog"}, ("METEOR", "BLEU-1"))
+    assert list(found.corpus) == ["BLEU-1"]
+    assert "pip install pycocoevalcap" in found.skipped["METEOR"]
+
+
+def test_a_damaged_package_is_an_error(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "paraphrase-en.gz").write_bytes(b"\x1f\x8b\x08\x00 torn")
+    (tmp_path / "meteor-1.5.jar").write_bytes(b"no jar")
+    meteor_resources.load_lexicon.cache_clear()
+    monkeypatch.setattr(meteor_resources, "published_folder", lambda: tmp_path)
+    with pytest.raises(CapjaxError, match="install pycocoevalcap again"):
+        meteor_resources.load_lexicon()
+    with pytest.raises(CapjaxError, match="install pycocoevalcap again"):
+        meteor_resources.load_paraphrases(["a dog"])
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        # From the sample vocabulary of the published description, and each step's exceptions.
+        ("consistency", "consist"),
+        ("consolatory", "consolatori"),
+        ("knightly", "knight"),
+        ("knots", "knot"),
+        ("kneeling", "kneel"),
+        ("skies", "sky"),
+        ("generously", "generous"),
+        ("communication", "communic"),
+        ("hopping", "hop"),
+        ("hoping", "hope"),
+        ("luxuriated", "luxuri"),
+        ("ties", "tie"),
+        ("cries", "cri"),
+        ("gas", "gas"),
+        ("kiwis", "kiwi"),
+        ("by", "by"),
+        ("enjoyed", "enjoy"),
+        ("national", "nation"),
+        ("inning", "inning"),
+        ("dog's", "dog"),
+    ],
+)
+def test_stems(word: str, expected: str) -> None:
+    assert stem(word) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a black-and-white dog", ["a", "black", "and", "white", "dog"]),
+        ("the dog's 3,000 toys , and", ["the", "dog", "'s", "3,000", "toys", ",", "and"]),
+        ("u.s. Mr. a dog. X no. 5 end.", ["us", "mr.", "a", "dog", ".", "x", "no.", "5", "end", "."]),
+        ("wait ... what", ["wait", "...", "what"]),
+        ("", []),
+    ],
+)
+def test_words(text: str, words: list[str]) -> None:
+    assert list(meteor_words(text, {"no": True, "Mr": False})) == words
