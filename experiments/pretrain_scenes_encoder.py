@@ -11,6 +11,10 @@ reference decoder gets, linear heads predict the background, the arrangement and
 order, its count, colour, shape, size, pattern and place. From the grid after `mixed2`, linear heads predict what lies
 at each position, which teaches the lower layers quickly. Colour and shape have separate heads everywhere, so nothing
 rewards knowing which pairs exist. The heads are thrown away afterwards.
+
+Two phases make it affordable on a CPU, where nearly all the time goes into the gradient of the first convolutions: the
+whole network sees each picture a few times, then the stem is frozen, its outputs are kept, and the blocks above go over
+them many times.
 """
 
 import argparse
@@ -18,7 +22,7 @@ import functools
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -30,7 +34,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from capjax.data.image_ops import Preprocessing, load_image
+from capjax.data.image_ops import Preprocessing, decode_image, preprocess
 from capjax.data.scene_layout import (
     ARRANGEMENTS,
     BACKGROUNDS,
@@ -45,14 +49,16 @@ from capjax.data.scene_layout import (
     sample_scene,
 )
 from capjax.data.scenes import encode_picture
+from capjax.models.inception_v3 import InceptionV3, scale_images
 from capjax.pretrained.encoder_file import EncoderConfig, save_encoder
+from capjax.pretrained.random_encoder import random_encoder
 
 ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "pattern": PATTERNS}
 STEM_STRIDE = 8
 """Pixels between neighbouring positions of the grid of `mixed2`."""
 
 Labels = dict[str, np.ndarray]
-Batch = tuple[np.ndarray, Labels]
+EVAL_BATCH = 250
 
 
 def make_labels(scene: Scene, image_size: int) -> Labels:
@@ -91,32 +97,28 @@ def make_labels(scene: Scene, image_size: int) -> Labels:
     return {name: value.reshape(-1) if name.startswith("cell") else value for name, value in labels.items()}
 
 
-def make_batch(seeds: list[str], image_size: int, held_out: bool) -> Batch:
+def render_labelled(seeds: list[str], image_size: int, held_out: bool) -> tuple[np.ndarray, Labels]:
     """Render one scene for each seed, pass it through a JPEG file and the preprocessing of training, and label it."""
     scenes = [sample_scene(Random(seed), held_out=held_out) for seed in seeds]
-    images = [load_image(encode_picture(scene), Preprocessing(image_size=image_size)) for scene in scenes]
-    labels = [make_labels(scene, image_size) for scene in scenes]
-    return np.stack(images), {name: np.stack([label[name] for label in labels]) for name in labels[0]}
+    images = [preprocess(decode_image(encode_picture(scene)), Preprocessing(image_size=image_size)) for scene in scenes]
+    return np.stack(images), stack_labels([make_labels(scene, image_size) for scene in scenes])
 
 
-def batches(
-    pool: Any, purpose: str, num: int, batch_size: int, image_size: int, held_out: bool = False
-) -> Iterator[Batch]:
-    """Yield `num` batches of fresh scenes, rendered ahead in worker processes."""
-    seeds = ([f"{purpose}/{step}/{i}" for i in range(batch_size)] for step in range(num))
-    make = functools.partial(make_batch, image_size=image_size, held_out=held_out)
-    yield from ahead(pool, make, seeds)
+def stack_labels(labels: list[Labels], join: Callable[[list[np.ndarray]], np.ndarray] = np.stack) -> Labels:
+    """Join the labels of several pictures, or with `np.concatenate` those of several parts."""
+    return {name: join([label[name] for label in labels]) for name in labels[0]}
 
 
-def ahead(pool: Any, make: Any, seeds: Iterator[list[str]], depth: int = 8) -> Iterator[Batch]:
-    """Map over a pool in order, keeping at most `depth` results waiting."""
-    waiting = []
-    for item in seeds:
-        waiting.append(pool.apply_async(make, (item,)))
-        if len(waiting) > depth:
-            yield waiting.pop(0).get()
-    for result in waiting:
-        yield result.get()
+def render_pictures(
+    purpose: str, num: int, image_size: int, num_workers: int, held_out: bool = False
+) -> tuple[np.ndarray, Labels]:
+    """Render `num` scenes in several processes: images uint8 [num, S, S, 3] and their labels."""
+    parts = np.array_split([f"{purpose}/{i}" for i in range(num)], max(num // 250, 1))
+    render = functools.partial(render_labelled, image_size=image_size, held_out=held_out)
+    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
+        results = list(tqdm(pool.imap(render, map(list, parts)), total=len(parts), desc=purpose, disable=None))
+    images, labels = zip(*results, strict=True)
+    return np.concatenate(images), stack_labels(list(labels), np.concatenate)
 
 
 class Heads(nn.Module):
@@ -151,42 +153,130 @@ def multi_task_loss(out: dict[str, Array], labels: dict[str, Array], cell_weight
     return loss
 
 
-def evaluate(predict: Any, batches: list[Batch]) -> dict[str, float]:
+def evaluate(predict: Callable[[np.ndarray], dict[str, Array]], inputs: np.ndarray, labels: Labels) -> dict[str, float]:
     """Return the share of right answers per head over groups that exist; `pair_held_out` counts held-out groups only.
 
     `pair` is colour and shape of a group both right, `all` is every answer about a picture right.
     """
-    right: dict[str, list[np.ndarray]] = {}
-    for images, labels in batches:
-        out = {name: np.asarray(value) for name, value in predict(images).items()}
-        exists = labels["count"] > 0
-        hits = {name: out[name].argmax(-1) == labels[name] for name in out if name != "place"}
-        hits["pair"] = hits["colour"] & hits["shape"]
-        everything = hits["background"] & hits["arrangement"] & hits["count"].all(1)
-        for name in ATTRIBUTES:
-            everything &= (hits[name] | ~exists).all(1)
-        scores = {"background": hits["background"], "arrangement": hits["arrangement"], "count": hits["count"].all(1)}
-        scores |= {name: hits[name][exists] for name in (*ATTRIBUTES, "pair")}
-        scores["pair_held_out"] = hits["pair"][labels["held_out"]]
-        scores["cell_shape"] = hits["cell_shape"][labels["cell_shape"] >= 0]
-        scores["all"] = everything
-        for name, score in scores.items():
-            right.setdefault(name, []).append(score)
-    joined = {name: np.concatenate(values) for name, values in right.items()}
-    return {name: round(float(values.mean()), 4) for name, values in joined.items() if values.size}
+    parts = [predict(part) for part in np.split(inputs, len(inputs) // EVAL_BATCH)]
+    out = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    exists = labels["count"] > 0
+    hits = {name: out[name].argmax(-1) == labels[name] for name in out if name != "place"}
+    hits["pair"] = hits["colour"] & hits["shape"]
+    everything = hits["background"] & hits["arrangement"] & hits["count"].all(1)
+    for name in ATTRIBUTES:
+        everything &= (hits[name] | ~exists).all(1)
+    scores = {"background": hits["background"], "arrangement": hits["arrangement"], "count": hits["count"].all(1)}
+    scores |= {name: hits[name][exists] for name in (*ATTRIBUTES, "pair")}
+    scores["pair_held_out"] = hits["pair"][labels["held_out"]]
+    scores["cell_shape"] = hits["cell_shape"][labels["cell_shape"] >= 0]
+    scores["all"] = everything
+    return {name: round(float(values.mean()), 4) for name, values in scores.items() if values.size}
+
+
+def run_blocks(
+    encoder: InceptionV3, x: Float[Array, "N H W C"], first: int, train: bool
+) -> tuple[Float[Array, "N F"], Float[Array, "N P f"]]:
+    """Run the encoder from block `first` (0 is the stem); return pooled features and the grid after `mixed2`."""
+    for block in encoder.blocks[first:]:
+        x = block(x, train)
+        if block.name == "mixed2":
+            cells = x.reshape(x.shape[0], -1, x.shape[-1])
+    return x.mean(axis=(1, 2)), cells
+
+
+def run_stem(encoder: InceptionV3, images: Array) -> Float[Array, "N h w f"]:
+    """Run the stem alone, as at inference."""
+    return encoder.blocks[0](scale_images(images), False)
+
+
+def train_phase(
+    encoder: InceptionV3,
+    variables: dict[str, Any],
+    inputs: np.ndarray,
+    labels: Labels,
+    *,
+    first_block: int,
+    num_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    cell_weight: float,
+    report: Callable[[int, dict[str, Any], Callable[..., Any]], None],
+) -> dict[str, Any]:
+    """Train blocks `first_block` and above, and the heads.
+
+    Args:
+        variables: {"params": encoder parameters, "batch_stats": …, "heads": head parameters}.
+        inputs: what block `first_block` reads: images uint8, or outputs of the stem.
+        report: called with step, variables and `predict(inputs)`, ten times.
+    """
+    frozen = {name: variables["params"][name] for name in ("stem",) if first_block > 0}
+    trained = {name: value for name, value in variables["params"].items() if name not in frozen}
+    params, statistics = {"encoder": trained, "heads": variables["heads"]}, variables["batch_stats"]
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(200, num_steps // 10), num_steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=1e-4))
+    optimizer_state = optimizer.init(params)
+
+    def forward(params: Any, statistics: Any, x: Array, train: bool) -> tuple[dict[str, Array], Any]:
+        x = scale_images(x) if first_block == 0 else x.astype(jnp.float32)
+        (pooled, cells), state = encoder.apply(
+            {"params": params["encoder"], "batch_stats": statistics},
+            x,
+            first_block,
+            train,
+            method=run_blocks,
+            mutable=["batch_stats"],
+        )
+        return Heads().apply({"params": params["heads"]}, pooled, cells), state["batch_stats"]
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
+    def train_step(params: Any, statistics: Any, optimizer_state: Any, x: Array, labels: dict[str, Array]) -> Any:
+        def loss_fn(params: Any) -> tuple[Array, Any]:
+            out, new_statistics = forward(params, statistics, x, train=True)
+            return multi_task_loss(out, labels, cell_weight), new_statistics
+
+        (loss, new_statistics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+        return optax.apply_updates(params, updates), new_statistics, optimizer_state, loss
+
+    predict = jax.jit(lambda params, statistics, x: forward(params, statistics, x, train=False)[0])
+    losses = []
+    progress = tqdm(shuffled(len(inputs), batch_size, num_steps), total=num_steps, disable=None)
+    for step, rows in enumerate(progress, start=1):
+        batch = {name: value[rows] for name, value in labels.items()}
+        params, statistics, optimizer_state, loss = train_step(params, statistics, optimizer_state, inputs[rows], batch)
+        losses.append(loss)
+        if step % (num_steps // 10) == 0 or step == num_steps:
+            tqdm.write(f"step {step} loss {np.mean(losses):.4f}")
+            losses.clear()
+            variables = {"params": params["encoder"] | frozen, "batch_stats": statistics, "heads": params["heads"]}
+            report(step, variables, functools.partial(predict, params, statistics))
+    return variables
+
+
+def shuffled(num_rows: int, batch_size: int, num_batches: int) -> Iterator[np.ndarray]:
+    """Yield row numbers of batches, epoch after epoch in a new order; the rest of an epoch is dropped."""
+    rng = np.random.default_rng(0)
+    per_epoch = num_rows // batch_size
+    for i in range(num_batches):
+        if i % per_epoch == 0:
+            order = rng.permutation(num_rows)
+        start = i % per_epoch * batch_size
+        yield order[start : start + batch_size]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="scenes_encoder.safetensors", help="the encoder file to write")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--pictures", type=int, default=40_000)
+    parser.add_argument("--whole_epochs", type=float, default=1.0, help="passes of the whole network over the pictures")
+    parser.add_argument("--upper_epochs", type=float, default=15.0, help="passes with the stem frozen")
+    parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--depth_multiplier", type=float, default=0.25)
     parser.add_argument("--min_depth", type=int, default=8)
     parser.add_argument("--final_endpoint", default="mixed5")
     parser.add_argument("--image_size", type=int, default=80)
-    parser.add_argument("--eval_every", type=int, default=250)
     parser.add_argument("--workers", type=int, default=2, help="processes that render")
     args = parser.parse_args()
 
@@ -197,63 +287,56 @@ def main() -> None:
         image_size=args.image_size,
         source="pretrained on scenes by experiments/pretrain_scenes_encoder.py",
     )
-    encoder, heads = config.build(), Heads()
+    encoder = config.build()
+    images, labels = render_pictures("pretraining", args.pictures, args.image_size, args.workers)
+    checks = {
+        name: render_pictures(name, 2 * EVAL_BATCH, args.image_size, args.workers, held_out=name == "held_out")
+        for name in ("seen", "held_out")
+    }
+    start = time.time()
 
-    def forward(params: Any, statistics: Any, images: Array, train: bool) -> tuple[dict[str, Array], Any]:
-        features, state = encoder.apply(
-            {"params": params["encoder"], "batch_stats": statistics},
-            images,
-            train,
-            mutable=["batch_stats", "intermediates"],
-            capture_intermediates=lambda module, _: module.name == "mixed2",
-        )
-        (cells,) = state["intermediates"]["mixed2"]["__call__"]
-        cells = cells.reshape(cells.shape[0], -1, cells.shape[-1])
-        return heads.apply({"params": params["heads"]}, features.pooled, cells), state["batch_stats"]
+    def report(step: int, variables: dict[str, Any], predict: Callable[..., Any]) -> None:
+        line: dict[str, Any] = {"minutes": round((time.time() - start) / 60, 1)}
+        for name, (inputs, answers) in checks.items():
+            line[name] = evaluate(predict, inputs, answers)
+        tqdm.write(json.dumps(line))
+        weights = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+        save_encoder(args.out, config, weights, storage_dtype=np.float16)
 
-    schedule = optax.warmup_cosine_decay_schedule(0.0, args.learning_rate, args.steps // 20, args.steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=1e-4))
+    phase = functools.partial(train_phase, encoder, batch_size=args.batch_size, learning_rate=args.learning_rate)
+    variables: dict[str, Any] = dict(random_encoder(config, seed=0))
+    pooled, cells = jax.eval_shape(
+        lambda: encoder.apply(variables, scale_images(images[:1]), 0, False, method=run_blocks)
+    )
+    heads = Heads().init(jax.random.key(0), jnp.zeros(pooled.shape), jnp.zeros(cells.shape))["params"]
+    variables = phase(
+        variables | {"heads": heads},
+        images,
+        labels,
+        first_block=0,
+        num_steps=int(args.whole_epochs * args.pictures / args.batch_size),
+        cell_weight=1.0,
+        report=report,
+    )
 
-    @jax.jit
-    def init(key: Array) -> tuple[Any, Any, Any]:
-        images = jnp.zeros((1, args.image_size, args.image_size, 3), jnp.uint8)
-        features, variables = encoder.init_with_output(
-            key, images, capture_intermediates=lambda module, _: module.name == "mixed2"
-        )
-        (cells,) = variables["intermediates"]["mixed2"]["__call__"]
-        head_params = heads.init(key, features.pooled, cells.reshape(1, -1, cells.shape[-1]))["params"]
-        params = {"encoder": variables["params"], "heads": head_params}
-        return params, variables["batch_stats"], optimizer.init(params)
+    weights = {name: variables[name] for name in ("params", "batch_stats")}
+    stem = jax.jit(lambda x: encoder.apply(weights, x, method=run_stem).astype(jnp.float16))
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-    def train_step(params: Any, statistics: Any, optimizer_state: Any, images: Array, labels: dict[str, Array]) -> Any:
-        def loss_fn(params: Any) -> tuple[Array, Any]:
-            out, new_statistics = forward(params, statistics, images, train=True)
-            return multi_task_loss(out, labels, cell_weight=1.0), new_statistics
+    def through_stem(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([stem(part) for part in np.split(images, len(images) // EVAL_BATCH)])
 
-        (loss, statistics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-        return optax.apply_updates(params, updates), statistics, optimizer_state, loss
-
-    predict = jax.jit(lambda params, statistics, images: forward(params, statistics, images, train=False)[0])
-
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        seen = list(batches(pool, "validation", 4, 128, args.image_size))
-        unseen = list(batches(pool, "held out", 4, 128, args.image_size, held_out=True))
-        params, statistics, optimizer_state = init(jax.random.key(0))
-        losses, start = [], time.time()
-        training = batches(pool, "pretraining", args.steps, args.batch_size, args.image_size)
-        for step, (images, labels) in enumerate(tqdm(training, total=args.steps, disable=None), start=1):
-            params, statistics, optimizer_state, loss = train_step(params, statistics, optimizer_state, images, labels)
-            losses.append(loss)
-            if step % args.eval_every == 0 or step == args.steps:
-                report = {"step": step, "minutes": round((time.time() - start) / 60, 1), "loss": float(np.mean(losses))}
-                for name, pictures in (("seen", seen), ("held_out", unseen)):
-                    report[name] = evaluate(functools.partial(predict, params, statistics), pictures)
-                tqdm.write(json.dumps(report))
-                losses.clear()
-                variables = {"params": params["encoder"], "batch_stats": statistics}
-                save_encoder(args.out, config, variables, storage_dtype=np.float16)
+    usable = len(images) // EVAL_BATCH * EVAL_BATCH
+    images, labels = through_stem(images[:usable]), {name: value[:usable] for name, value in labels.items()}
+    checks = {name: (through_stem(inputs), answers) for name, (inputs, answers) in checks.items()}
+    phase(
+        variables,
+        images,
+        labels,
+        first_block=1,
+        num_steps=int(args.upper_epochs * args.pictures / args.batch_size),
+        cell_weight=0.3,
+        report=report,
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
 The word lists at the top are shared with `scene_claims`, which reads such captions back. Every caption is true of the
 picture and names all its shapes, but most leave something out (sizes, places, the background), as people do.
+
+Shapes are named in reading order, except where the first words announce another one (on the right …, inside …). With an
+order left to chance, only the colour just written would tell which shape comes next, and a decoder then learns which
+pairs of colour and shape exist instead of where to look.
 """
 
 from collections.abc import Callable
@@ -24,21 +28,19 @@ from capjax.data.scene_layout import (
 Weighted = tuple[tuple[str, float], ...]
 
 SHAPE_WORDS: dict[Shape, Weighted] = {
-    "circle": (("circle", 0.8), ("disc", 0.2)),
+    "circle": (("circle", 0.85), ("disc", 0.15)),
     "square": (("square", 0.85), ("box", 0.15)),
     "triangle": (("triangle", 1.0),),
     "star": (("star", 1.0),),
     "heart": (("heart", 1.0),),
-    "diamond": (("diamond", 1.0),),
-    "moon": (("moon", 0.75), ("crescent", 0.25)),
-    "cross": (("cross", 0.85), ("plus sign", 0.15)),
+    "moon": (("moon", 0.8), ("crescent", 0.2)),
 }
-PLURALS = {"box": "boxes", "cross": "crosses"}
+PLURALS = {"box": "boxes"}
 """Plurals that are not formed with a mere s."""
 
 SIZE_WORDS: dict[Size, Weighted] = {
-    "small": (("small", 0.7), ("little", 0.18), ("tiny", 0.12)),
-    "large": (("large", 0.3), ("big", 0.7)),
+    "small": (("small", 0.8), ("little", 0.1), ("tiny", 0.1)),
+    "large": (("big", 0.8), ("large", 0.2)),
 }
 PATTERN_WORDS: dict[Pattern, Weighted] = {
     "plain": (),
@@ -66,18 +68,13 @@ RELATION_PHRASES: dict[str, Weighted] = {
     "above": (("above", 0.8), ("over", 0.2)),
     "below": (("below", 0.6), ("under", 0.2), ("underneath", 0.2)),
     "inside": (("inside", 0.85), ("within", 0.15)),
-    "around": (("around", 1.0),),
     "beside": (("next to", 0.6), ("beside", 0.4)),
 }
 """How the place of one thing relative to another is said; the keys are the relations that `scene_claims` verifies."""
 
 PRONOUN_PHRASES: dict[str, tuple[str, str]] = {
-    "left": ("to its left", "to their left"),
     "right": ("to its right", "to their right"),
-    "above": ("above it", "above them"),
     "below": ("below it", "below them"),
-    "inside": ("inside it", "inside them"),
-    "beside": ("next to it", "next to them"),
 }
 """The same, relative to what was named just before: singular and plural."""
 
@@ -92,10 +89,10 @@ POSITION_PHRASES: dict[str, Weighted] = {
     "bottom-left": (("in the bottom left corner", 0.8), ("at the bottom left", 0.2)),
     "bottom-right": (("in the bottom right corner", 0.8), ("at the bottom right", 0.2)),
 }
-LEADS_SINGULAR = ("there is", "a picture of", "we see", "this picture shows", "here is")
-LEADS_PLURAL = ("there are", "a picture of", "we see", "this picture shows", "here are")
+LEADS_SINGULAR = ("there is", "a picture of", "we see", "here is")
+LEADS_PLURAL = ("there are", "a picture of", "we see", "here are")
 
-_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "inside": "around"}
+_OPPOSITE = {"left": "right", "above": "below"}
 
 
 def describe(scene: Scene, rng: Random, num_captions: int = 5) -> tuple[str, ...]:
@@ -134,19 +131,25 @@ def _counted(words: str, count: int, rng: Random) -> str:
     return _article(words) if count == 1 else f"{_pick(rng, COUNT_WORDS[count])} {words}"
 
 
-def _phrase(group: Group, rng: Random, colour: bool = True) -> str:
-    """Name a group: count, perhaps its size and pattern, its colour and shape."""
+def _phrase(group: Group, scene: Scene, rng: Random, colour: bool = True) -> str:
+    """Name a group: count, perhaps its size and pattern, its colour and shape. Sizes matter most where they differ."""
     words = []
-    if rng.random() < 0.6:
+    sizes_differ = len({other.size for other in scene.groups}) > 1
+    if rng.random() < (0.6 if len(scene.groups) == 1 else 0.45 if sizes_differ else 0.15):
         words.append(_pick(rng, SIZE_WORDS[group.size]))
     if group.pattern != "plain" and rng.random() < 0.7:
         words.append(_pick(rng, PATTERN_WORDS[group.pattern]))
-    if colour:
+    if colour and not (_shape_tells(scene) and rng.random() < 0.2):
         words.append(group.colour)
     return _counted(" ".join([*words, _noun(group, rng)]), len(group.members), rng)
 
 
-def _lead(rng: Random, plural: bool, share: float = 0.3) -> str:
+def _shape_tells(scene: Scene) -> bool:
+    """Whether the shape alone says which of several groups is meant."""
+    return len(scene.groups) > 1 and len({group.shape for group in scene.groups}) == len(scene.groups)
+
+
+def _lead(rng: Random, plural: bool, share: float = 0.2) -> str:
     return rng.choice(LEADS_PLURAL if plural else LEADS_SINGULAR) + " " if rng.random() < share else ""
 
 
@@ -184,28 +187,28 @@ def _one_group(scene: Scene, rng: Random) -> str:
         place = " side by side"
     lead = _lead(rng, len(group.members) > 1)
     verb = f" {_be(group)}" if place and not lead and rng.random() < 0.25 else ""
-    return lead + _phrase(group, rng) + verb + place + _maybe_background(scene, rng)
+    return lead + _phrase(group, scene, rng) + verb + place + _maybe_background(scene, rng)
 
 
 def _background_first(scene: Scene, rng: Random) -> str:
-    return f"{BACKGROUND_SCENES[scene.background]} {_list(scene.groups, rng)}"
+    return f"{BACKGROUND_SCENES[scene.background]} {_list(scene.groups, scene, rng)}"
 
 
-def _list(groups: tuple[Group, ...], rng: Random) -> str:
-    names = [_phrase(group, rng) for group in groups]
+def _list(groups: tuple[Group, ...], scene: Scene, rng: Random) -> str:
+    names = [_phrase(group, scene, rng) for group in groups]
     return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
 
 
 def _enumeration(scene: Scene, rng: Random) -> str:
     """A and B; A, B and C."""
-    groups = scene.groups if rng.random() < 0.7 else tuple(reversed(scene.groups))
+    groups = scene.groups
     place = ""
     if is_row(_all_members(scene)) and rng.random() < 0.5:
         place = " in a row"
     elif len(groups) == 2 and is_beside(groups[0].members, groups[1].members) and rng.random() < 0.5:
         place = " side by side"
     plural = len(groups[0].members) > 1
-    return _lead(rng, plural, 0.25) + _list(groups, rng) + place + _maybe_background(scene, rng)
+    return _lead(rng, plural, 0.15) + _list(groups, scene, rng) + place + _maybe_background(scene, rng)
 
 
 def _total(scene: Scene, rng: Random) -> str:
@@ -217,80 +220,76 @@ def _total(scene: Scene, rng: Random) -> str:
     if len(groups) == 2 and groups[0].shape == groups[1].shape:
         return f"{count} {_noun(groups[0], rng, 2)}, one {groups[0].colour} and one {groups[1].colour}"
     if len(groups) == 2 and groups[0].colour == groups[1].colour:
-        a, b = (_phrase(group, rng, colour=False) for group in groups)
+        a, b = (_phrase(group, scene, rng, colour=False) for group in groups)
         return f"{a} and {b}, both {groups[0].colour}"
     place = " in a row" if is_row(_all_members(scene)) else ""
     return f"{count} shapes{place}{_maybe_background(scene, rng, 0.8)}" if rng.random() < 0.3 else ""
 
 
 def _first_to_second(scene: Scene, rng: Random) -> str:
-    return _related(scene, rng, 0, 1)
-
-
-def _second_to_first(scene: Scene, rng: Random) -> str:
-    return _related(scene, rng, 1, 0)
-
-
-def _related(scene: Scene, rng: Random, i: int, j: int) -> str:
     """A star is to the left of a circle."""
-    a, b = scene.groups[i], scene.groups[j]
-    relation = _relation(scene) if i < j else _OPPOSITE[_relation(scene)]
-    if relation in ("left", "right") and rng.random() < 0.15 and is_beside(a.members, b.members):
+    a, b = scene.groups
+    relation = _relation(scene)
+    if relation == "left" and rng.random() < 0.15 and is_beside(a.members, b.members):
         relation = "beside"
-    lead = _lead(rng, len(a.members) > 1, 0.2)
+    lead = _lead(rng, len(a.members) > 1, 0.12)
     verb = f" {_be(a)}" if not lead and rng.random() < 0.3 else ""
     place = _pick(rng, RELATION_PHRASES[relation])
-    return f"{lead}{_phrase(a, rng)}{verb} {place} {_phrase(b, rng)}{_maybe_background(scene, rng, 0.3)}"
+    background = _maybe_background(scene, rng, 0.25)
+    return f"{lead}{_phrase(a, scene, rng)}{verb} {place} {_phrase(b, scene, rng)}{background}"
+
+
+def _relation_first(scene: Scene, rng: Random) -> str:
+    """To the right of a star is a circle; inside a square is a heart."""
+    anchor, other = scene.groups
+    relation = _OPPOSITE.get(_relation(scene))
+    if relation is None:
+        anchor, other, relation = other, anchor, "inside"
+    place = _pick(rng, RELATION_PHRASES[relation])
+    return f"{place} {_phrase(anchor, scene, rng)} {_be(other)} {_phrase(other, scene, rng)}"
 
 
 def _with_pronoun(scene: Scene, rng: Random) -> str:
     """A star with a circle to its right."""
-    i, j = rng.choice(((0, 1), (1, 0))) if scene.arrangement != "nested" else (1, 0)
-    a, b = scene.groups[i], scene.groups[j]
-    relation = _relation(scene) if j < i else _OPPOSITE[_relation(scene)]
-    place = PRONOUN_PHRASES[relation][len(a.members) > 1]
-    return f"{_phrase(a, rng)} with {_phrase(b, rng)} {place}"
+    a, b = scene.groups
+    place = PRONOUN_PHRASES[_OPPOSITE[_relation(scene)]][len(a.members) > 1]
+    return f"{_phrase(a, scene, rng)} with {_phrase(b, scene, rng)} {place}"
 
 
 def _sides(scene: Scene, rng: Random) -> str:
     """On the left a star, on the right a circle; a star at the top and a circle at the bottom."""
-    first, second = ("left", "right") if _relation(scene) == "left" else ("top", "bottom")
-    groups = (scene.groups[0], first), (scene.groups[-1], second)
-    if any(position not in positions_of(group.members) for group, position in groups):
+    names = ("left", "right") if _relation(scene) == "left" else ("top", "bottom")
+    if any(name not in positions_of(group.members) for group, name in zip(scene.groups, names, strict=True)):
         return ""
-    (a, at), (b, bt) = ((_phrase(group, rng), _pick(rng, POSITION_PHRASES[position])) for group, position in groups)
-    return f"{at} {a}, {bt} {b}" if rng.random() < 0.4 else f"{a} {at} and {b} {bt}"
+    a, b = (_phrase(group, scene, rng) for group in scene.groups)
+    at, bt = (_pick(rng, POSITION_PHRASES[name]) for name in names)
+    return rng.choice((f"{at} {a}, {bt} {b}", f"{bt} {b}, {at} {a}", f"{a} {at} and {b} {bt}", f"{a} {at} and {b} {bt}"))
 
 
 def _between(scene: Scene, rng: Random) -> str:
-    a, b, c = (_phrase(group, rng) for group in scene.groups)
-    return f"{b} between {a} and {c}{_maybe_background(scene, rng, 0.3)}"
-
-
-def _both_sides(scene: Scene, rng: Random) -> str:
-    a, b, c = (_phrase(group, rng) for group in scene.groups)
-    return f"{b} with {a} to its left and {c} to its right"
+    """Between a star and a circle is a heart."""
+    a, b, c = (_phrase(group, scene, rng) for group in scene.groups)
+    return f"between {a} and {c} {_be(scene.groups[1])} {b}"
 
 
 _Template = Callable[[Scene, Random], str]
 _NESTED_TEMPLATES: dict[_Template, float] = {
     _first_to_second: 4.0,
-    _with_pronoun: 2.0,
-    _second_to_first: 0.6,
+    _relation_first: 1.5,
     _background_first: 0.6,
-    _enumeration: 0.6,
+    _enumeration: 0.8,
     _total: 0.6,
 }
 _TEMPLATES: dict[int, dict[_Template, float]] = {
     1: {_one_group: 4.0, _background_first: 0.5},
     2: {
         _first_to_second: 4.0,
-        _second_to_first: 1.2,
+        _relation_first: 0.8,
         _enumeration: 1.2,
         _with_pronoun: 0.8,
         _sides: 1.0,
         _background_first: 0.6,
-        _total: 1.0,
+        _total: 0.8,
     },
-    3: {_enumeration: 4.0, _between: 2.0, _both_sides: 0.8, _background_first: 0.7, _total: 0.4},
+    3: {_enumeration: 4.0, _between: 1.5, _background_first: 1.0, _total: 0.5},
 }

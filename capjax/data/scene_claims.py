@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import combinations, pairwise, product
+from itertools import combinations, product
 
 from capjax.data import scene_captions as words
 from capjax.data.scene_layout import (
@@ -107,7 +107,7 @@ def _tag(caption: str) -> list[tuple[str, str]] | None:
 
 
 _MENTION = re.compile(r"([No])([SFC]*)(H|K|o)?")
-_SENTENCE = re.compile(r"E?(M(B?RM|B?L|B?W|W)?|MIMP(AMP)?|M*MAM(W|DC)?|MLA?ML|LMA?LM|LM|MTMAM)G?")
+_SENTENCE = re.compile(r"E?(M(B?RM|B?L|B?W)?|RMBM|MIMP(AMP)?|M*MAM(W|DC)?|MLA?ML|LMA?LM|LM|MB?TMAM|TMAMBM)G?")
 
 
 def read_caption(caption: str) -> Claims | None:
@@ -165,6 +165,7 @@ def _interpret(items: list[tuple[str, str]], claims: Claims) -> None:
     """Turn the phrases between mentions into relations, positions and facts about the whole picture."""
     sequence = "".join(letter for letter, _ in items)
     last, pending = -1, None
+    opening = sequence.lstrip("E")[:1]
     for letter, value in items:
         if letter == "M":
             last = int(value)
@@ -175,14 +176,16 @@ def _interpret(items: list[tuple[str, str]], claims: Claims) -> None:
                 else:
                     claims.positions.append((last, content))
                 pending = None
-        elif letter == "R" or (letter == "L" and sequence.lstrip("E").startswith("L")):
+        elif letter == "R" and opening == "R":
+            claims.relations.append((1, value, 0))
+        elif letter == "R" or (letter == "L" and opening == "L"):
             pending = letter, value
         elif letter == "L":
             claims.positions.append((last, value))
         elif letter == "P":
             claims.relations.append((last, value, 0))
         elif letter == "T":
-            claims.between.append((0, 1, 2))
+            claims.between.append((2, 0, 1) if opening == "T" else (0, 1, 2))
         elif letter == "W":
             claims.arrangement = value
         elif letter == "C":
@@ -192,10 +195,13 @@ def _interpret(items: list[tuple[str, str]], claims: Claims) -> None:
 
 
 def _verbs_agree(items: list[tuple[str, str]], claims: Claims) -> bool:
-    """Whether background is named at most once, and is/are fit the number of what they follow."""
+    """Whether background is named at most once, and is/are fit the number of their subject, before or after them."""
     backgrounds = sum(bool(value) and letter in "GE" for letter, value in items)
-    verbs = [(claims.mentions[int(a[1])], b[1]) for a, b in pairwise(items) if b[0] == "B"]
-    return backgrounds <= 1 and all((mention.count > 1) == (verb == "2") for mention, verb in verbs)
+    inverted = items[0][0] in "RT"
+    verbs = [(c if inverted else a, b) for a, b, c in zip(items, items[1:], items[2:], strict=False) if b[0] == "B"]
+    return backgrounds <= 1 and all(
+        (claims.mentions[int(subject)].count > 1) == (verb == "2") for (_, subject), (_, verb) in verbs
+    )
 
 
 def caption_is_true(caption: str, scene: Scene) -> bool:
@@ -263,8 +269,6 @@ def _related(a: Members, relation: str, b: Members) -> bool:
             return is_above(b, a)
         case "inside":
             return is_inside(a, b)
-        case "around":
-            return is_inside(b, a)
         case _:
             return is_beside(a, b)
 

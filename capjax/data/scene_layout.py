@@ -13,15 +13,15 @@ from itertools import pairwise
 from random import Random
 from typing import Literal
 
-Colour = Literal["red", "orange", "yellow", "green", "blue", "purple", "pink"]
-Shape = Literal["circle", "square", "triangle", "star", "heart", "diamond", "moon", "cross"]
+Colour = Literal["red", "yellow", "green", "blue", "purple", "pink"]
+Shape = Literal["circle", "square", "triangle", "star", "heart", "moon"]
 Size = Literal["small", "large"]
 Pattern = Literal["plain", "striped", "spotted"]
 Background = Literal["day", "sunset", "night"]
 Arrangement = Literal["single", "scattered", "row", "horizontal", "vertical", "nested"]
 
-COLOURS: tuple[Colour, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
-SHAPES: tuple[Shape, ...] = ("circle", "square", "triangle", "star", "heart", "diamond", "moon", "cross")
+COLOURS: tuple[Colour, ...] = ("red", "yellow", "green", "blue", "purple", "pink")
+SHAPES: tuple[Shape, ...] = ("circle", "square", "triangle", "star", "heart", "moon")
 SIZES: tuple[Size, ...] = ("small", "large")
 PATTERNS: tuple[Pattern, ...] = ("plain", "striped", "spotted")
 BACKGROUNDS: tuple[Background, ...] = ("day", "sunset", "night")
@@ -32,20 +32,22 @@ MAX_COUNT = 4
 HELD_OUT: frozenset[tuple[Colour, Shape]] = frozenset(
     {
         ("red", "star"),
-        ("orange", "moon"),
         ("yellow", "heart"),
         ("green", "triangle"),
         ("blue", "circle"),
-        ("purple", "diamond"),
+        ("purple", "moon"),
         ("pink", "square"),
     }
 )
-"""Colour and shape pairs that appear in no training or validation picture, and in every test picture."""
+"""Colour and shape pairs that appear in no training or validation picture, while each test picture shows at least one.
+
+Every colour and every shape is in one of them.
+"""
 
 SMALL_RADIUS = (0.082, 0.098)
 """Radii of small shapes; every large shape is at least 1.35 times as big as the biggest small one."""
 
-KINDS = {"single": 0.14, "several": 0.20, "horizontal": 0.22, "vertical": 0.20, "nested": 0.10, "trio": 0.14}
+KINDS = {"single": 0.18, "several": 0.22, "horizontal": 0.24, "vertical": 0.20, "nested": 0.10, "trio": 0.06}
 """How often each kind of scene is drawn."""
 
 
@@ -128,12 +130,12 @@ def _make_group(
     centres: Sequence[tuple[float, float]],
     size: Size,
     large_radius: tuple[float, float] = (0.16, 0.19),
-    plain: bool = False,
+    pattern_share: float = 0.0,
 ) -> Group:
-    """Put shapes of one kind at `centres`; only large ones carry a pattern, where it can be seen."""
+    """Put shapes of one kind at `centres`; some of the large ones carry a pattern, small ones have no room for it."""
     radius = rng.uniform(*(SMALL_RADIUS if size == "small" else large_radius))
     pattern: Pattern = "plain"
-    if size == "large" and not plain and rng.random() < 0.35:
+    if size == "large" and rng.random() < pattern_share:
         pattern = rng.choice(("striped", "spotted"))
     members = tuple(Placement(x, y, radius, rng.uniform(-10.0, 10.0)) for x, y in centres)
     return Group(colour=kind[0], shape=kind[1], size=size, pattern=pattern, members=members)
@@ -145,7 +147,7 @@ def _jitter(rng: Random, value: float, amount: float) -> float:
 
 def _single(rng: Random, kinds: list[tuple[Colour, Shape]]) -> tuple[tuple[Group, ...], Arrangement]:
     centre = tuple(_jitter(rng, rng.choice((0.25, 0.5, 0.75)), 0.04) for _ in range(2))
-    return (_make_group(rng, kinds[0], [centre], rng.choice(SIZES)),), "single"
+    return (_make_group(rng, kinds[0], [centre], rng.choice(SIZES), pattern_share=0.5),), "single"
 
 
 def _several(rng: Random, kinds: list[tuple[Colour, Shape]]) -> tuple[tuple[Group, ...], Arrangement]:
@@ -157,7 +159,7 @@ def _several(rng: Random, kinds: list[tuple[Colour, Shape]]) -> tuple[tuple[Grou
         y = rng.uniform(0.3, 0.7)
         xs = [0.5 + gap * (i - (count - 1) / 2) for i in range(count)]
         centres = [(_jitter(rng, x, 0.015), _jitter(rng, y, 0.02)) for x in xs]
-        return (_make_group(rng, kinds[0], centres, size, (0.133, 0.14)),), "row"
+        return (_make_group(rng, kinds[0], centres, size, (0.133, 0.14), 0.5),), "row"
     large = (0.15, 0.17) if count < 4 else (0.135, 0.145)
     margin, distance = (0.2, 0.4) if size == "large" else (0.14, 0.27)
     centres: list[tuple[float, float]] = []
@@ -169,12 +171,12 @@ def _several(rng: Random, kinds: list[tuple[Colour, Shape]]) -> tuple[tuple[Grou
         x, y = rng.uniform(margin, 1 - margin), rng.uniform(margin, 1 - margin)
         if all((x - u) ** 2 + (y - v) ** 2 >= distance**2 for u, v in centres):
             centres.append((x, y))
-    return (_make_group(rng, kinds[0], sorted(centres), size, large),), "scattered"
+    return (_make_group(rng, kinds[0], sorted(centres), size, large, 0.5),), "scattered"
 
 
 def _two_sides(rng: Random, kinds: list[tuple[Colour, Shape]], vertical: bool) -> tuple[tuple[Group, ...], Arrangement]:
     """Put one group on the left and one on the right, or one at the top and one at the bottom."""
-    counts = rng.choices([(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2)], [0.6, 0.1, 0.1, 0.06, 0.06, 0.08])[0]
+    counts = rng.choices([(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2)], [0.7, 0.08, 0.08, 0.04, 0.04, 0.06])[0]
     middle = _jitter(rng, 0.5, 0.1)
     groups = []
     for kind, count, along in zip(kinds, counts, (0.26, 0.74), strict=True):
@@ -192,12 +194,12 @@ def _two_sides(rng: Random, kinds: list[tuple[Colour, Shape]], vertical: bool) -
 
 def _nested(rng: Random, kinds: list[tuple[Colour, Shape]]) -> tuple[tuple[Group, ...], Arrangement]:
     """Put a small shape inside a big one; the roomy shapes hold, whatever the order they were drawn in."""
-    roomy = ("circle", "square", "heart", "diamond", "triangle")
+    roomy = ("circle", "square", "heart", "triangle")
     inner, outer = sorted(kinds, key=lambda kind: kind[1] in roomy)
     if outer[1] not in roomy:
         return _two_sides(rng, kinds, vertical=False)
     x, y = _jitter(rng, 0.5, 0.15), _jitter(rng, 0.5, 0.15)
-    holder = _make_group(rng, outer, [(x, y)], "large", (0.28, 0.31), plain=True)
+    holder = _make_group(rng, outer, [(x, y)], "large", (0.28, 0.31))
     return (_make_group(rng, inner, [(x, y)], "small"), holder), "nested"
 
 

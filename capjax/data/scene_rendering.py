@@ -18,7 +18,6 @@ SUPERSAMPLING = 4
 
 PALETTE = {
     "red": (214, 40, 44),
-    "orange": (247, 127, 20),
     "yellow": (250, 208, 44),
     "green": (46, 158, 82),
     "blue": (38, 103, 214),
@@ -154,8 +153,6 @@ def unit_outline(shape: Shape) -> Float32[np.ndarray, "n 2"]:
         points = 0.84 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], np.float32)
     elif shape == "triangle":
         points = np.array([(0, -1.08), (1.06, 0.8), (-1.06, 0.8)], np.float32)
-    elif shape == "diamond":
-        points = np.array([(0, -1.2), (0.82, 0), (0, 1.2), (-0.82, 0)], np.float32)
     elif shape == "star":
         angles = np.arange(10) * np.pi / 5
         reach = np.where(np.arange(10) % 2 == 0, 1.18, 0.52)
@@ -163,7 +160,7 @@ def unit_outline(shape: Shape) -> Float32[np.ndarray, "n 2"]:
     elif shape == "heart":
         rise = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
         points = np.stack([16 * np.sin(turn) ** 3, -rise - 2.5], 1) / 15.5
-    elif shape == "moon":
+    else:
         outer = np.linspace(0.22 * np.pi, 1.78 * np.pi, 40)
         tip_x, tip_y = math.cos(outer[0]), math.sin(outer[0])
         bite_x = 0.62
@@ -173,10 +170,4 @@ def unit_outline(shape: Shape) -> Float32[np.ndarray, "n 2"]:
         arc = np.stack([bite_x + bite * np.cos(inner), bite * np.sin(inner)], 1)
         rim = np.stack([np.cos(outer), np.sin(outer)], 1)
         points = 1.06 * (np.concatenate([rim, arc]) + np.array([0.14, 0.0]))
-    else:
-        a, b = 0.36, 1.02
-        arm = [(-a, -a), (-a, -b), (a, -b)]
-        points = [point for _ in range(4) for point in arm]
-        for i in range(1, 4):
-            points[3 * i : 3 * i + 3] = [(-y, x) for x, y in points[3 * i - 3 : 3 * i]]
     return np.asarray(points, np.float32)
