@@ -9,6 +9,7 @@ import importlib.util
 import io
 import pathlib
 import shutil
+import subprocess
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,6 +43,6 @@ def compute(
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             _, details = Spice().compute_score(truth, captions)
-    except (OSError, ValueError, RuntimeError, ArithmeticError) as error:
+    except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
         raise CapjaxError(f"the published SPICE program failed: {error}") from error
     return mean_result(np.array([detail["All"]["f"] for detail in details])), "pycocoevalcap (Java)"
