@@ -18,6 +18,8 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -50,8 +52,11 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, keep: int) -> None:
         """Open the folder, remove what a killed save left behind."""
-        # Orbax tells its every thought through absl's logger.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax tells its every thought through absl's logger, and each failed write once more through asyncio's; what
+        # matters of it is raised by `save` and on leaving.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        sys.excepthook = _without_closed_loops
         directory = directory.absolute()
         if jax.process_index() == 0:
             for leftover in directory.glob("*.orbax-checkpoint-tmp*"):
@@ -81,7 +86,7 @@ class Checkpoints:
             self._manager.save(step, args=args)
             if wait:
                 self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Orbax raises whatever its storage layers raise.
             raise CapjaxError(_cannot_write(self.directory, error)) from None
 
     def restore(self, like: Any) -> Restored | None:
@@ -124,9 +129,15 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._manager.close()
-        except (OSError, ValueError) as failure:
+        except Exception as failure:
             if error[0] is None:
                 raise CapjaxError(_cannot_write(self.directory, failure)) from None
+
+
+def _without_closed_loops(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Report uncaught exceptions but those of writes that finish after a failed save closed its event loop."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _cannot_write(directory: pathlib.Path, error: Exception) -> str:

@@ -17,17 +17,19 @@ from capjax.predict import load_model
 from capjax.report import read_log, spread, write_sheet
 from capjax.types import CaptionRecord
 
-NOTE = """This page is about scenes, a data set that capjax renders itself: coloured shapes, not photographs. It shows that
-the whole way works, from pictures to sentences; its scores say nothing about photographs.
+NOTE = """This page is about scenes, a data set that capjax renders itself: coloured shapes, not photographs. It shows
+that the whole way works, from pictures to sentences; its scores say nothing about photographs.
 
-Every picture below holds a combination of colour and shape that no training picture has, neither of the captioner nor of
-its encoder. A caption is marked right if all that it says is true of the picture, as a program that knows how the picture
-was made can tell."""
+Every picture below holds a combination of colour and shape that no training picture has, neither of the captioner nor
+of its encoder. A caption is marked right if all that it says is true of the picture, as a program that knows how the
+picture was made can tell."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `capjax demo`."""
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("demo"), help="folder to write (default: demo)")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("demo"), help="folder to write (default: demo)"
+    )
     parser.add_argument("--from_scratch", action="store_true", help="train the encoder as well, from random weights")
 
 
@@ -72,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     )
     write_sheet(out / "sheet.png", spread(rows, 24), heading="scenes (rendered, not photographs): " + summary)
     print(summary)
-    print(f"page: {out / 'evaluation' / 'report.html'}   sheet: {out / 'sheet.png'}   curves: {out / 'run' / 'curves.png'}")
+    print(f"page: {out / 'evaluation' / 'report.html'}")
+    print(f"sheet: {out / 'sheet.png'}, curves: {out / 'run' / 'curves.png'}")
     print(f"the demo took {time.perf_counter() - started:.0f} s; caption more pictures with")
     print(f"  capjax caption --model={out / 'run' / 'model'} PICTURE…")
     return 0

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from capjax import assembly, data
 from capjax import config as configuration
-from capjax.data.input_pipeline import ImageRows, Rows, image_batches
+from capjax.data.input_pipeline import Rows, image_batches
 from capjax.decoding.flags import add_decoder_flags
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
@@ -25,7 +25,7 @@ from capjax.metrics.coco_caption import DEFAULT_METRICS, References, score
 from capjax.predict import Caption, Generator, LoadedModel, load_ensemble, search_settings
 from capjax.report import CaptionRow, Measure, Report, Score, read_log, thumbnail, write_page
 from capjax.score import metric_names, score_report, score_table, write_scores
-from capjax.sharding import check_divides, make_mesh, replicate
+from capjax.sharding import add_process_arguments, check_divides, join_processes, make_mesh, replicate
 from capjax.types import CaptionRecord
 
 # The health measures that the page shows, of those in metrics.json.
@@ -186,7 +186,7 @@ def evaluate(
 def dataset_pictures(
     config: ConfigDict, split: str, records: Sequence[CaptionRecord]
 ) -> Callable[[CaptionRecord], bytes | None]:
-    """Return the photos of a prepared dataset by record; a function that has none where they are not on this machine."""
+    """Return the photos of a prepared dataset by record; none where they are not on this machine."""
     try:
         dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
         images = dataset.images(split)
@@ -250,11 +250,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help="comma-separated names of metrics")
     parser.add_argument("--bootstrap_samples", type=int, default=1000, help="draws for the intervals; 0: none")
     add_decoder_flags(parser)
+    add_process_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate a model directory."""
     metrics = metric_names(args.metrics)
+    join_processes(args)
     models = load_ensemble(args.model)
     config = configuration.from_dict(models[0].directory.config)
     with config.unlocked():

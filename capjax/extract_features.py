@@ -23,7 +23,7 @@ from capjax.data.feature_store import FeatureStore, create_store, import_npz
 from capjax.data.input_pipeline import READ_OPTIONS, ImageRows
 from capjax.errors import CapjaxError
 from capjax.pretrained.encoder_file import LoadedEncoder
-from capjax.sharding import batch_sharded, replicated
+from capjax.sharding import add_process_arguments, batch_sharded, join_processes, replicated
 from capjax.types import Features
 
 
@@ -126,11 +126,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--import", dest="npz", type=pathlib.Path, help="an .npz with file_name, pooled and perhaps grid"
     )
+    add_process_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Extract or import features."""
     config = configuration.load_config(args.config, args.overrides)
+    join_processes(args)
     splits = args.splits.split(",") if args.splits else None
     if args.npz is None:
         extract_features(config, splits)

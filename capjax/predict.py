@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
 
 from capjax import assembly
@@ -26,7 +26,7 @@ from capjax.decoding.settings import DecoderSettings, build_search
 from capjax.errors import CapjaxError
 from capjax.models import Captioner
 from capjax.pretrained.encoder_file import EncoderConfig
-from capjax.sharding import batch_sharded, gather_rows, gather_to_host, make_mesh, replicate, replicated, shard_batch
+from capjax.sharding import DATA_AXIS, gather_rows, gather_to_host, make_mesh, replicate, shard_batch
 from capjax.text.vocabulary import Vocabulary
 from capjax.types import Features, SpecialIds
 
@@ -73,8 +73,13 @@ class Generator:
             step, carry = (steps[0], carries[0]) if len(models) == 1 else (ensemble(steps), tuple(carries))
             return search(step, carry, jax.random.wrap_key_data(keys))
 
-        shardings = (replicated(mesh), batch_sharded(mesh), batch_sharded(mesh))
-        self._generate = jax.jit(generate, in_shardings=shardings, out_shardings=batch_sharded(mesh))
+        # Each device searches for the captions of its own images: no communication, and an end of its own.
+        split = PartitionSpec(DATA_AXIS)
+        self._generate = jax.jit(
+            jax.shard_map(
+                generate, mesh=mesh, in_specs=(PartitionSpec(), split, split), out_specs=split, check_vma=False
+            )
+        )
 
     def __call__(
         self, variables: Sequence[Mapping[str, Any]], batches: Iterable[Mapping[str, Any]]

@@ -29,7 +29,7 @@ from capjax.errors import CapjaxError
 from capjax.metrics import coco_caption
 from capjax.predict import Generator
 from capjax.report import read_log, write_curves
-from capjax.sharding import check_divides, make_mesh, replicate, shard_batch
+from capjax.sharding import add_process_arguments, check_divides, join_processes, make_mesh, replicate, shard_batch
 from capjax.text.vocabulary import Vocabulary
 from capjax.training.metric_writer import MetricWriter
 from capjax.training.optimizer import make_optimizer
@@ -201,9 +201,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                     )
                 if out_of_patience:
                     if lead:
-                        say(
-                            f"stopping early: val/{config.eval.best_metric} was best at step {progress['best_step']}"
-                        )
+                        say(f"stopping early: val/{config.eval.best_metric} was best at step {progress['best_step']}")
                     break
         if lead and progress["best"] is not None:
             say(
@@ -347,11 +345,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `capjax train`."""
     configuration.add_config_arguments(parser)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run; resumes what it holds")
+    add_process_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, and draw the curves."""
     config = configuration.load_config(args.config, args.overrides)
+    join_processes(args)
     try:
         train(config, args.workdir)
     finally:

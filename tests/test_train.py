@@ -191,32 +191,22 @@ def test_signal_saves_and_the_same_command_goes_on(store, tmp_path):
     assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
-TWO_PROCESSES = """
-import sys, pathlib, jax
-index, count, port, store, workdir = sys.argv[1:]
-if count != "1":
-    jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
-from capjax.train import train
-from tests.training_runs import tiny_config
-config = tiny_config(store)
-config.decoder.dropout_rate = 0.0
-train(config, pathlib.Path(workdir))
-"""
-
-
 def test_two_processes_train_like_one(store, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
-    def start(index, count, workdir, devices):
-        arguments = [str(index), str(count), str(port), str(store), str(workdir)]
-        env = environment(JAX_NUM_CPU_DEVICES=str(devices))
-        return subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, *arguments], env=env, stderr=subprocess.PIPE, text=True
-        )
+    config_file = write_config_file(tmp_path / "config.py", store)
 
-    runs = [start(i, 2, tmp_path / "two", 2) for i in range(2)] + [start(0, 1, tmp_path / "one", 1)]
+    def start(workdir, devices, *processes):
+        command = [sys.executable, "-m", "capjax", "train", f"--config={config_file}", f"--workdir={workdir}"]
+        command += ["--config.decoder.dropout_rate=0.0", *processes]
+        env = environment(JAX_NUM_CPU_DEVICES=str(devices))
+        return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+    together = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    runs = [start(tmp_path / "two", 2, *together, f"--process_id={i}") for i in range(2)]
+    runs.append(start(tmp_path / "one", 1))
     for run in runs:
         _, stderr = run.communicate(timeout=300)
         assert run.returncode == 0, stderr[-2000:]
