@@ -9,8 +9,12 @@ pair of colour and shape.
 The task is to say what a picture shows, part by part, without words. From the pooled features, the only thing that the
 reference decoder gets, linear heads predict the background, the arrangement and, for each group of shapes in reading
 order, its count, colour, shape, size, pattern and place. From the grid after `mixed2`, linear heads predict what lies
-at each position, which teaches the lower layers quickly. Colour and shape have separate heads everywhere, so nothing
-rewards knowing which pairs exist. The heads are thrown away afterwards.
+at each position, which teaches the lower layers quickly. The heads are thrown away afterwards.
+
+A network that has seen red hearts and blue stars but no red star soon finds that red means "no star". Three things keep
+it from that: colour and shape have separate heads; half of the colours are replaced by ones without a name in the
+dataset (`OTHER_COLOURS`), so that a shape does not come with a few colours only; and label smoothing asks for equal
+probabilities of all wrong answers.
 
 Two phases make it affordable on a CPU, where nearly all the time goes into the gradient of the first convolutions: the
 whole network sees each picture a few times, then the stem is frozen, its outputs are kept, and the blocks above go over
@@ -22,7 +26,7 @@ import functools
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from random import Random
 from typing import Any
 
@@ -48,12 +52,26 @@ from capjax.data.scene_layout import (
     Scene,
     sample_scene,
 )
+from capjax.data.scene_rendering import PALETTE
 from capjax.data.scenes import encode_picture
 from capjax.models.inception_v3 import InceptionV3, scale_images
 from capjax.pretrained.encoder_file import EncoderConfig, save_encoder
 from capjax.pretrained.random_encoder import random_encoder
 
 ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "pattern": PATTERNS}
+OTHER_COLOURS = (
+    (245, 128, 20),  # orange
+    (70, 200, 215),  # cyan
+    (140, 90, 50),  # brown
+    (128, 128, 132),  # grey
+    (40, 40, 44),  # black
+    (165, 215, 70),  # lime
+    (10, 115, 120),  # teal
+    (205, 40, 150),  # magenta
+    (215, 190, 150),  # sand
+)
+OTHER_SHARE = 0.5
+LABEL_SMOOTHING = 0.1
 STEM_STRIDE = 8
 """Pixels between neighbouring positions of the grid of `mixed2`."""
 
@@ -61,11 +79,12 @@ Labels = dict[str, np.ndarray]
 EVAL_BATCH = 250
 
 
-def make_labels(scene: Scene, image_size: int) -> Labels:
+def make_labels(scene: Scene, image_size: int, replaced: Collection[str] = ()) -> Labels:
     """Turn a scene into the targets of all heads; -1 where there is nothing to predict.
 
-    Per group: count (0 for no group) and attributes [G], place [G, 2], seen (1 if the pair is not held out) [G]. Per
+    Per group: count (0 for no group) and attributes [G], place [G, 2], and whether the pair is held out [G]. Per
     position of the grid after `mixed2`: cell_<attribute> [P], where class 0 of cell_colour means that nothing is there.
+    Colours in `replaced` are not to be predicted.
     """
     labels = {
         "background": np.int32(BACKGROUNDS.index(scene.background)),
@@ -87,21 +106,33 @@ def make_labels(scene: Scene, image_size: int) -> Labels:
         labels["count"][i] = len(group.members)
         labels["place"][i] = np.mean([(m.x, m.y) for m in group.members], axis=0)
         labels["held_out"][i] = group.kind in HELD_OUT
+        if group.colour in replaced:
+            classes["colour"] = -1
         for name, index in classes.items():
             labels[name][i] = index
         for m in group.members:
             distance = np.hypot(centres[None, :] - m.x, centres[:, None] - m.y)
             covered = distance <= max(0.75 * m.radius, 0.06)
             for name, index in classes.items():
-                labels["cell_" + name][covered] = index + (name == "colour")
+                labels["cell_" + name][covered] = index + (name == "colour" and index >= 0)
     return {name: value.reshape(-1) if name.startswith("cell") else value for name, value in labels.items()}
 
 
-def render_labelled(seeds: list[str], image_size: int, held_out: bool) -> tuple[np.ndarray, Labels]:
+def render_labelled(
+    seeds: list[str], image_size: int, held_out: bool, other_share: float
+) -> tuple[np.ndarray, Labels]:
     """Render one scene for each seed, pass it through a JPEG file and the preprocessing of training, and label it."""
-    scenes = [sample_scene(Random(seed), held_out=held_out) for seed in seeds]
-    images = [preprocess(decode_image(encode_picture(scene)), Preprocessing(image_size=image_size)) for scene in scenes]
-    return np.stack(images), stack_labels([make_labels(scene, image_size) for scene in scenes])
+    images, labels = [], []
+    for seed in seeds:
+        rng = Random(seed)
+        scene = sample_scene(rng, held_out=held_out)
+        colours = sorted({group.colour for group in scene.groups})
+        others = dict(zip(colours, rng.sample(OTHER_COLOURS, len(colours)), strict=True))
+        others = {name: rgb for name, rgb in others.items() if rng.random() < other_share}
+        picture = encode_picture(scene, palette={**PALETTE, **others})
+        images.append(preprocess(decode_image(picture), Preprocessing(image_size=image_size)))
+        labels.append(make_labels(scene, image_size, others))
+    return np.stack(images), stack_labels(labels)
 
 
 def stack_labels(labels: list[Labels], join: Callable[[list[np.ndarray]], np.ndarray] = np.stack) -> Labels:
@@ -110,11 +141,11 @@ def stack_labels(labels: list[Labels], join: Callable[[list[np.ndarray]], np.nda
 
 
 def render_pictures(
-    purpose: str, num: int, image_size: int, num_workers: int, held_out: bool = False
+    purpose: str, num: int, image_size: int, num_workers: int, held_out: bool = False, other_share: float = 0.0
 ) -> tuple[np.ndarray, Labels]:
     """Render `num` scenes in several processes: images uint8 [num, S, S, 3] and their labels."""
     parts = np.array_split([f"{purpose}/{i}" for i in range(num)], max(num // 250, 1))
-    render = functools.partial(render_labelled, image_size=image_size, held_out=held_out)
+    render = functools.partial(render_labelled, image_size=image_size, held_out=held_out, other_share=other_share)
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
         results = list(tqdm(pool.imap(render, map(list, parts)), total=len(parts), desc=purpose, disable=None))
     images, labels = zip(*results, strict=True)
@@ -147,7 +178,8 @@ def multi_task_loss(out: dict[str, Array], labels: dict[str, Array], cell_weight
             loss += 10 * jnp.sum(jnp.sum((logits - labels["place"]) ** 2, axis=-1) * known) / jnp.sum(known)
             continue
         known = labels[name] >= 0
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels[name], 0))
+        targets = optax.smooth_labels(jax.nn.one_hot(labels[name], logits.shape[-1]), LABEL_SMOOTHING)
+        losses = optax.softmax_cross_entropy(logits, targets)
         weight = cell_weight if name.startswith("cell") else 1.0
         loss += weight * jnp.sum(losses * known) / jnp.maximum(jnp.sum(known), 1)
     return loss
@@ -268,9 +300,9 @@ def shuffled(num_rows: int, batch_size: int, num_batches: int) -> Iterator[np.nd
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="scenes_encoder.safetensors", help="the encoder file to write")
-    parser.add_argument("--pictures", type=int, default=40_000)
-    parser.add_argument("--whole_epochs", type=float, default=1.0, help="passes of the whole network over the pictures")
-    parser.add_argument("--upper_epochs", type=float, default=15.0, help="passes with the stem frozen")
+    parser.add_argument("--pictures", type=int, default=24_000)
+    parser.add_argument("--whole_epochs", type=float, default=1.25, help="passes of the whole network")
+    parser.add_argument("--upper_epochs", type=float, default=12.0, help="passes with the stem frozen")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--depth_multiplier", type=float, default=0.25)
@@ -288,7 +320,9 @@ def main() -> None:
         source="pretrained on scenes by experiments/pretrain_scenes_encoder.py",
     )
     encoder = config.build()
-    images, labels = render_pictures("pretraining", args.pictures, args.image_size, args.workers)
+    images, labels = render_pictures(
+        "pretraining", args.pictures, args.image_size, args.workers, other_share=OTHER_SHARE
+    )
     checks = {
         name: render_pictures(name, 2 * EVAL_BATCH, args.image_size, args.workers, held_out=name == "held_out")
         for name in ("seen", "held_out")

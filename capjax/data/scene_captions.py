@@ -263,7 +263,9 @@ def _sides(scene: Scene, rng: Random) -> str:
         return ""
     a, b = (_phrase(group, scene, rng) for group in scene.groups)
     at, bt = (_pick(rng, POSITION_PHRASES[name]) for name in names)
-    return rng.choice((f"{at} {a}, {bt} {b}", f"{bt} {b}, {at} {a}", f"{a} {at} and {b} {bt}", f"{a} {at} and {b} {bt}"))
+    if rng.random() < 0.5:
+        return f"{a} {at} and {b} {bt}"
+    return f"{at} {a}, {bt} {b}" if rng.random() < 0.5 else f"{bt} {b}, {at} {a}"
 
 
 def _between(scene: Scene, rng: Random) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 from capjax.data.caption_builder import CaptionBuilder, SplitExamples
 from capjax.data.scene_captions import describe
 from capjax.data.scene_layout import Scene, sample_scene
-from capjax.data.scene_rendering import render_scene
+from capjax.data.scene_rendering import PALETTE, Palette, render_scene
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord
 
@@ -81,10 +81,10 @@ def scene_of(image_id: int, seed: int = 0) -> Scene:
     return sample_scene(_random("scene", image_id, seed), held_out=image_id >= _FIRST_ID["test"])
 
 
-def encode_picture(scene: Scene, image_size: int = IMAGE_SIZE) -> bytes:
+def encode_picture(scene: Scene, image_size: int = IMAGE_SIZE, palette: Palette = PALETTE) -> bytes:
     """Render a scene as a JPEG file."""
     buffer = io.BytesIO()
-    Image.fromarray(render_scene(scene, image_size)).save(buffer, "JPEG", quality=92, subsampling="4:4:4")
+    Image.fromarray(render_scene(scene, image_size, palette)).save(buffer, "JPEG", quality=92, subsampling="4:4:4")
     return buffer.getvalue()
 
 
