@@ -23,10 +23,10 @@ def reference_maxima(references: CountedCaptions, image_of_caption: Int[np.ndarr
     maxima = []
     for order in references.orders:
         keys = group_keys(image_of_caption[order.caption], order.ngram)
-        unique, inverse = np.unique(keys, return_inverse=True)
-        counts = np.zeros(len(unique), np.int64)
-        np.maximum.at(counts, inverse, order.count)
-        maxima.append((unique, counts))
+        by_key = np.argsort(keys, kind="stable")
+        keys = keys[by_key]
+        firsts = np.flatnonzero(np.diff(keys, prepend=-1))
+        maxima.append((keys[firsts], np.maximum.reduceat(order.count[by_key], firsts)))
     return maxima
 
 

@@ -7,6 +7,7 @@ depends on it: see `_search`.
 """
 
 import functools
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from capjax.metrics.meteor_resources import MAX_PHRASE_LENGTH, Lexicon, Paraphra
 
 _BEAM_SIZE = 40
 _EXACT, _STEM, _SYNONYM, _PARAPHRASE = range(4)
-_SEARCH_WEIGHTS = (1.0, 0.5, 0.5, 0.5)
+_rank = operator.attrgetter("rank")
 
 
 class Match(NamedTuple):
@@ -26,16 +27,17 @@ class Match(NamedTuple):
     caption_start: int
     caption_length: int
     stage: int
+    bits: int  # the words of the reference
+    caption_bits: int
+    gain: int  # what it is worth in the search
 
-    @property
-    def reference_bits(self) -> int:
-        """The words of the reference as bits."""
-        return ((1 << self.length) - 1) << self.start
 
-    @property
-    def caption_bits(self) -> int:
-        """The words of the caption as bits."""
-        return ((1 << self.caption_length) - 1) << self.caption_start
+def _match(start: int, length: int, caption_start: int, caption_length: int, stage: int) -> Match:
+    bits = ((1 << length) - 1) << start
+    caption_bits = ((1 << caption_length) - 1) << caption_start
+    # All but equal words weigh half, and the program keeps its sums in integers: of a single word nothing is left.
+    gain = length + caption_length if stage == _EXACT else length // 2 + caption_length // 2
+    return Match(start, length, caption_start, caption_length, stage, bits, caption_bits, gain)
 
 
 class Sentence:
@@ -52,6 +54,11 @@ class Sentence:
         self.stems = [stem(word) for word in words]
         self.synonyms = [_synonym_sets(word, lexicon) for word in words]
         self.is_function = [word in lexicon.function_words for word in words]
+        self.places: dict[str, list[int]] = {}
+        self.stem_places: dict[str, list[int]] = {}
+        for place, (word, word_stem) in enumerate(zip(words, self.stems, strict=True)):
+            self.places.setdefault(word, []).append(place)
+            self.stem_places.setdefault(word_stem, []).append(place)
 
     @functools.cached_property
     def phrases(self) -> dict[str, list[int]]:
@@ -90,81 +97,72 @@ def alignment_statistics(caption: Sentence, reference: Sentence, paraphrases: Pa
 def _all_matches(caption: Sentence, reference: Sentence, paraphrases: Paraphrases) -> list[list[Match]]:
     """Return the proposed matches by the word of the reference where they start, in the order of the matchers."""
     found: list[list[Match]] = [[] for _ in reference.words]
-    identical = caption.words == reference.words  # then nothing but equal words counts
     for start, word in enumerate(reference.words):
-        for place, other in enumerate(caption.words):
-            if word == other:
-                found[start].append(Match(start, 1, place, 1, _EXACT))
-    if identical:
+        for place in caption.places.get(word, ()):
+            found[start].append(_match(start, 1, place, 1, _EXACT))
+    if caption.words == reference.words:  # then nothing but equal words counts
         return found
     for start, (word, word_stem) in enumerate(zip(reference.words, reference.stems, strict=True)):
-        for place, other_stem in enumerate(caption.stems):
-            if word_stem == other_stem and word != caption.words[place]:
-                found[start].append(Match(start, 1, place, 1, _STEM))
+        for place in caption.stem_places.get(word_stem, ()):
+            if word != caption.words[place]:
+                found[start].append(_match(start, 1, place, 1, _STEM))
+    caption_synonyms = [(place, sets) for place, sets in enumerate(caption.synonyms) if sets]
     for start, (word, sets) in enumerate(zip(reference.words, reference.synonyms, strict=True)):
         if sets:
-            for place, other_sets in enumerate(caption.synonyms):
+            for place, other_sets in caption_synonyms:
                 if not sets.isdisjoint(other_sets) and word != caption.words[place]:
-                    found[start].append(Match(start, 1, place, 1, _SYNONYM))
+                    found[start].append(_match(start, 1, place, 1, _SYNONYM))
     for start, length, place, other_length in _paraphrase_places(reference, caption, paraphrases):
-        found[start].append(Match(start, length, place, other_length, _PARAPHRASE))
+        found[start].append(_match(start, length, place, other_length, _PARAPHRASE))
     for place, other_length, start, length in _paraphrase_places(caption, reference, paraphrases):
-        found[start].append(Match(start, length, place, other_length, _PARAPHRASE))
+        found[start].append(_match(start, length, place, other_length, _PARAPHRASE))
     return found
 
 
 def _paraphrase_places(one: Sentence, other: Sentence, paraphrases: Paraphrases) -> list[tuple[int, int, int, int]]:
     """Return (start, length, start in the other, length there) of phrases of `one` with a paraphrase in `other`."""
     found = []
-    for phrase, starts in one.phrases.items():
-        table = paraphrases.get(phrase)
-        if table and (shared := table.keys() & other.phrases.keys()):
-            length = phrase.count(" ") + 1
-            for paraphrase in shared:
-                places = other.phrases[paraphrase]
-                order = table[paraphrase]
-                other_length = paraphrase.count(" ") + 1
-                found += [(start, length, order, place, other_length) for start in starts for place in places]
+    phrases = other.phrases.keys()
+    for phrase in paraphrases.keys() & one.phrases.keys():
+        table = paraphrases[phrase]
+        for paraphrase in table.keys() & phrases:
+            length, other_length = phrase.count(" ") + 1, paraphrase.count(" ") + 1
+            order, places = table[paraphrase], other.phrases[paraphrase]
+            found += [(start, length, order, place, other_length) for start in one.phrases[phrase] for place in places]
     return [(start, length, place, n) for start, length, _, place, n in sorted(found)]
 
 
+_CHUNK = 1 << 60
+_GAIN = 1 << 100
+
+
 class _Path:
-    """A partial alignment in the search."""
+    """A partial alignment in the search.
 
-    __slots__ = ("caption_score", "caption_used", "chunks", "distance", "end", "last", "matches", "score", "used")
+    `rank` orders paths: more matched words first, then fewer chunks, then less distance, packed into one integer.
+    """
 
-    def __init__(self, used: int, caption_used: int) -> None:
-        self.matches: tuple[Match, ...] = ()
-        self.score = self.caption_score = 0
-        self.chunks = self.distance = 0
-        self.end = 0  # the word of the reference up to which the path has decided
-        self.last = -1  # where its open chunk ends in the caption
+    __slots__ = ("caption_used", "end", "last", "matches", "rank", "used")
+
+    def __init__(self, rank: int, used: int, caption_used: int, matches: tuple[Match, ...], last: int) -> None:
+        self.rank = rank
         self.used, self.caption_used = used, caption_used
-
-    def copy(self) -> "_Path":
-        new = _Path(self.used, self.caption_used)
-        new.matches, new.score, new.caption_score = self.matches, self.score, self.caption_score
-        new.chunks, new.distance, new.end, new.last = self.chunks, self.distance, self.end, self.last
-        return new
+        self.matches = matches
+        self.end = 0  # the word of the reference up to which the path has decided
+        self.last = last  # where its open chunk ends in the caption, -1 without one
 
     def take(self, match: Match) -> None:
-        weight = _SEARCH_WEIGHTS[match.stage]
         self.matches += (match,)
-        # The program keeps these sums in integers: a single half is lost.
-        self.caption_score = int(self.caption_score + match.caption_length * weight)
-        self.score = int(self.score + match.length * weight)
+        self.rank -= match.gain * _GAIN
         if self.last not in (-1, match.caption_start):
-            self.chunks += 1
+            self.rank += _CHUNK
         self.end = match.start + match.length
         self.last = match.caption_start + match.caption_length
 
     def close_chunk(self) -> None:
         if self.last != -1:
-            self.chunks += 1
+            self.rank += _CHUNK
             self.last = -1
-
-    def rank(self) -> tuple[int, int, int]:
-        return -(self.score + self.caption_score), self.chunks, self.distance
 
 
 def _search(matches: Sequence[Sequence[Match]], caption_length: int) -> tuple[Match, ...]:
@@ -174,9 +172,9 @@ def _search(matches: Sequence[Sequence[Match]], caption_length: int) -> tuple[Ma
     the distance of a match is charged not to the path that takes it but to those that the program makes after it.
     """
     fixed, used, caption_used = _certain_matches(matches, caption_length)
-    paths = [_Path(used, caption_used)]
+    paths = [_Path(0, used, caption_used, (), -1)]
     for current, proposed in enumerate(matches):
-        paths.sort(key=_Path.rank)
+        paths.sort(key=_rank)
         following = []
         for path in paths[:_BEAM_SIZE]:
             if path.used >> current & 1:
@@ -184,27 +182,31 @@ def _search(matches: Sequence[Sequence[Match]], caption_length: int) -> tuple[Ma
                     following.append(path)
                 elif match := fixed.get(current):
                     path.take(match)
-                    path.distance += abs(match.start - match.caption_start)
+                    path.rank += abs(match.start - match.caption_start)
                     following.append(path)
                 continue
             for match in proposed:
-                if path.used & match.reference_bits or path.caption_used & match.caption_bits:
+                if path.used & match.bits or path.caption_used & match.caption_bits:
                     continue
-                new = path.copy()
-                new.used |= match.reference_bits
-                new.caption_used |= match.caption_bits
+                new = _Path(
+                    path.rank,
+                    path.used | match.bits,
+                    path.caption_used | match.caption_bits,
+                    path.matches,
+                    path.last,
+                )
                 new.take(match)
-                path.distance += abs(match.start - match.caption_start)
+                path.rank += abs(match.start - match.caption_start)
                 following.append(new)
             path.close_chunk()
             path.end += 1
             following.append(path)
         paths = following or paths[:1]
-    paths.sort(key=_Path.rank)
+    paths.sort(key=_rank)
     del paths[_BEAM_SIZE:]
     for path in paths:
         path.close_chunk()
-    return min(paths, key=_Path.rank).matches
+    return min(paths, key=_rank).matches
 
 
 def _certain_matches(matches: Sequence[Sequence[Match]], caption_length: int) -> tuple[dict[int, Match], int, int]:
@@ -224,6 +226,6 @@ def _certain_matches(matches: Sequence[Sequence[Match]], caption_length: int) ->
             span = slice(match.caption_start, match.caption_start + match.caption_length)
             if alone and all(n == 1 for n in caption_coverage[span]):
                 fixed[start] = match
-                used |= match.reference_bits
+                used |= match.bits
                 caption_used |= match.caption_bits
     return fixed, used, caption_used

@@ -63,11 +63,12 @@ def count_ngrams(captions: Sequence[Sequence[str]], table: NgramTable | None = N
       table: numbers that are already given; by default a new table is made of these captions.
     """
     lengths = np.fromiter((len(words) for words in captions), np.int64, len(captions))
+    flat = [word for caption in captions for word in caption]
     numbers: dict[str, int] = dict(table.words) if table else {}
     num_known = len(numbers)
-    words = np.fromiter(
-        (numbers.setdefault(word, len(numbers)) for caption in captions for word in caption), np.int64, lengths.sum()
-    )
+    for word in dict.fromkeys(flat):
+        numbers.setdefault(word, len(numbers))
+    words = np.fromiter(map(numbers.__getitem__, flat), np.int64, len(flat))
     caption_of = np.repeat(np.arange(len(captions)), lengths)
 
     known = table.keys if table else (np.arange(len(numbers)),) + (np.empty(0, np.int64),) * (MAX_ORDER - 1)
@@ -143,7 +144,8 @@ class DocumentFrequencies:
         """Count in how many images each n-gram of the references occurs."""
         counts = []
         for order, keys in zip(references.orders, references.table.keys, strict=True):
-            once_an_image = np.unique(group_keys(image_of_caption[order.caption], order.ngram))
+            keys_of_images = np.sort(group_keys(image_of_caption[order.caption], order.ngram))
+            once_an_image = keys_of_images[np.flatnonzero(np.diff(keys_of_images, prepend=-1))]
             counts.append(np.bincount(ungroup_ngrams(once_an_image), minlength=len(keys)))
         return cls(references.table, tuple(counts), int(image_of_caption.max(initial=-1)) + 1)
 
