@@ -9,9 +9,11 @@ import h5py
 import numpy as np
 import safetensors
 
+from capjax import download
 from capjax.errors import CapjaxError
 from capjax.models import inception_v3
-from capjax.pretrained import download, encoder_file, inception_map, keras_h5, side_by_side, torchvision
+from capjax.pretrained import encoder_file, inception_map, keras_h5, side_by_side, torchvision
+from capjax.pretrained.published import PUBLISHED, default_cache_dir
 from capjax.pretrained.random_encoder import random_images
 
 _TOLERANCE = 1e-5  # relative RMS between two correct float32 implementations; 1e-6 is usual
@@ -22,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="weights_command", required=True, metavar="{fetch,convert,verify}")
 
     fetch = commands.add_parser("fetch", help="download published ImageNet weights, verify and convert them")
-    fetch.add_argument("name", nargs="?", default="keras", choices=sorted(download.PUBLISHED), help="default: keras")
+    fetch.add_argument("name", nargs="?", default="keras", choices=sorted(PUBLISHED), help="default: keras")
     fetch.add_argument("--out", type=pathlib.Path, help="encoder file to write; default: in the cache")
-    fetch.add_argument("--cache_dir", type=pathlib.Path, help=f"default: {download.default_cache_dir()}")
+    fetch.add_argument("--cache_dir", type=pathlib.Path, help=f"default: {default_cache_dir()}")
     fetch.add_argument("--url", help="get the same file from a mirror; it must still have the published hash")
 
     convert = commands.add_parser("convert", help="convert a Keras .h5, or torchvision's .pth or .safetensors")
@@ -55,11 +57,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    published = download.PUBLISHED[args.name]
+    published = PUBLISHED[args.name]
     if args.url:
         published = published._replace(url=args.url)
-    original = download.fetch(published, args.cache_dir or download.default_cache_dir())
-    print(f"{original}: MD5 {published.md5} as published")
+    original = download.fetch(published, args.cache_dir or default_cache_dir())
+    print(f"{original}: {published.digest} as published")
     convert(original, args.out or original.with_suffix(".safetensors"))
     return 0
 

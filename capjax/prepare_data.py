@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from capjax import data
-from capjax.data.disk import check_room, clear_disk_errors
 from capjax.data.findings import Findings, report_dict, report_json
 from capjax.data.image_ops import CROPS, RESAMPLING, Preprocessing, decode_image, preprocess
 from capjax.data.listing import Listing, SourceOptions
+from capjax.disk import check_room, clear_disk_errors
 from capjax.errors import CapjaxError
 
 if TYPE_CHECKING:

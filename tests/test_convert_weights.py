@@ -11,7 +11,9 @@ import pytest
 import safetensors.numpy
 
 from capjax.cli import main
-from capjax.pretrained import download, encoder_file, inception_map
+from capjax.download import RemoteFile
+from capjax.pretrained import encoder_file, inception_map
+from capjax.pretrained.published import PUBLISHED
 from capjax.pretrained.random_encoder import random_encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras with torch
@@ -152,13 +154,13 @@ def test_fetch_downloads_verifies_and_converts(torchvision_file, tmp_path, capsy
         thread.start()
         url = f"http://127.0.0.1:{server.server_address[1]}/{torchvision_file.name}"
         fetch = ["fetch", "keras", f"--url={url}", f"--cache_dir={tmp_path}", f"--out={tmp_path / 'out.safetensors'}"]
-        assert "published is bcbd6486424b2319ff4ef7d526e38f63" in error_of(capsys, *fetch)
+        assert f"{url} with md5:bcbd6486424b2319ff4ef7d526e38f63" in error_of(capsys, *fetch)
         assert list(tmp_path.iterdir()) == []
 
-        md5 = hashlib.md5(torchvision_file.read_bytes()).hexdigest()
-        monkeypatch.setitem(download.PUBLISHED, "keras", download.PublishedFile(url, md5))
+        digest = f"md5:{hashlib.md5(torchvision_file.read_bytes()).hexdigest()}"
+        monkeypatch.setitem(PUBLISHED, "keras", RemoteFile(url, digest))
         assert main(["weights", *fetch]) == 0
         server.shutdown()
         thread.join()
-    assert f"MD5 {md5} as published" in capsys.readouterr().out
+    assert f"{digest} as published" in capsys.readouterr().out
     assert encoder_file.load_encoder(tmp_path / "out.safetensors").config.convention == "torchvision"

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from capjax.data.disk import clear_disk_errors
+from capjax.disk import clear_disk_errors
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord
 

@@ -18,47 +18,47 @@ import zipfile
 import tensorflow_datasets as tfds
 
 from capjax.data.caption_files import CaptionedFile, parse_coco_json, read_bytes
-from capjax.data.download import Download, fetch
 from capjax.data.findings import Findings
 from capjax.data.image_files import ImageFile, ImageStore, index_by_base_name, open_images, open_zip
 from capjax.data.ingestion import PhotoBuilder
 from capjax.data.listing import Listing, SourceOptions, build_listing
+from capjax.download import RemoteFile, fetch
 from capjax.errors import CapjaxError
 
 # Sizes and hashes as TensorFlow Datasets publishes them in its checksum files.
 _HOST = "http://images.cocodataset.org"
 DOWNLOADS = {
-    download.file_name: download
-    for download in (
-        Download(
+    file.file_name: file
+    for file in (
+        RemoteFile(
             f"{_HOST}/annotations/annotations_trainval2014.zip",
+            "sha256:031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
             252_872_794,
-            "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
         ),
-        Download(
+        RemoteFile(
             f"{_HOST}/annotations/annotations_trainval2017.zip",
+            "sha256:113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
             252_907_541,
-            "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
         ),
-        Download(
+        RemoteFile(
             f"{_HOST}/zips/train2014.zip",
+            "sha256:ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
             13_510_573_713,
-            "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
         ),
-        Download(
+        RemoteFile(
             f"{_HOST}/zips/val2014.zip",
+            "sha256:fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
             6_645_013_297,
-            "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
         ),
-        Download(
+        RemoteFile(
             f"{_HOST}/zips/train2017.zip",
+            "sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
             19_336_861_798,
-            "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
         ),
-        Download(
+        RemoteFile(
             f"{_HOST}/zips/val2017.zip",
+            "sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
             815_585_330,
-            "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
         ),
     )
 }

@@ -1,5 +1,6 @@
 """COCO, Flickr and folder sources: official layouts, splits, ids, and what does not belong together."""
 
+import hashlib
 import json
 import zipfile
 
@@ -87,12 +88,12 @@ def test_what_coco_lacks_is_said_in_one_line(tmp_path):
 
 def test_complete_coco_downloads_are_taken_without_a_network(tmp_path, monkeypatch):
     write_coco(tmp_path, {"train2017": [9], "val2017": [42]}, zipped=True)
-    sizes = {
-        name: download._replace(size=(tmp_path / name).stat().st_size)
-        for name, download in coco.DOWNLOADS.items()
-        if (tmp_path / name).exists()
+    written = {
+        name: file._replace(size=len(data := path.read_bytes()), digest=f"sha256:{hashlib.sha256(data).hexdigest()}")
+        for name, file in coco.DOWNLOADS.items()
+        if (path := tmp_path / name).exists()
     }
-    monkeypatch.setattr(coco, "DOWNLOADS", sizes)
+    monkeypatch.setattr(coco, "DOWNLOADS", written)
     listing = coco.open_source("2017", SourceOptions(download_dir=tmp_path))
     assert ids(listing) == {"train": [9], "val": [42]}
 
