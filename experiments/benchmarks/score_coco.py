@@ -237,8 +237,8 @@ def main() -> None:
         "",
         "## Times",
         "",
-        f"CPU seconds for {len(captions):,} captions, Java's start-up and the loading of METEOR's tables not counted (how: see the"
-        " top of the script).",
+        f"CPU seconds for {len(captions):,} captions; Java's start-up and the loading of METEOR's tables not counted,"
+        " as the top of the script explains.",
         "",
         *summary_lines(rows),
         "",

@@ -49,7 +49,7 @@ def test_nasty_captions_agree_with_the_published_program() -> None:
     for n in range(0, 300, 2):  # half of them share most words with a reference, in another order
         hypotheses[n] = " ".join(generator.permutation(references[n][0].split(" ")))
     references[1], hypotheses[1], hypotheses[3] = ["", "..."], "", "a long caption of a dog " * 420
-    corpus, per_image = make_golden["published_scores"](references, hypotheses)
+    corpus, per_image = make_golden["published_scores"](references, hypotheses, ("METEOR",))
     found = coco_caption.score(references, hypotheses, ("METEOR",))
     assert found.corpus["METEOR"] == pytest.approx(corpus["METEOR"], abs=1e-9)
     np.testing.assert_allclose(list(found.per_image["METEOR"].values()), per_image["METEOR"], atol=1e-9, rtol=0)

@@ -83,7 +83,9 @@ def published_tokens(captions: list[str]) -> list[list[str]]:
 
 
 def published_scores(
-    references: dict[int, list[str]], hypotheses: dict[int, str]
+    references: dict[int, list[str]],
+    hypotheses: dict[int, str],
+    scorers: tuple[str, ...] = ("Bleu", "METEOR", "ROUGE-L", "CIDEr-D"),
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Score raw captions with pycocoevalcap: corpus scores and scores in the order of the references."""
     from pycocoevalcap.bleu.bleu import Bleu
@@ -97,12 +99,14 @@ def published_scores(
     captions = tokenizer.tokenize({i: [{"caption": hypotheses[i]}] for i in references})
     corpus, per_image = {}, {}
     with contextlib.redirect_stdout(io.StringIO()):
-        bleu_corpus, bleu_images = Bleu(4).compute_score(truth, captions)
-        for n in range(4):
-            corpus[f"BLEU-{n + 1}"], per_image[f"BLEU-{n + 1}"] = bleu_corpus[n], list(bleu_images[n])
-        for name, scorer in (("METEOR", Meteor()), ("ROUGE-L", Rouge()), ("CIDEr-D", Cider())):
-            score, scores = scorer.compute_score(truth, captions)
-            corpus[name], per_image[name] = float(score), [float(value) for value in scores]
+        if "Bleu" in scorers:
+            bleu_corpus, bleu_images = Bleu(4).compute_score(truth, captions)
+            for n in range(4):
+                corpus[f"BLEU-{n + 1}"], per_image[f"BLEU-{n + 1}"] = bleu_corpus[n], list(bleu_images[n])
+        for name, scorer in (("METEOR", Meteor), ("ROUGE-L", Rouge), ("CIDEr-D", Cider)):
+            if name in scorers:
+                score, scores = scorer().compute_score(truth, captions)
+                corpus[name], per_image[name] = float(score), [float(value) for value in scores]
     return corpus, per_image
 
 
