@@ -19,7 +19,6 @@ import os
 import pathlib
 import shutil
 import sys
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -56,7 +55,7 @@ class Checkpoints:
         # matters of it is raised by `save` and on leaving.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        sys.excepthook = _without_closed_loops
+        sys.unraisablehook = _without_closed_loops
         directory = directory.absolute()
         if jax.process_index() == 0:
             for leftover in directory.glob("*.orbax-checkpoint-tmp*"):
@@ -134,10 +133,10 @@ class Checkpoints:
                 raise CapjaxError(_cannot_write(self.directory, failure)) from None
 
 
-def _without_closed_loops(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Report uncaught exceptions but those of writes that finish after a failed save closed its event loop."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+def _without_closed_loops(unraisable: Any) -> None:
+    """Report exceptions that cannot be raised, but those of writes that end after a failed save closed their loop."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _cannot_write(directory: pathlib.Path, error: Exception) -> str:

@@ -357,5 +357,8 @@ def run(args: argparse.Namespace) -> int:
     finally:
         log = args.workdir / "metrics.jsonl"
         if jax.process_index() == 0 and log.exists() and read_log(log):
-            write_curves(args.workdir / "curves.png", read_log(log))
+            try:
+                write_curves(args.workdir / "curves.png", read_log(log))
+            except CapjaxError as error:  # the run's own error, if any, matters more
+                say(f"no curves: {error}")
     return 0
