@@ -52,6 +52,7 @@ setup(
         "gpu": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "heic": ["pillow-heif"],
+        "meteor": ["pycocoevalcap>=1.2"],  # the word lists and paraphrases of METEOR
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -6,7 +6,6 @@ Devices share each batch, processes share the shards; a run that was stopped con
 
 import argparse
 import pathlib
-import shutil
 import sys
 from functools import partial
 
@@ -21,6 +20,7 @@ from capjax import assembly, data
 from capjax import config as configuration
 from capjax.data.feature_store import FeatureStore, create_store, import_npz
 from capjax.data.input_pipeline import READ_OPTIONS, ImageRows
+from capjax.disk import check_room
 from capjax.errors import CapjaxError
 from capjax.pretrained.encoder_file import LoadedEncoder
 from capjax.sharding import add_process_arguments, batch_sharded, join_processes, replicated
@@ -109,12 +109,8 @@ def _first_rows(num_rows: int, x: jax.Array) -> np.ndarray:
 def _announce(store: FeatureStore, plan: dict[str, list[range]]) -> None:
     """Say what is about to be written, and refuse a disk that cannot take it."""
     num_images = sum(len(shard) for missing in plan.values() for shard in missing)
-    needed, free = store.bytes_needed(num_images), shutil.disk_usage(store.path).free
-    if needed > free:
-        raise CapjaxError(
-            f"expected {needed / 1e9:.2f} GB of free disk at {store.path} for the features of {num_images:,} images, "
-            f"got {free / 1e9:.2f} GB; free some, or set --config.features.dtype=float16"
-        )
+    needed = store.bytes_needed(num_images)
+    check_room(store.path, needed, f"features of {num_images:,} images (--config.features.dtype=float16 halves them)")
     if jax.process_index() == 0:
         print(f"writing features of {num_images:,} images, {needed / 1e6:,.1f} MB, to {store.path}", file=sys.stderr)
 

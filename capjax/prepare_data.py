@@ -1,10 +1,10 @@
 """`capjax data prepare | validate | inspect NAME`: builds datasets, checks them, shows them.
 
-    capjax data prepare coco/karpathy                            downloads 20 GB
-    capjax data prepare coco/karpathy --source=DIR               from official zips or folders
-    capjax data prepare folder --name=mine --images=DIR --captions=FILE
-    capjax data validate flickr8k --source=DIR                   before preparing; without --source, what was prepared
-    capjax data inspect coco/karpathy --split=val --out=sheet.png
+capjax data prepare coco/karpathy                            downloads 20 GB
+capjax data prepare coco/karpathy --source=DIR               from official zips or folders
+capjax data prepare folder --name=mine --images=DIR --captions=FILE
+capjax data validate flickr8k --source=DIR                   before preparing; without --source, what was prepared
+capjax data inspect coco/karpathy --split=val --out=sheet.png
 """
 
 import argparse

@@ -11,10 +11,9 @@ reference decoder gets, linear heads predict the background, the arrangement and
 order, its count, colour, shape, size, pattern and place. From the grid after `mixed2`, linear heads predict what lies
 at each position, which teaches the lower layers quickly. The heads are thrown away afterwards.
 
-A network that has seen red hearts and blue stars but no red star soon finds that red means "no star". Three things keep
-it from that: colour and shape have separate heads; half of the colours are replaced by ones without a name in the
-dataset (`OTHER_COLOURS`), so that a shape does not come with a few colours only; and label smoothing asks for equal
-probabilities of all wrong answers.
+A network that has seen red hearts and blue stars but no red star soon finds that red means "no star", and then cannot
+name one. So shapes are learnt from other colours only: most groups are painted in a random colour that is none of the
+dataset's, and the shape of a group in one of the dataset's colours is never asked for. Colours are learnt from the rest.
 
 Two phases make it affordable on a CPU, where nearly all the time goes into the gradient of the first convolutions: the
 whole network sees each picture a few times, then the stem is frozen, its outputs are kept, and the blocks above go over
@@ -24,6 +23,7 @@ them many times.
 import argparse
 import functools
 import json
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -59,32 +59,28 @@ from capjax.pretrained.encoder_file import EncoderConfig, save_encoder
 from capjax.pretrained.random_encoder import random_encoder
 
 ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "pattern": PATTERNS}
-OTHER_COLOURS = (
-    (245, 128, 20),  # orange
-    (70, 200, 215),  # cyan
-    (140, 90, 50),  # brown
-    (128, 128, 132),  # grey
-    (40, 40, 44),  # black
-    (165, 215, 70),  # lime
-    (10, 115, 120),  # teal
-    (205, 40, 150),  # magenta
-    (215, 190, 150),  # sand
-)
-OTHER_SHARE = 0.5
+OTHER_SHARE = 0.65
+"""Share of the groups that are painted in a colour without a name."""
+
+MIN_COLOUR_DISTANCE = 75.0
+"""How far such a colour is from each named one, in RGB steps of 0 to 255."""
+
 LABEL_SMOOTHING = 0.1
 STEM_STRIDE = 8
 """Pixels between neighbouring positions of the grid of `mixed2`."""
 
 Labels = dict[str, np.ndarray]
 EVAL_BATCH = 250
+NUM_REPORTS = 6
 
 
-def make_labels(scene: Scene, image_size: int, replaced: Collection[str] = ()) -> Labels:
+def make_labels(scene: Scene, image_size: int, replaced: Collection[str] | None) -> Labels:
     """Turn a scene into the targets of all heads; -1 where there is nothing to predict.
 
     Per group: count (0 for no group) and attributes [G], place [G, 2], and whether the pair is held out [G]. Per
     position of the grid after `mixed2`: cell_<attribute> [P], where class 0 of cell_colour means that nothing is there.
-    Colours in `replaced` are not to be predicted.
+    Of a group in one of the colours `replaced`, the colour is not to be predicted; of any other, if there may be such,
+    the shape is not (None: everything is).
     """
     labels = {
         "background": np.int32(BACKGROUNDS.index(scene.background)),
@@ -106,8 +102,8 @@ def make_labels(scene: Scene, image_size: int, replaced: Collection[str] = ()) -
         labels["count"][i] = len(group.members)
         labels["place"][i] = np.mean([(m.x, m.y) for m in group.members], axis=0)
         labels["held_out"][i] = group.kind in HELD_OUT
-        if group.colour in replaced:
-            classes["colour"] = -1
+        if replaced is not None:
+            classes["colour" if group.colour in replaced else "shape"] = -1
         for name, index in classes.items():
             labels[name][i] = index
         for m in group.members:
@@ -118,20 +114,26 @@ def make_labels(scene: Scene, image_size: int, replaced: Collection[str] = ()) -
     return {name: value.reshape(-1) if name.startswith("cell") else value for name, value in labels.items()}
 
 
+def random_colour(rng: Random) -> tuple[int, int, int]:
+    """Draw an RGB colour that is far from every colour of the dataset."""
+    while True:
+        colour = (rng.randint(20, 250), rng.randint(20, 250), rng.randint(20, 250))
+        if min(math.dist(colour, named) for named in PALETTE.values()) >= MIN_COLOUR_DISTANCE:
+            return colour
+
+
 def render_labelled(
-    seeds: list[str], image_size: int, held_out: bool, other_share: float
+    seeds: list[str], image_size: int, held_out: bool, recolour: bool
 ) -> tuple[np.ndarray, Labels]:
     """Render one scene for each seed, pass it through a JPEG file and the preprocessing of training, and label it."""
     images, labels = [], []
     for seed in seeds:
         rng = Random(seed)
         scene = sample_scene(rng, held_out=held_out)
-        colours = sorted({group.colour for group in scene.groups})
-        others = dict(zip(colours, rng.sample(OTHER_COLOURS, len(colours)), strict=True))
-        others = {name: rgb for name, rgb in others.items() if rng.random() < other_share}
+        others = {colour: random_colour(rng) for colour in COLOURS if recolour and rng.random() < OTHER_SHARE}
         picture = encode_picture(scene, palette={**PALETTE, **others})
         images.append(preprocess(decode_image(picture), Preprocessing(image_size=image_size)))
-        labels.append(make_labels(scene, image_size, others))
+        labels.append(make_labels(scene, image_size, others if recolour else None))
     return np.stack(images), stack_labels(labels)
 
 
@@ -141,11 +143,11 @@ def stack_labels(labels: list[Labels], join: Callable[[list[np.ndarray]], np.nda
 
 
 def render_pictures(
-    purpose: str, num: int, image_size: int, num_workers: int, held_out: bool = False, other_share: float = 0.0
+    purpose: str, num: int, image_size: int, num_workers: int, held_out: bool = False, recolour: bool = False
 ) -> tuple[np.ndarray, Labels]:
     """Render `num` scenes in several processes: images uint8 [num, S, S, 3] and their labels."""
     parts = np.array_split([f"{purpose}/{i}" for i in range(num)], max(num // 250, 1))
-    render = functools.partial(render_labelled, image_size=image_size, held_out=held_out, other_share=other_share)
+    render = functools.partial(render_labelled, image_size=image_size, held_out=held_out, recolour=recolour)
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
         results = list(tqdm(pool.imap(render, map(list, parts)), total=len(parts), desc=purpose, disable=None))
     images, labels = zip(*results, strict=True)
@@ -240,7 +242,7 @@ def train_phase(
     Args:
         variables: {"params": encoder parameters, "batch_stats": …, "heads": head parameters}.
         inputs: what block `first_block` reads: images uint8, or outputs of the stem.
-        report: called with step, variables and `predict(inputs)`, ten times.
+        report: called with step, variables and `predict(inputs)`, now and then.
     """
     frozen = {name: variables["params"][name] for name in ("stem",) if first_block > 0}
     trained = {name: value for name, value in variables["params"].items() if name not in frozen}
@@ -278,7 +280,7 @@ def train_phase(
         batch = {name: value[rows] for name, value in labels.items()}
         params, statistics, optimizer_state, loss = train_step(params, statistics, optimizer_state, inputs[rows], batch)
         losses.append(loss)
-        if step % (num_steps // 10) == 0 or step == num_steps:
+        if step % (num_steps // NUM_REPORTS) == 0 or step == num_steps:
             tqdm.write(f"step {step} loss {np.mean(losses):.4f}")
             losses.clear()
             variables = {"params": params["encoder"] | frozen, "batch_stats": statistics, "heads": params["heads"]}
@@ -301,7 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="scenes_encoder.safetensors", help="the encoder file to write")
     parser.add_argument("--pictures", type=int, default=24_000)
-    parser.add_argument("--whole_epochs", type=float, default=1.25, help="passes of the whole network")
+    parser.add_argument("--whole_epochs", type=float, default=1.5, help="passes of the whole network")
     parser.add_argument("--upper_epochs", type=float, default=12.0, help="passes with the stem frozen")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
@@ -320,9 +322,7 @@ def main() -> None:
         source="pretrained on scenes by experiments/pretrain_scenes_encoder.py",
     )
     encoder = config.build()
-    images, labels = render_pictures(
-        "pretraining", args.pictures, args.image_size, args.workers, other_share=OTHER_SHARE
-    )
+    images, labels = render_pictures("pretraining", args.pictures, args.image_size, args.workers, recolour=True)
     checks = {
         name: render_pictures(name, 2 * EVAL_BATCH, args.image_size, args.workers, held_out=name == "held_out")
         for name in ("seen", "held_out")

@@ -216,6 +216,10 @@ def test_mistakes_are_one_clear_line(project, tmp_path, capsys, arguments, messa
     assert message.format(**places) in lines[0]
 
 
+def change_version(path):
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 7'))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -223,8 +227,7 @@ def test_mistakes_are_one_clear_line(project, tmp_path, capsys, arguments, messa
         (lambda m: (m / "vocabulary.json").unlink(), "vocabulary"),
         (lambda m: next(m.glob("*.safetensors")).write_bytes(b"short"), "damaged"),
         (lambda m: next(m.glob("*.safetensors")).unlink(), "could not read"),
-        (lambda m: (m / "model.json").write_text((m / "model.json").read_text().replace('"format_version": 1', '"format_version": 7')),
-         "format 1"),
+        (lambda m: change_version(m / "model.json"), "format 1"),
     ],
 )  # fmt: skip
 def test_damaged_model_directories_are_refused(project, tmp_path, capsys, damage, message):

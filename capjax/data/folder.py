@@ -58,9 +58,7 @@ def open_source(variant: str | None, options: SourceOptions) -> Listing:
     files = read_captions(options.captions, found)
     images = None
     if not options.captions_only:
-        images = {
-            name: ImageFile(store, name) for store in map(open_images, options.images) for name in store.names()
-        }
+        images = {name: ImageFile(store, name) for store in map(open_images, options.images) for name in store.names()}
         files = _resolve_names(files, images)
     notes: list[str] = []
     if any(file.split for file in files):

@@ -163,9 +163,7 @@ def decode_image(data: bytes, target_size: int | None = None) -> UInt8[np.ndarra
     return np.asarray(load_rgb(image))
 
 
-def preprocess(
-    image: UInt8[np.ndarray, "H W 3"], preprocessing: Preprocessing
-) -> UInt8[np.ndarray, "S S 3"]:
+def preprocess(image: UInt8[np.ndarray, "H W 3"], preprocessing: Preprocessing) -> UInt8[np.ndarray, "S S 3"]:
     """Crop an image to a square and resize it, antialiased.
 
     Args:

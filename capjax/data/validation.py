@@ -22,9 +22,7 @@ def validate_listing(listing: Listing, num_workers: int) -> Findings:
         if listing.files is None:
             continue
         files = [listing.files[record.file_name] for record in records]
-        verdicts = tqdm(
-            in_parallel(_examine_file, files, num_workers), split, len(files), unit=" images", disable=None
-        )
+        verdicts = tqdm(in_parallel(_examine_file, files, num_workers), split, len(files), unit=" images", disable=None)
         for record, verdict in zip(records, verdicts, strict=True):
             note_verdict(record.file_name, verdict, listing.found)
             watch.see(split, record.file_name, verdict)

@@ -25,9 +25,7 @@ def chain(processors: Sequence[LogitsProcessor], end: int) -> LogitsProcessor:
     if not processors:
         return lambda history, step, logits: logits
 
-    def process(
-        history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]
-    ) -> Float[Array, "N V"]:
+    def process(history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]) -> Float[Array, "N V"]:
         processed = logits
         for processor in processors:
             processed = processor(history, step, processed)
@@ -58,9 +56,7 @@ def token_mask(token_ids: Sequence[int], vocabulary_size: int) -> np.ndarray:
 def forbid_tokens(token_ids: Sequence[int]) -> LogitsProcessor:
     """Never choose any of `token_ids`."""
 
-    def process(
-        history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]
-    ) -> Float[Array, "N V"]:
+    def process(history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]) -> Float[Array, "N V"]:
         del history, step
         return jnp.where(token_mask(token_ids, logits.shape[-1])[None, :], -jnp.inf, logits)
 
@@ -70,9 +66,7 @@ def forbid_tokens(token_ids: Sequence[int]) -> LogitsProcessor:
 def require_min_length(min_length: int, end: int) -> LogitsProcessor:
     """Forbid END until `min_length` words have been chosen."""
 
-    def process(
-        history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]
-    ) -> Float[Array, "N V"]:
+    def process(history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]) -> Float[Array, "N V"]:
         del history
         is_end = token_mask((end,), logits.shape[-1])[None, :]
         return jnp.where(is_end & (step < min_length), -jnp.inf, logits)
@@ -86,9 +80,7 @@ def forbid_repeated_ngrams(ngram_size: int) -> LogitsProcessor:
     Paulus, Xiong & Socher 2018, "A Deep Reinforced Model for Abstractive Summarization", section 2.5.
     """
 
-    def process(
-        history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]
-    ) -> Float[Array, "N V"]:
+    def process(history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]) -> Float[Array, "N V"]:
         num_sentences, length = history.shape
         num_ngrams = length - ngram_size + 1
         if num_ngrams < 1:  # no sentence is long enough to hold one n-gram
@@ -111,9 +103,7 @@ def forbid_repeated_ngrams(ngram_size: int) -> LogitsProcessor:
 def scale_temperature(temperature: float) -> LogitsProcessor:
     """Sharpen (below 1) or flatten (above 1) the distribution: p^(1/t) / sum p^(1/t), that is logits / t."""
 
-    def process(
-        history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]
-    ) -> Float[Array, "N V"]:
+    def process(history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]) -> Float[Array, "N V"]:
         del history, step
         return logits / temperature
 
@@ -123,9 +113,7 @@ def scale_temperature(temperature: float) -> LogitsProcessor:
 def keep_top_k(k: int) -> LogitsProcessor:
     """Keep the k most probable tokens (Fan, Lewis & Dauphin 2018); of equal ones those with the lower ids."""
 
-    def process(
-        history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]
-    ) -> Float[Array, "N V"]:
+    def process(history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]) -> Float[Array, "N V"]:
         del history, step
         values, tokens = jax.lax.top_k(logits, min(k, logits.shape[-1]))
         return jax.vmap(lambda row, tokens, values: jnp.full_like(row, -jnp.inf).at[tokens].set(values))(
@@ -142,9 +130,7 @@ def keep_top_p(p: float) -> LogitsProcessor:
     as probable as the last one of the set stay too.
     """
 
-    def process(
-        history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]
-    ) -> Float[Array, "N V"]:
+    def process(history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]) -> Float[Array, "N V"]:
         del history, step
         probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 

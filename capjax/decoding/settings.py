@@ -161,15 +161,17 @@ class DecoderSettings:
         _require(self.diversity_strength >= 0, "diversity_strength is 0 or more", self.diversity_strength)
         if self.method in _BEAM:
             groups = self.num_groups if self.method == "diverse_beam" else 1
-            _require(groups >= 1 and self.beam_size % groups == 0,
-                     f"num_groups divides beam_size ({self.beam_size})", groups)
-            _require(self.num_captions <= self.beam_size,
-                     f"num_captions is at most beam_size ({self.beam_size})", self.num_captions)
+            _require(
+                groups >= 1 and self.beam_size % groups == 0, f"num_groups divides beam_size ({self.beam_size})", groups
+            )
+            _require(
+                self.num_captions <= self.beam_size,
+                f"num_captions is at most beam_size ({self.beam_size})",
+                self.num_captions,
+            )
         limit = min(_MAX_CONSTRAINTS, self.max_length)
         _require(len(self.must_contain) <= limit, f"must_contain names at most {limit} words", len(self.must_contain))
-        contradictory = [
-            item for item in self.must_contain if set(_alternatives(item)) <= set(self.must_not_contain)
-        ]
+        contradictory = [item for item in self.must_contain if set(_alternatives(item)) <= set(self.must_not_contain)]
         if contradictory:
             raise CapjaxError(f"must_contain and must_not_contain both name {contradictory[0]!r}: drop it from one")
 

@@ -1,9 +1,9 @@
 """The last layer and the loss in one: cross-entropy of `hidden @ kernel + bias` that never holds all logits.
 
-Captions differ in length, so about 40 % of a padded COCO batch is padding, and the product with the vocabulary is most of
-a captioner's arithmetic. Here the positions that count are moved to the front and go through the vocabulary in chunks; the
-loop ends with the last word. Logits of one chunk exist at a time, and their gradient is taken on the spot (as in Wijmans
-et al. 2024, Cut Your Losses in Large-Vocabulary Language Models), so memory does not grow with the batch.
+Captions differ in length, so about 40 % of a padded COCO batch is padding, and the product with the vocabulary is most
+of a captioner's arithmetic. Here the positions that count are moved to the front and go through the vocabulary in chunks;
+the loop ends with the last word. Logits of one chunk exist at a time, and their gradient is taken on the spot (as in
+Wijmans et al. 2024, Cut Your Losses in Large-Vocabulary Language Models), so memory does not grow with the batch.
 """
 
 from functools import partial
@@ -55,16 +55,16 @@ def linear_cross_entropy(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _packed(hidden, kernel, bias, targets, count, label_smoothing, chunk_size):  # noqa: ANN001, ANN202
+def _packed(hidden, kernel, bias, targets, count, label_smoothing, chunk_size):
     """Sum over the first `count` rows; shapes as of `linear_cross_entropy`."""
     return _over_chunks(hidden, kernel, bias, targets, count, label_smoothing, chunk_size, gradients=False)[0]
 
 
-def _packed_forward(hidden, kernel, bias, targets, count, label_smoothing, chunk_size):  # noqa: ANN001, ANN202
+def _packed_forward(hidden, kernel, bias, targets, count, label_smoothing, chunk_size):
     return _over_chunks(hidden, kernel, bias, targets, count, label_smoothing, chunk_size, gradients=True)
 
 
-def _packed_backward(label_smoothing, chunk_size, gradients, cotangents):  # noqa: ANN001, ANN202
+def _packed_backward(label_smoothing, chunk_size, gradients, cotangents):
     loss_cotangent, _ = cotangents
     return (*(loss_cotangent.astype(g.dtype) * g for g in gradients), None, None)
 

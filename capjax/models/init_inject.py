@@ -62,9 +62,7 @@ class InitInjectDecoder(nn.Module):
         carry, hidden = self.lstm.step(carry, self.embedding(tokens))
         return carry, self.logits(nn.elu(self.logit_bottleneck(hidden))).astype(jnp.float32)
 
-    def logit_inputs(
-        self, features: Features, tokens: Int[Array, "B L"], train: bool = False
-    ) -> Float[Array, "B L M"]:
+    def logit_inputs(self, features: Features, tokens: Int[Array, "B L"], train: bool = False) -> Float[Array, "B L M"]:
         """Run under teacher forcing up to the last layer, `logits`, which the loss may fuse with itself.
 
         Args:

@@ -103,7 +103,9 @@ def train_step(
         The new state, and scalars: `loss` in nats per word, `accuracy`, `num_words`, `gradient_norm`, `update_norm`.
     """
     key = jax.random.fold_in(key, state.step)
-    grad_fn = jax.value_and_grad(partial(_forward, model=model, mesh=mesh, label_smoothing=label_smoothing), has_aux=True)
+    grad_fn = jax.value_and_grad(
+        partial(_forward, model=model, mesh=mesh, label_smoothing=label_smoothing), has_aux=True
+    )
 
     def accumulate(carry: tuple[Any, WordSums, Any], inputs: tuple[Batch, PRNGKeyArray]) -> tuple[Any, None]:
         gradient, sums, batch_stats = carry

@@ -39,7 +39,9 @@ class TorchCaptioner(nn.Module):
 
     def __init__(self, vocab: int, embed: int, hidden: int, bottleneck: int) -> None:
         super().__init__()
-        self.image = nn.Sequential(nn.Linear(NUM_FEATURES, bottleneck), nn.ELU(), nn.Linear(bottleneck, hidden), nn.ELU())
+        self.image = nn.Sequential(
+            nn.Linear(NUM_FEATURES, bottleneck), nn.ELU(), nn.Linear(bottleneck, hidden), nn.ELU()
+        )
         self.embedding = nn.Embedding(vocab, embed)
         self.lstm = nn.LSTM(embed, hidden, batch_first=True)
         self.logits = nn.Sequential(nn.Linear(hidden, bottleneck), nn.ELU(), nn.Linear(bottleneck, vocab))
@@ -145,7 +147,9 @@ def benchmark(label: str, sizes: dict[str, int], rounds: int) -> list[str]:
         sizes["vocab"], sizes["embed"], sizes["hidden"], sizes["bottleneck"], sizes["bottleneck"]
     )
     model, mesh = Captioner(decoder), make_mesh()
-    variables = jax.jit(model.init)(jax.random.key(0), Features(jnp.zeros((1, NUM_FEATURES))), jnp.zeros((1, 1), jnp.int32))
+    variables = jax.jit(model.init)(
+        jax.random.key(0), Features(jnp.zeros((1, NUM_FEATURES))), jnp.zeros((1, 1), jnp.int32)
+    )
     theirs = TorchCaptioner(**sizes)
     rows = []
 
@@ -194,8 +198,9 @@ def benchmark(label: str, sizes: dict[str, int], rounds: int) -> list[str]:
                 return search(decode_step, model.apply(weights, features, method="init_carry"), None)
 
             features = Features(jnp.asarray(pooled))
+            theirs_in = torch.tensor(pooled)
             programs = {
-                "PyTorch": lambda x=torch.tensor(pooled), f=their_search: f(x, 20),
+                "PyTorch": lambda x=theirs_in, f=their_search: f(x, 20),
                 "capjax": lambda f=caption, x=features: jax.block_until_ready(f(fresh, x)),
             }
             # Untrained models do not end: both sides do all 20 steps.
@@ -216,9 +221,10 @@ def main() -> None:
         "",
         "`python experiments/benchmarks/decoder.py`",
         "",
-        f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__}, {torch.get_num_threads()} "
-        f"threads, Python {platform.python_version()}; {args.rounds} interleaved rounds. × is the time of plain PyTorch over "
-        "that of the row, median over rounds [min–max]; above 1 is faster than PyTorch. " + args.note,
+        f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads, Python {platform.python_version()}; {args.rounds} interleaved rounds. × is "
+        "the time of plain PyTorch over that of the row, median over rounds [min–max]; above 1 is faster than PyTorch. "
+        + args.note,
         "",
         "| work | program | rate | × |",
         "| --- | --- | --- | --- |",

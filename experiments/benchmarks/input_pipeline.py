@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/input_pipeline.py --dataset=coco/2017 --out=experiments/results/input_pipeline.md
 
-The dataset must be prepared; its photos are read from disk, decoded, cropped, resized to 299 pixels and batched by 32. The
-baseline is a plain loop over the same files with Pillow alone.
+The dataset must be prepared; its photos are read from disk, decoded, cropped, resized to 299 pixels and batched by 32.
+The baseline is a plain loop over the same files with Pillow alone.
 """
 
 import argparse
@@ -96,8 +96,8 @@ def main() -> None:
         "",
         f"`python experiments/benchmarks/input_pipeline.py --dataset={args.dataset}`",
         "",
-        f"{len(records)} photos of {args.dataset}, 299 pixels, batches of {BATCH_SIZE}; {args.rounds} interleaved rounds of "
-        f"{args.seconds:g} s, median [min–max] examples a second, on two CPU cores. {args.note}",
+        f"{len(records)} photos of {args.dataset}, 299 pixels, batches of {BATCH_SIZE}; {args.rounds} interleaved rounds "
+        f"of {args.seconds:g} s, median [min–max] examples a second, on two CPU cores. {args.note}",
         "",
         "| what | examples/s | × the loop |",
         "| --- | --- | --- |",
@@ -105,9 +105,8 @@ def main() -> None:
     base = np.asarray(rates["images: plain Pillow loop"])
     for name, values in rates.items():
         values = np.asarray(values)
-        lines.append(
-            f"| {name} | {np.median(values):,.0f} [{values.min():,.0f}–{values.max():,.0f}] | {np.median(values / base):.2f} |"
-        )
+        middle, low, high = np.median(values), values.min(), values.max()
+        lines.append(f"| {name} | {middle:,.0f} [{low:,.0f}–{high:,.0f}] | {np.median(values / base):.2f} |")
     print("\n".join(lines))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("\n".join(lines) + "\n")

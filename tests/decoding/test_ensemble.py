@@ -44,9 +44,7 @@ def test_an_ensemble_says_what_no_member_prefers(settings):
 
         return step
 
-    search = jax.jit(
-        lambda a, b: build_search(settings, SpecialIds())(ensemble([model(4), model(5)]), (a, b), None)
-    )
+    search = jax.jit(lambda a, b: build_search(settings, SpecialIds())(ensemble([model(4), model(5)]), (a, b), None))
     hypotheses = search(jnp.zeros(2), jnp.zeros(2))
     assert hypotheses.tokens[:, 0].tolist() == [[6, 6, 3, 0]] * 2
     np.testing.assert_allclose(hypotheses.log_probs[:, 0], 2 * np.log(0.45), rtol=1e-4)

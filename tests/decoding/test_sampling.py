@@ -32,6 +32,7 @@ def plain_distribution(log_probs, allowed, settings):
 
 def plain_caption_distribution(toy, table, settings):
     """Return the probability of every caption of at most two tokens."""
+
     def continuations(sentence):
         log_probs = toy.next_log_probs(table, sentence)
         return plain_distribution(log_probs, toy.allowed_tokens(sentence, settings), settings)
