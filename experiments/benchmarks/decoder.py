@@ -133,10 +133,8 @@ def table_rows(work: str, times: dict[str, np.ndarray], amount: float, unit: str
     rows = []
     for name, seconds in times.items():
         ratios = times[baseline] / seconds
-        rate = amount / np.median(seconds)
-        rows.append(
-            f"| {work} | {name} | {rate:,.0f} {unit} | {np.median(ratios):.2f} [{ratios.min():.2f}–{ratios.max():.2f}] |"
-        )
+        rate, ratio = amount / np.median(seconds), np.median(ratios)
+        rows.append(f"| {work} | {name} | {rate:,.0f} {unit} | {ratio:.2f} [{ratios.min():.2f}–{ratios.max():.2f}] |")
     return rows
 
 
@@ -222,8 +220,8 @@ def main() -> None:
         "`python experiments/benchmarks/decoder.py`",
         "",
         f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads, Python {platform.python_version()}; {args.rounds} interleaved rounds. × is "
-        "the time of plain PyTorch over that of the row, median over rounds [min–max]; above 1 is faster than PyTorch. "
+        f"{torch.get_num_threads()} threads, Python {platform.python_version()}; {args.rounds} interleaved rounds. × "
+        "is the time of plain PyTorch over that of the row, median over rounds [min–max]; above 1 is faster than PyTorch. "
         + args.note,
         "",
         "| work | program | rate | × |",

@@ -96,8 +96,8 @@ def main() -> None:
         "",
         f"`python experiments/benchmarks/input_pipeline.py --dataset={args.dataset}`",
         "",
-        f"{len(records)} photos of {args.dataset}, 299 pixels, batches of {BATCH_SIZE}; {args.rounds} interleaved rounds "
-        f"of {args.seconds:g} s, median [min–max] examples a second, on two CPU cores. {args.note}",
+        f"{len(records)} photos of {args.dataset}, 299 pixels, batches of {BATCH_SIZE}; {args.rounds} interleaved "
+        f"rounds of {args.seconds:g} s, median [min–max] examples a second, on two CPU cores. {args.note}",
         "",
         "| what | examples/s | × the loop |",
         "| --- | --- | --- |",
