@@ -20,9 +20,9 @@ from capjax.types import CaptionRecord
 NOTE = """This page is about scenes, a data set that capjax renders itself: coloured shapes, not photographs. It shows
 that the whole way works, from pictures to sentences; its scores say nothing about photographs.
 
-Every picture below holds a combination of colour and shape that no training picture has, neither of the captioner nor
-of its encoder. A caption is marked right if all that it says is true of the picture, as a program that knows how the
-picture was made can tell."""
+Every picture below holds a combination of colour, shape and time of day that no training picture has, neither of the
+captioner nor of its encoder: red stars by day, say, after red stars at night and red hearts by day. A caption is marked
+right if all that it says is true of the picture, as a program that knows how the picture was made can tell."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     num_right = sum(row.verdict == "right" for row in rows)
     num_exact = sum(row.caption in row.references for row in rows)
     summary = (
-        f"{len(rows)} test pictures with held-out combinations of colour and shape: "
+        f"{len(rows)} test pictures with held-out combinations of colour, shape and time of day: "
         f"{num_right / len(rows):.1%} of the captions are right, {num_exact / len(rows):.1%} equal a reference, "
         f"BLEU-4 {100 * evaluation.report['BLEU-4']:.1f}, CIDEr-D {100 * evaluation.report['CIDEr-D']:.1f}"
     )

@@ -25,26 +25,31 @@ def get_config(variant: str = "pretrained") -> ConfigDict:
     config = default_config()
     config.dataset.name = "scenes"
     config.vocabulary.min_count = 1
-    config.train.max_tokens = 26
-    config.search.max_length = 25
+    # Small words, short captions: a decoder two thirds the size of the reference's does, and trains in two minutes.
+    config.decoder.embed_size = 64
+    config.decoder.hidden_size = 192
+    config.decoder.normalize_features = True
     config.optimizer.schedule = "cosine"
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.clip_norm = 5.0
+    # Whoever never saw a red star by day must not be taught that there is none.
+    config.optimizer.name = "adamw"
+    config.optimizer.weight_decay = 0.1
+    config.train.label_smoothing = 0.1
     if variant == "pretrained":
         config.encoder.weights = "scenes"
         config.features.dir = "features/scenes"
-        config.optimizer.learning_rate = 2e-3
-        config.train.num_steps = 1_500
-        config.train.checkpoint_every = 500
-        config.eval.every = 500
+        config.train.num_steps = 1_000
+        config.train.checkpoint_every = 250
+        config.eval.every = 250
     else:
         config.encoder.weights = "random"
         config.encoder.depth_multiplier = 0.25
-        config.encoder.final_endpoint = "mixed4"
-        config.encoder.image_size = 96
-        config.encoder.learning_rate_scale = 1.0
+        config.encoder.final_endpoint = "mixed5"
+        config.encoder.image_size = 80
+        config.encoder.learning_rate_scale = 0.5
         config.encoder.train_batch_norm = True
         config.train.captions_per_image = 2
-        config.train.num_steps = 20_000
-        config.eval.every = 2_000
-        config.eval.max_images = 400
+        config.train.num_steps = 10_000
+        config.eval.every = 1_000
     return config

@@ -4,16 +4,12 @@
 
 What ImageNet weights are for COCO, these weights are for scenes: an encoder that can see, trained on another task than
 captioning, and on pictures of its own that no split of the dataset contains. It never sees a picture with a held-out
-pair of colour and shape.
+combination of colour, shape and time of day.
 
 The task is to say what a picture shows, part by part, without words. From the pooled features, the only thing that the
 reference decoder gets, linear heads predict the background, the arrangement and, for each group of shapes in reading
 order, its count, colour, shape, size, pattern and place. From the grid after `mixed2`, linear heads predict what lies
 at each position, which teaches the lower layers quickly. The heads are thrown away afterwards.
-
-A network that has seen red hearts and blue stars but no red star soon finds that red means "no star", and then cannot
-name one. So shapes are learnt from other colours only: most groups are painted in a random colour that is none of the
-dataset's, and the shape of a group in one of the dataset's colours is never asked for. Colours are learnt from the rest.
 
 Two phases make it affordable on a CPU, where nearly all the time goes into the gradient of the first convolutions: the
 whole network sees each picture a few times, then the stem is frozen, its outputs are kept, and the blocks above go over
@@ -23,10 +19,9 @@ them many times.
 import argparse
 import functools
 import json
-import math
 import multiprocessing
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -43,28 +38,21 @@ from capjax.data.scene_layout import (
     ARRANGEMENTS,
     BACKGROUNDS,
     COLOURS,
-    HELD_OUT,
     MAX_COUNT,
     MAX_GROUPS,
     PATTERNS,
     SHAPES,
     SIZES,
     Scene,
+    is_held_out,
     sample_scene,
 )
-from capjax.data.scene_rendering import PALETTE
 from capjax.data.scenes import encode_picture
 from capjax.models.inception_v3 import InceptionV3, scale_images
 from capjax.pretrained.encoder_file import EncoderConfig, save_encoder
 from capjax.pretrained.random_encoder import random_encoder
 
 ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "pattern": PATTERNS}
-OTHER_SHARE = 0.65
-"""Share of the groups that are painted in a colour without a name."""
-
-MIN_COLOUR_DISTANCE = 75.0
-"""How far such a colour is from each named one, in RGB steps of 0 to 255."""
-
 LABEL_SMOOTHING = 0.1
 STEM_STRIDE = 8
 """Pixels between neighbouring positions of the grid of `mixed2`."""
@@ -74,13 +62,11 @@ EVAL_BATCH = 250
 NUM_REPORTS = 6
 
 
-def make_labels(scene: Scene, image_size: int, replaced: Collection[str] | None) -> Labels:
+def make_labels(scene: Scene, image_size: int) -> Labels:
     """Turn a scene into the targets of all heads; -1 where there is nothing to predict.
 
-    Per group: count (0 for no group) and attributes [G], place [G, 2], and whether the pair is held out [G]. Per
+    Per group: count (0 for no group) and attributes [G], place [G, 2], and whether it is held out [G]. Per
     position of the grid after `mixed2`: cell_<attribute> [P], where class 0 of cell_colour means that nothing is there.
-    Of a group in one of the colours `replaced`, the colour is not to be predicted; of any other, if there may be such,
-    the shape is not (None: everything is).
     """
     labels = {
         "background": np.int32(BACKGROUNDS.index(scene.background)),
@@ -101,39 +87,24 @@ def make_labels(scene: Scene, image_size: int, replaced: Collection[str] | None)
         classes = {name: values.index(getattr(group, name)) for name, values in ATTRIBUTES.items()}
         labels["count"][i] = len(group.members)
         labels["place"][i] = np.mean([(m.x, m.y) for m in group.members], axis=0)
-        labels["held_out"][i] = group.kind in HELD_OUT
-        if replaced is not None:
-            classes["colour" if group.colour in replaced else "shape"] = -1
+        labels["held_out"][i] = is_held_out(group.kind, scene.background)
         for name, index in classes.items():
             labels[name][i] = index
         for m in group.members:
             distance = np.hypot(centres[None, :] - m.x, centres[:, None] - m.y)
             covered = distance <= max(0.75 * m.radius, 0.06)
             for name, index in classes.items():
-                labels["cell_" + name][covered] = index + (name == "colour" and index >= 0)
+                labels["cell_" + name][covered] = index + (name == "colour")
     return {name: value.reshape(-1) if name.startswith("cell") else value for name, value in labels.items()}
 
 
-def random_colour(rng: Random) -> tuple[int, int, int]:
-    """Draw an RGB colour that is far from every colour of the dataset."""
-    while True:
-        colour = (rng.randint(20, 250), rng.randint(20, 250), rng.randint(20, 250))
-        if min(math.dist(colour, named) for named in PALETTE.values()) >= MIN_COLOUR_DISTANCE:
-            return colour
-
-
-def render_labelled(
-    seeds: list[str], image_size: int, held_out: bool, recolour: bool
-) -> tuple[np.ndarray, Labels]:
+def render_labelled(seeds: list[str], image_size: int, held_out: bool) -> tuple[np.ndarray, Labels]:
     """Render one scene for each seed, pass it through a JPEG file and the preprocessing of training, and label it."""
     images, labels = [], []
     for seed in seeds:
-        rng = Random(seed)
-        scene = sample_scene(rng, held_out=held_out)
-        others = {colour: random_colour(rng) for colour in COLOURS if recolour and rng.random() < OTHER_SHARE}
-        picture = encode_picture(scene, palette={**PALETTE, **others})
-        images.append(preprocess(decode_image(picture), Preprocessing(image_size=image_size)))
-        labels.append(make_labels(scene, image_size, others if recolour else None))
+        scene = sample_scene(Random(seed), held_out=held_out)
+        images.append(preprocess(decode_image(encode_picture(scene)), Preprocessing(image_size=image_size)))
+        labels.append(make_labels(scene, image_size))
     return np.stack(images), stack_labels(labels)
 
 
@@ -143,11 +114,11 @@ def stack_labels(labels: list[Labels], join: Callable[[list[np.ndarray]], np.nda
 
 
 def render_pictures(
-    purpose: str, num: int, image_size: int, num_workers: int, held_out: bool = False, recolour: bool = False
+    purpose: str, num: int, image_size: int, num_workers: int, held_out: bool = False
 ) -> tuple[np.ndarray, Labels]:
     """Render `num` scenes in several processes: images uint8 [num, S, S, 3] and their labels."""
     parts = np.array_split([f"{purpose}/{i}" for i in range(num)], max(num // 250, 1))
-    render = functools.partial(render_labelled, image_size=image_size, held_out=held_out, recolour=recolour)
+    render = functools.partial(render_labelled, image_size=image_size, held_out=held_out)
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
         results = list(tqdm(pool.imap(render, map(list, parts)), total=len(parts), desc=purpose, disable=None))
     images, labels = zip(*results, strict=True)
@@ -322,7 +293,7 @@ def main() -> None:
         source="pretrained on scenes by experiments/pretrain_scenes_encoder.py",
     )
     encoder = config.build()
-    images, labels = render_pictures("pretraining", args.pictures, args.image_size, args.workers, recolour=True)
+    images, labels = render_pictures("pretraining", args.pictures, args.image_size, args.workers)
     checks = {
         name: render_pictures(name, 2 * EVAL_BATCH, args.image_size, args.workers, held_out=name == "held_out")
         for name in ("seen", "held_out")

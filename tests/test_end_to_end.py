@@ -200,7 +200,7 @@ def test_finished_extraction_has_nothing_left_to_do(project, capsys):
         (["evaluate", "--model={model}", "--split=tset"], "'tset'"),
         (["train", "--config=nowhere.py", "--workdir={empty}"], "nowhere.py"),
         (["train", "--config=scenes", "--workdir={empty}", "--config.train.num_stepz=1"], "train.num_steps"),
-        (["features", "--config=scenes", "--config.dataset.name=senes"], "senes"),
+        (["features", "--config=scenes", *ENCODER, "--config.dataset.name=senes"], "senes"),
     ],
 )
 def test_mistakes_are_one_clear_line(project, tmp_path, capsys, arguments, message):

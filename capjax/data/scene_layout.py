@@ -29,21 +29,6 @@ ARRANGEMENTS: tuple[Arrangement, ...] = ("single", "scattered", "row", "horizont
 MAX_GROUPS = 3
 MAX_COUNT = 4
 
-HELD_OUT: frozenset[tuple[Colour, Shape]] = frozenset(
-    {
-        ("red", "star"),
-        ("yellow", "heart"),
-        ("green", "triangle"),
-        ("blue", "circle"),
-        ("purple", "moon"),
-        ("pink", "square"),
-    }
-)
-"""Colour and shape pairs that appear in no training or validation picture, while each test picture shows at least one.
-
-Every colour and every shape is in one of them.
-"""
-
 SMALL_RADIUS = (0.082, 0.098)
 """Radii of small shapes; every large shape is at least 1.35 times as big as the biggest small one."""
 
@@ -90,17 +75,27 @@ class Scene:
         return sum(len(group.members) for group in self.groups)
 
 
+def is_held_out(kind: tuple[Colour, Shape], background: Background) -> bool:
+    """Return whether this colour and shape on this background is kept for the test split.
+
+    Each pair of colour and shape is held out on one of the three backgrounds, each background holds out a third of the
+    pairs, and each colour and each shape is in as many of them.
+    """
+    colour, shape = kind
+    return (COLOURS.index(colour) + SHAPES.index(shape)) % len(BACKGROUNDS) == BACKGROUNDS.index(background)
+
+
 def sample_scene(rng: Random, *, held_out: bool = False) -> Scene:
     """Draw a scene.
 
     Args:
       rng: source of all randomness; the same state gives the same scene.
-      held_out: whether the scene must show a colour and shape pair of `HELD_OUT` (test pictures), or none.
+      held_out: whether the scene must show a combination that `is_held_out` (test pictures), or none.
     """
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     num_groups = {"single": 1, "several": 1, "trio": 3}.get(kind, 2)
-    kinds = _sample_kinds(rng, num_groups, held_out)
     background = rng.choice(BACKGROUNDS)
+    kinds = _sample_kinds(rng, num_groups, background, held_out)
     texture_seed = rng.getrandbits(32)
     place = {"single": _single, "several": _several, "nested": _nested, "trio": _trio}.get(kind)
     if place is None:
@@ -110,10 +105,11 @@ def sample_scene(rng: Random, *, held_out: bool = False) -> Scene:
     return Scene(groups=groups, arrangement=arrangement, background=background, texture_seed=texture_seed)
 
 
-def _sample_kinds(rng: Random, num_groups: int, held_out: bool) -> list[tuple[Colour, Shape]]:
+def _sample_kinds(rng: Random, num_groups: int, background: Background, held_out: bool) -> list[tuple[Colour, Shape]]:
     """Draw distinct (colour, shape) pairs; they share a colour or a shape more often than chance would have it."""
-    allowed = [(c, s) for c in COLOURS for s in SHAPES if held_out or (c, s) not in HELD_OUT]
-    first = rng.choice(sorted(HELD_OUT)) if held_out else rng.choice(allowed)
+    pairs = [(c, s) for c in COLOURS for s in SHAPES]
+    allowed = [pair for pair in pairs if held_out or not is_held_out(pair, background)]
+    first = rng.choice([pair for pair in pairs if is_held_out(pair, background)] if held_out else allowed)
     kinds = [first]
     while len(kinds) < num_groups:
         others = [kind for kind in allowed if kind not in kinds]

@@ -5,7 +5,6 @@ hills, stars in the sky) varies with the scene's texture seed.
 """
 
 import math
-from collections.abc import Mapping
 from functools import lru_cache
 from random import Random
 
@@ -13,13 +12,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
-from capjax.data.scene_layout import Background, Group, Placement, Scene, Shape
+from capjax.data.scene_layout import Background, Colour, Group, Placement, Scene, Shape
 
 SUPERSAMPLING = 4
 
-Palette = Mapping[str, tuple[int, int, int]]
-
-PALETTE: Palette = {
+PALETTE: dict[Colour, tuple[int, int, int]] = {
     "red": (214, 40, 44),
     "yellow": (250, 208, 44),
     "green": (46, 158, 82),
@@ -30,7 +27,7 @@ PALETTE: Palette = {
 
 SKIES: dict[Background, tuple[tuple[int, int, int], ...]] = {
     "day": ((158, 206, 238), (206, 230, 242), (248, 243, 228)),
-    "sunset": (( 96, 74, 128), (216, 120, 122), (252, 196, 136)),
+    "sunset": ((96, 74, 128), (216, 120, 122), (252, 196, 136)),
     "night": ((14, 19, 46), (28, 36, 78), (58, 62, 112)),
 }
 """Sky colours from the top of the picture to its bottom."""
@@ -43,13 +40,13 @@ HILLS: dict[Background, tuple[tuple[int, int, int], ...]] = {
 """Colours of the far and the near hills."""
 
 
-def render_scene(scene: Scene, size: int = 128, palette: Palette = PALETTE) -> UInt8[np.ndarray, "H W 3"]:
+def render_scene(scene: Scene, size: int = 128) -> UInt8[np.ndarray, "H W 3"]:
     """Paint a scene as a square RGB picture of `size` pixels a side; the same scene gives the same pixels."""
     rng = Random(scene.texture_seed)
     canvas = _paint_background(scene.background, size, rng)
     order = reversed(scene.groups) if scene.arrangement == "nested" else scene.groups
     for group in order:
-        shade = [channel * rng.uniform(0.94, 1.06) for channel in palette[group.colour]]
+        shade = [channel * rng.uniform(0.94, 1.06) for channel in PALETTE[group.colour]]
         for member in group.members:
             _paint_shape(canvas, group, member, shade)
     return (np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)

@@ -4,8 +4,9 @@ It exists so that a captioner can be trained end to end in minutes through the s
 nothing about photographs. `scene_layout` draws what a picture shows, `scene_rendering` paints it, `scene_captions`
 describes it, and `scene_claims` tells whether a caption is right.
 
-Splits: train and val show no colour and shape pair of `scene_layout.HELD_OUT`, each test picture shows at least one. So
-the test split asks for red stars after a training with red hearts and blue stars but no red star, in pictures or words.
+Splits: every combination of colour, shape and time of day that `scene_layout.is_held_out` appears in no training or
+validation picture, and each test picture shows at least one. So the test split asks for red stars by day after a
+training with red stars at night and red hearts by day, but no red star by day.
 """
 
 import io
@@ -19,7 +20,7 @@ from PIL import Image
 from capjax.data.caption_builder import CaptionBuilder, SplitExamples
 from capjax.data.scene_captions import describe
 from capjax.data.scene_layout import Scene, sample_scene
-from capjax.data.scene_rendering import PALETTE, Palette, render_scene
+from capjax.data.scene_rendering import render_scene
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord
 
@@ -33,8 +34,8 @@ class Scenes(CaptionBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     DESCRIPTION = (
-        "Rendered pictures of one to four coloured shapes, five English captions each. Test pictures show pairs of "
-        "colour and shape that occur in no training picture."
+        "Rendered pictures of one to three groups of coloured shapes, five English captions each. Test pictures show "
+        "combinations of colour, shape and time of day that occur in no training picture."
     )
 
     def __init__(
@@ -81,10 +82,10 @@ def scene_of(image_id: int, seed: int = 0) -> Scene:
     return sample_scene(_random("scene", image_id, seed), held_out=image_id >= _FIRST_ID["test"])
 
 
-def encode_picture(scene: Scene, image_size: int = IMAGE_SIZE, palette: Palette = PALETTE) -> bytes:
+def encode_picture(scene: Scene, image_size: int = IMAGE_SIZE) -> bytes:
     """Render a scene as a JPEG file."""
     buffer = io.BytesIO()
-    Image.fromarray(render_scene(scene, image_size, palette)).save(buffer, "JPEG", quality=92, subsampling="4:4:4")
+    Image.fromarray(render_scene(scene, image_size)).save(buffer, "JPEG", quality=92, subsampling="4:4:4")
     return buffer.getvalue()
 
 

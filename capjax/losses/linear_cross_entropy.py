@@ -2,8 +2,8 @@
 
 Captions differ in length, so about 40 % of a padded COCO batch is padding, and the product with the vocabulary is most
 of a captioner's arithmetic. Here the positions that count are moved to the front and go through the vocabulary in
-chunks; the loop ends with the last word. Logits of one chunk exist at a time, and their gradient is taken on the spot (as in
-Wijmans et al. 2024, Cut Your Losses in Large-Vocabulary Language Models), so memory does not grow with the batch.
+chunks; the loop ends with the last word. Logits of one chunk exist at a time, and their gradient is taken on the spot
+(as in Wijmans et al. 2024, Cut Your Losses in Large-Vocabulary Language Models); memory does not grow with the batch.
 """
 
 from functools import partial

@@ -221,8 +221,8 @@ def main() -> None:
         "",
         f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads, Python {platform.python_version()}; {args.rounds} interleaved rounds. × "
-        "is the time of plain PyTorch over that of the row, median over rounds [min–max]; above 1 is faster than PyTorch. "
-        + args.note,
+        "is the time of plain PyTorch over that of the row, median over rounds [min–max]; above 1 is faster than "
+        "PyTorch. " + args.note,
         "",
         "| work | program | rate | × |",
         "| --- | --- | --- | --- |",

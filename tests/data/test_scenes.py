@@ -11,12 +11,12 @@ from capjax.data.scene_claims import caption_is_true, mentioned_share, read_capt
 from capjax.data.scene_layout import (
     BACKGROUNDS,
     COLOURS,
-    HELD_OUT,
     MAX_COUNT,
     SHAPES,
     Group,
     Placement,
     Scene,
+    is_held_out,
     sample_scene,
 )
 from capjax.data.scene_rendering import PALETTE, render_scene
@@ -190,16 +190,16 @@ def test_swapping_a_word_makes_a_reference_false():
     assert np.mean(noticed) > 0.99
 
 
-def test_scenes_are_rich_and_keep_held_out_pairs_apart():
+def test_scenes_are_rich_and_keep_held_out_combinations_apart():
     scenes = [sample_scene(Random(f"rich {i}")) for i in range(3000)]
-    pairs = {group.kind for scene in scenes for group in scene.groups}
-    assert pairs == {(c, s) for c in COLOURS for s in SHAPES} - HELD_OUT
+    seen = {(group.kind, scene.background) for scene in scenes for group in scene.groups}
+    pairs = [(c, s) for c in COLOURS for s in SHAPES]
+    assert seen == {(pair, b) for pair in pairs for b in BACKGROUNDS if not is_held_out(pair, b)}
     assert {scene.num_objects for scene in scenes} == set(range(1, MAX_COUNT + 1))
-    assert {scene.background for scene in scenes} == set(BACKGROUNDS)
-    assert {c for c, _ in HELD_OUT} == set(COLOURS), "every colour, and nearly every shape, is tested in a new pair"
+    assert all(sum(is_held_out(pair, b) for b in BACKGROUNDS) == 1 for pair in pairs), "new on one background each"
     for i in range(300):
         scene = sample_scene(Random(f"test {i}"), held_out=True)
-        assert any(group.kind in HELD_OUT for group in scene.groups)
+        assert any(is_held_out(group.kind, scene.background) for group in scene.groups)
 
 
 def test_shapes_lie_in_the_picture_and_apart():
@@ -261,7 +261,7 @@ def test_the_builder_writes_what_the_ids_say(tmp_path):
             assert np.array_equal(a["image"], b["image"]) and list(a["captions"]) == list(b["captions"])
             scene = scene_of(int(a["image_id"]))
             assert all(caption_is_true(caption.decode(), scene) for caption in a["captions"])
-            assert any(group.kind in HELD_OUT for group in scene.groups) == (split == "test")
+            assert any(is_held_out(g.kind, scene.background) for g in scene.groups) == (split == "test")
     other = Scenes(num_pictures={"train": 2}, image_size=32, seed=1, data_dir=tmp_path / "other seed")
     other.download_and_prepare()
     pictures = examples["first"]["train"]
