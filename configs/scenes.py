@@ -39,9 +39,9 @@ def get_config(variant: str = "pretrained") -> ConfigDict:
     if variant == "pretrained":
         config.encoder.weights = "scenes"
         config.features.dir = "features/scenes"
-        config.train.num_steps = 1_000
-        config.train.checkpoint_every = 250
-        config.eval.every = 250
+        config.train.num_steps = 1_600
+        config.train.checkpoint_every = 400
+        config.eval.every = 400
     else:
         config.encoder.weights = "random"
         config.encoder.depth_multiplier = 0.25

@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--out", default="scenes_encoder.safetensors", help="the encoder file to write")
     parser.add_argument("--pictures", type=int, default=24_000)
     parser.add_argument("--whole_epochs", type=float, default=1.5, help="passes of the whole network")
-    parser.add_argument("--upper_epochs", type=float, default=12.0, help="passes with the stem frozen")
+    parser.add_argument("--upper_epochs", type=float, default=10.0, help="passes with the stem frozen")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--depth_multiplier", type=float, default=0.25)
