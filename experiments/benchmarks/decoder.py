@@ -3,8 +3,9 @@
     python experiments/benchmarks/decoder.py --out=experiments/results/decoder.md
 
 The PyTorch program is what a competent user would write: `nn.LSTM` over the padded batch, `CrossEntropyLoss` over the
-words only (`ignore_index`), or, as "packed", the vocabulary layer on the words only; decoding with `LSTMCell`, batched,
-ending when all captions have ended. Both sides compute in float32 with all cores on the same batches.
+words only (`ignore_index`), or, as "packed", the vocabulary layer on the words only; batched greedy and beam search.
+Both sides compute in float32 with all cores on the same batches and write captions of exactly 20 words, so that neither
+gains by a model that happens to stop early.
 """
 
 import argparse
@@ -57,49 +58,39 @@ class TorchCaptioner(nn.Module):
         return nn.functional.cross_entropy(self.logits(outputs).flatten(0, 1), targets.flatten(), ignore_index=0)
 
     @torch.no_grad()
-    def greedy(self, pooled: torch.Tensor, max_length: int) -> torch.Tensor:
-        """Caption a batch greedily, never choosing PAD, UNK or START."""
+    def greedy(self, pooled: torch.Tensor, length: int) -> torch.Tensor:
+        """Caption a batch greedily with words only, `length` of them."""
         state = self.image(pooled)[None]
         state = (state, state)
-        token = torch.full((len(pooled),), 2)
-        ended, tokens = torch.zeros(len(pooled), dtype=torch.bool), []
-        for _ in range(max_length):
+        token, tokens = torch.full((len(pooled),), 2), []
+        for _ in range(length):
             output, state = self.lstm(self.embedding(token)[:, None], state)
             logits = self.logits(output[:, 0])
-            logits[:, :3] = -torch.inf
-            token = torch.where(ended, 0, logits.argmax(dim=1))
+            logits[:, :4] = -torch.inf
+            token = logits.argmax(dim=1)
             tokens.append(token)
-            ended |= token == 3
-            if ended.all():
-                break
         return torch.stack(tokens, dim=1)
 
     @torch.no_grad()
-    def beam(self, pooled: torch.Tensor, max_length: int, size: int) -> torch.Tensor:
-        """Search with `size` beams, batched; return the best captions."""
+    def beam(self, pooled: torch.Tensor, length: int, size: int) -> torch.Tensor:
+        """Search with `size` beams for captions of `length` words, batched; return the best."""
         batch = len(pooled)
         state = self.image(pooled).repeat_interleave(size, dim=0)[None]
         state = (state, state)
         scores = torch.full((batch, size), -torch.inf)
         scores[:, 0] = 0.0
         token = torch.full((batch * size,), 2)
-        tokens = torch.zeros((batch, size, max_length), dtype=torch.long)
-        ended = torch.zeros((batch, size), dtype=torch.bool)
+        tokens = torch.zeros((batch, size, length), dtype=torch.long)
         rows = torch.arange(batch)[:, None]
-        for t in range(max_length):
+        for t in range(length):
             output, state = self.lstm(self.embedding(token)[:, None], state)
             log_probs = self.logits(output[:, 0]).log_softmax(dim=1).view(batch, size, -1)
-            log_probs[:, :, :3] = -torch.inf
-            log_probs[ended] = -torch.inf
-            log_probs[..., 0] = torch.where(ended, 0.0, log_probs[..., 0])
+            log_probs[:, :, :4] = -torch.inf
             vocab = log_probs.shape[-1]
             scores, best = (scores[..., None] + log_probs).view(batch, -1).topk(size)
             parent, chosen = best // vocab, best % vocab
             tokens = tokens[rows, parent]
             tokens[:, :, t] = chosen
-            ended = ended[rows, parent] | (chosen == 3)
-            if ended[:, 0].all() and ended.all():
-                break
             flat = (parent + rows * size).flatten()
             state = tuple(s[:, flat] for s in state)
             token = chosen.flatten()
@@ -181,8 +172,8 @@ def benchmark(label: str, sizes: dict[str, int], rounds: int) -> list[str]:
     for batch_size in (1, 64, 256):
         pooled = rng.normal(size=(batch_size, NUM_FEATURES)).astype(np.float32)
         for name, settings, their_search in (
-            ("greedy", DecoderSettings(), theirs.greedy),
-            ("beam 3", DecoderSettings(method="beam", beam_size=3), lambda x, n: theirs.beam(x, n, 3)),
+            ("greedy", DecoderSettings(min_length=20), theirs.greedy),
+            ("beam 3", DecoderSettings(method="beam", beam_size=3, min_length=20), lambda x, n: theirs.beam(x, n, 3)),
         ):
             if name == "beam 3" and batch_size == 256:
                 continue
@@ -201,7 +192,6 @@ def benchmark(label: str, sizes: dict[str, int], rounds: int) -> list[str]:
                 "PyTorch": lambda x=theirs_in, f=their_search: f(x, 20),
                 "capjax": lambda f=caption, x=features: jax.block_until_ready(f(fresh, x)),
             }
-            # Untrained models do not end: both sides do all 20 steps.
             times = interleave(programs, rounds)
             rows += table_rows(f"{name}, batch {batch_size}, {label}", times, batch_size, "captions/s", "PyTorch")
     return rows
