@@ -82,7 +82,7 @@ def test_a_line_chart_is_valid_and_to_scale() -> None:
 
 def test_a_single_record_can_be_drawn() -> None:
     (panel,) = panels([{"step": 5, "val/loss": 2.0}])
-    ElementTree.fromstring(line_chart(panel))
+    assert ElementTree.fromstring(line_chart(panel)).tag.endswith("svg")
 
 
 def test_lengths_beyond_the_last_bar_are_counted_in_it() -> None:
