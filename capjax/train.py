@@ -156,7 +156,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         def keep_if_best(step: int, scores: dict[str, float]) -> None:
             name = config.eval.best_metric
             value = scores[f"val/{name}"]
-            better = progress["best"] is None or (value > progress["best"]) == LARGER_IS_BETTER[name]
+            sign = 1 if LARGER_IS_BETTER[name] else -1
+            better = progress["best"] is None or sign * value > sign * progress["best"]
             progress.update({"evals_since_best": 0 if better else progress["evals_since_best"] + 1})
             if better:
                 progress.update({"best": value, "best_step": step})

@@ -157,7 +157,11 @@ def test_killed_at_a_random_moment_it_resumes_to_the_same_parameters(store, tmp_
     killed = start(tmp_path / "killed")
     checkpoints = tmp_path / "killed" / "checkpoints"
     deadline = time.monotonic() + 240
-    while killed.poll() is None and time.monotonic() < deadline and not list(checkpoints.glob("[0-9]*")):
+    while (
+        killed.poll() is None
+        and time.monotonic() < deadline
+        and not any(p.name.isdigit() for p in checkpoints.glob("*"))
+    ):
         time.sleep(0.02)
     time.sleep(random.Random(0).random() * 0.3)
     killed.send_signal(signal.SIGKILL)
