@@ -7,11 +7,13 @@ The baseline is a plain loop over the same files with Pillow alone.
 """
 
 import argparse
+import gc
 import io
 import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import grain
 import numpy as np
@@ -39,15 +41,17 @@ def plain_loop(encoded: list[bytes]) -> Iterator[np.ndarray]:
             yield np.asarray(square)
 
 
-def rate(next_batch: Callable[[], object], examples_per_call: int, seconds: float) -> float:
-    """Count examples a second, after a warm-up."""
-    for _ in range(2):
-        next_batch()
-    start, calls = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        next_batch()
-        calls += 1
-    return calls * examples_per_call / (time.perf_counter() - start)
+def rate(start_iterator: Callable[[], Iterator[object]], examples_per_item: int, num_items: int) -> float:
+    """Count examples a second of a fresh iterator, alone: no other pipeline may fill its buffer meanwhile."""
+    iterator = start_iterator()
+    next(iterator)
+    start = time.perf_counter()
+    for _ in range(num_items):
+        next(iterator)
+    seconds = time.perf_counter() - start
+    del iterator
+    gc.collect()
+    return num_items * examples_per_item / seconds
 
 
 def main() -> None:
@@ -55,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="coco/2017")
     parser.add_argument("--data_dir")
-    parser.add_argument("--seconds", type=float, default=8.0, help="per setting")
+    parser.add_argument("--batches", type=int, default=40, help="timed per setting and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--note", default="", help="a line on the state of the machine")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("experiments/results/input_pipeline.md"))
@@ -67,37 +71,40 @@ def main() -> None:
     common = {"captions_per_image": 1, "max_tokens": 20, "seed": 0}
     encoded = [images[i] for i in range(len(images))]
 
-    loop = plain_loop(encoded)
-    programs: dict[str, tuple[Callable[[], object], int]] = {"images: plain Pillow loop": (lambda: next(loop), 1)}
-    for threads, buffer in ((1, 2), (2, 8), (16, 500)):
+    def images_iterator(threads: int, buffer: int) -> Iterator[object]:
         input_pipeline.READ_OPTIONS = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
-        batches = training_batches(
-            records, ImageRows(images, Preprocessing(299)), vocabulary, batch_size=BATCH_SIZE, **common
-        )
-        name = f"images: capjax, {threads} threads, buffer {buffer}" + (" (default)" if threads == 2 else "")
-        programs[name] = (lambda b=batches: next(b), BATCH_SIZE)
+        rows = ImageRows(images, Preprocessing(299))
+        return training_batches(records, rows, vocabulary, batch_size=BATCH_SIZE, **common)
 
+    # Far more items than any buffer holds, so that what was prefetched before the clock started does not count.
+    programs: dict[str, tuple[Callable[[], Iterator[object]], int, int]] = {
+        "images: plain Pillow loop": (lambda: plain_loop(encoded), 1, 32 * args.batches),
+        "images: capjax, 1 thread, buffer 1": (partial(images_iterator, 1, 1), BATCH_SIZE, args.batches),
+        "images: capjax, 2 threads, buffer 8 (default)": (partial(images_iterator, 2, 8), BATCH_SIZE, args.batches),
+    }
     with tempfile.TemporaryDirectory() as folder:
         store = create_store(folder, {"made": "for a benchmark"}, 2048)
         fake = [CaptionRecord(i, f"{i}.jpg", records[i % len(records)].captions) for i in range(4096)]
         store.begin_split("train", fake)
-        for rows in store.missing_shards("train"):
-            store.write_shard("train", rows, Features(np.zeros((len(rows), 2048), np.float32)))
-        input_pipeline.READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-        features = training_batches(fake, store.features("train"), vocabulary, batch_size=64, **common)
-        programs["cached features, batch 64 (default)"] = (lambda: next(features), 64)
+        for shard in store.missing_shards("train"):
+            store.write_shard("train", shard, Features(np.zeros((len(shard), 2048), np.float32)))
 
+        def features_iterator() -> Iterator[object]:
+            input_pipeline.READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+            return training_batches(fake, store.features("train"), vocabulary, batch_size=64, **common)
+
+        programs["cached features, batch 64 (default)"] = (features_iterator, 64, 4 * args.batches)
         rates: dict[str, list[float]] = {name: [] for name in programs}
         for _ in range(args.rounds):
-            for name, (program, amount) in programs.items():
-                rates[name].append(rate(program, amount, args.seconds))
+            for name, program in programs.items():
+                rates[name].append(rate(*program))
     lines = [
         "# Input pipeline",
         "",
         f"`python experiments/benchmarks/input_pipeline.py --dataset={args.dataset}`",
         "",
         f"{len(records)} photos of {args.dataset}, 299 pixels, batches of {BATCH_SIZE}; {args.rounds} interleaved "
-        f"rounds of {args.seconds:g} s, median [min–max] examples a second, on two CPU cores. {args.note}",
+        f"rounds of {args.batches} batches, median [min–max], on two CPU cores. {args.note}",
         "",
         "| what | examples/s | × the loop |",
         "| --- | --- | --- |",
