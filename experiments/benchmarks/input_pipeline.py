@@ -101,7 +101,7 @@ def main() -> None:
     lines = [
         "# Input pipeline",
         "",
-        f"`python experiments/benchmarks/input_pipeline.py --dataset={args.dataset}`",
+        f"`python experiments/benchmarks/input_pipeline.py --dataset={args.dataset} --batches={args.batches}`",
         "",
         f"{len(records)} photos of {args.dataset}, 299 pixels, batches of {BATCH_SIZE}; {args.rounds} interleaved "
         f"rounds of {args.batches} batches, median [min–max], on two CPU cores. {args.note}",
