@@ -33,7 +33,7 @@ setup(
         "flax>=0.11",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.20",
-        "tensorflow-datasets>=4.9.9",
+        "tensorflow-datasets>=4.9.10",
         "array_record>=0.8",
         "grain>=0.2.12",
         "numpy>=2.0",
