@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from capjax import data
 from capjax.data import feature_store
-from capjax.data.image_ops import Preprocessing
 from capjax.data.input_pipeline import ImageRows, Rows
 from capjax.errors import CapjaxError
+from capjax.images import Preprocessing
 from capjax.models import Captioner, build_decoder
 from capjax.pretrained.encoder_file import EncoderConfig, LoadedEncoder, flatten, load_encoder, tensors_sha256
 from capjax.pretrained.random_encoder import random_encoder

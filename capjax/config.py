@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from capjax.decoding.settings import DecoderSettings
+from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
 
 
@@ -205,7 +206,4 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
 
 def write_json(path: str | os.PathLike[str], values: Any) -> None:
     """Write JSON, all or nothing."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")

@@ -9,8 +9,8 @@ from types import ModuleType
 
 from capjax import config as configuration
 from capjax import evaluate, extract_features, prepare_data, train
-from capjax.data.scene_claims import caption_is_true
-from capjax.data.scenes import scene_of
+from capjax.data.scenes.builder import scene_of
+from capjax.data.scenes.claims import caption_is_true
 from capjax.decoding.settings import DecoderSettings
 from capjax.metrics.coco_caption import DEFAULT_METRICS
 from capjax.predict import load_model

@@ -1,15 +1,54 @@
-"""Room on the disk: asked for before long work, and a clear word when it runs out all the same."""
+"""Files on the disk: written whole or not at all, inside the folder they belong to, with room asked for before."""
 
 import contextlib
 import errno
+import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 
 from capjax.errors import CapjaxError
 
 # Full, over quota, or more than the file system takes in one file.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
+    """Write a file through a temporary one beside it, so that it appears whole, and a failure leaves an earlier one.
+
+    Processes that write the same file do not disturb each other; the last one wins. Missing folders are created.
+
+    Raises:
+        CapjaxError: the folder cannot be written, or the disk is full.
+    """
+    path = pathlib.Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            pathlib.Path(temporary).unlink(missing_ok=True)
+        raise CapjaxError(
+            f"cannot write {path}: {error.strerror or error}; choose another place or make room"
+        ) from error
+
+
+def inside(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    """Return the path of `name` in `folder`, or None if the name leads out of it, as `../x` and `/x` do.
+
+    Links that the user put into the folder are the user's business.
+    """
+    normal = os.path.normpath(name)
+    leads_out = os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir or "\0" in name
+    return None if leads_out else folder / normal
 
 
 def check_room(folder: pathlib.Path, needed_bytes: int, what: str) -> None:

@@ -17,13 +17,13 @@ from tqdm import tqdm
 from capjax import assembly
 from capjax import config as configuration
 from capjax.checkpoint import ModelDirectory, load_model_directory
-from capjax.data.image_ops import Preprocessing, decode_image, preprocess
 from capjax.decoding.ensemble import ensemble
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.hypotheses import Hypotheses
 from capjax.decoding.sampling import image_keys
 from capjax.decoding.settings import DecoderSettings, build_search
 from capjax.errors import CapjaxError
+from capjax.images import Preprocessing, decode_image, preprocess
 from capjax.models import Captioner
 from capjax.pretrained.encoder_file import EncoderConfig
 from capjax.sharding import DATA_AXIS, gather_rows, gather_to_host, make_mesh, replicate, shard_batch

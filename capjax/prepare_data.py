@@ -22,10 +22,10 @@ import numpy as np
 
 from capjax import data
 from capjax.data.findings import Findings, report_dict, report_json
-from capjax.data.image_ops import CROPS, RESAMPLING, Preprocessing, decode_image, preprocess
 from capjax.data.listing import Listing, SourceOptions
 from capjax.disk import check_room, clear_disk_errors
 from capjax.errors import CapjaxError
+from capjax.images import CROPS, RESAMPLING, Preprocessing, decode_image, preprocess
 
 if TYPE_CHECKING:
     from capjax.data.caption_builder import CaptionBuilder

@@ -9,12 +9,11 @@ and writes `metrics.json`, `per_image.jsonl` and `comparison.json`.
 import argparse
 import json
 import math
-import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
 from capjax.metrics.bootstrap import Comparison, Interval, compare, confidence_intervals
 from capjax.metrics.caption_health import health, image_dependence, leakage
@@ -286,9 +285,4 @@ def per_image_lines(scores: Scores) -> Iterator[str]:
 
 
 def _write_file(path: pathlib.Path, lines: Sequence[str] | Iterator[str]) -> None:
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=path.name, suffix=".tmp", delete=False
-    ) as file:
-        file.writelines(line + "\n" for line in lines)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    write_atomically(path, "".join(line + "\n" for line in lines))

@@ -33,8 +33,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from capjax.data.image_ops import Preprocessing, decode_image, preprocess
-from capjax.data.scene_layout import (
+from capjax.data.scenes.builder import encode_picture
+from capjax.data.scenes.layout import (
     ARRANGEMENTS,
     BACKGROUNDS,
     COLOURS,
@@ -47,7 +47,7 @@ from capjax.data.scene_layout import (
     is_held_out,
     sample_scene,
 )
-from capjax.data.scenes import encode_picture
+from capjax.images import Preprocessing, decode_image, preprocess
 from capjax.models.inception_v3 import InceptionV3, scale_images
 from capjax.pretrained.encoder_file import EncoderConfig, save_encoder
 from capjax.pretrained.random_encoder import random_encoder

@@ -15,20 +15,33 @@ ALLOWED = {
     "types": set(),
     "sharding": {"errors"},
     "disk": {"errors"},
+    "images": {"errors"},
     "download": {"errors", "disk"},
-    "text": {"errors"},
-    "data": BASE | {"disk", "download", "text"},
+    "text": {"errors", "disk"},
+    "data": BASE | {"disk", "download", "images", "text"},
     "models": BASE,
-    "pretrained": BASE | {"download", "models", "data"},
+    "pretrained": BASE | {"disk", "download", "models"},
     "losses": BASE,
     "decoding": BASE,
-    "metrics": {"errors", "text"},
-    "report": {"errors"},
-    "config": {"errors", "decoding"},
+    "metrics": {"errors", "disk", "text"},
+    "report": {"errors", "disk", "images"},
+    "config": {"errors", "disk", "decoding"},
     "checkpoint": BASE | {"sharding", "text", "config"},
-    "training": BASE | {"sharding", "models", "losses"},
+    "training": BASE | {"disk", "sharding", "models", "losses"},
 }
-LIBRARY = {"errors", "types", "sharding", "disk", "download", "text", "data", "models", "pretrained", "losses"}
+LIBRARY = {
+    "errors",
+    "types",
+    "sharding",
+    "disk",
+    "images",
+    "download",
+    "text",
+    "data",
+    "models",
+    "pretrained",
+    "losses",
+}
 LIBRARY |= {"decoding", "metrics", "report"}
 # The jobs, each of which may import the library, the rooms between and the jobs before it.
 JOBS = ["config", "checkpoint", "training", "assembly", "prepare_data", "convert_weights", "score", "extract_features"]

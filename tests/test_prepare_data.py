@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from capjax import data, prepare_data
-from capjax.data.image_ops import Preprocessing, decode_image, preprocess
 from capjax.errors import CapjaxError
+from capjax.images import Preprocessing, decode_image, preprocess
 from tests.source_layouts import encode, jpeg, photo, rotated_jpeg, write, write_coco
 
 # File name, content, and the kinds of trouble it is; those of `LEFT_OUT` do not reach the dataset.

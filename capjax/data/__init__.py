@@ -46,7 +46,7 @@ SOURCES: dict[str, Source] = {
     "flickr8k": Source("capjax.data.flickr", "Flickr8k", "Flickr8k, 8,000 photos"),
     "flickr30k": Source("capjax.data.flickr", "Flickr30k", "Flickr30k, 31,783 photos"),
     "folder": Source("capjax.data.folder", "Folder", "your own images and captions", named_by_user=True),
-    "scenes": Source("capjax.data.scenes", "Scenes", "rendered pictures of coloured shapes", rendered=True),
+    "scenes": Source("capjax.data.scenes.builder", "Scenes", "rendered pictures of coloured shapes", rendered=True),
 }
 
 

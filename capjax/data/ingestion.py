@@ -22,8 +22,9 @@ from tqdm import tqdm
 from capjax.data.caption_builder import CaptionBuilder, SplitExamples
 from capjax.data.findings import KINDS, Findings
 from capjax.data.image_files import ImageFile
-from capjax.data.image_ops import ImageError, load_rgb, open_image
 from capjax.data.listing import Listing
+from capjax.disk import write_atomically
+from capjax.images import ImageError, load_rgb, open_image
 from capjax.types import CaptionRecord
 
 _PASSED_ON = ("JPEG", "MPO", "PNG")
@@ -142,9 +143,7 @@ class Journal:
             return known, data
         verdict, encoded = examine(data)
         if encoded:
-            temporary = converted.with_suffix(".tmp")
-            temporary.write_bytes(encoded)
-            os.replace(temporary, converted)
+            write_atomically(converted, encoded)
         line = json.dumps([key, verdict.troubles, verdict.sha256], ensure_ascii=False) + "\n"
         with self._lock:
             self._file.write(line)

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from capjax.data.image_ops import Preprocessing, decode_image, preprocess
 from capjax.errors import CapjaxError
+from capjax.images import Preprocessing, decode_image, preprocess
 from capjax.text.vocabulary import PAD, Vocabulary
 from capjax.types import CaptionRecord, Features
 

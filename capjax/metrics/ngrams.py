@@ -7,8 +7,6 @@ and binary searches over whole corpora instead of Python loops over tuples.
 
 import io
 import os
-import pathlib
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
 
 MAX_ORDER = 4
@@ -183,10 +182,7 @@ class DocumentFrequencies:
         np.savez_compressed(
             buffer, capjax_df_version=_FORMAT_VERSION, num_images=self.num_images, words=words, **arrays
         )
-        target = pathlib.Path(path)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, delete=False) as file:
-            file.write(buffer.getvalue())
-        os.replace(file.name, target)
+        write_atomically(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "DocumentFrequencies":

@@ -6,7 +6,6 @@ names, dtypes, shapes and values of the tensors. Converters write these files; t
 directories read them.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -23,6 +22,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
 from capjax.models import inception_v3
 
@@ -139,15 +139,7 @@ def save_encoder(
     check_shapes({name: t.shape for name, t in tensors.items()}, variable_shapes(config), "the encoder to save")
     sha256 = tensors_sha256(tensors)
     header = {"format_version": FORMAT_VERSION, **dataclasses.asdict(config), "sha256": sha256}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(safetensors.numpy.save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise CapjaxError(f"cannot write the encoder to {path}: {error}") from error
+    write_atomically(path, safetensors.numpy.save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
     return sha256
 
 

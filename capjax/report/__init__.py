@@ -9,7 +9,7 @@
 | file             | holds                                                                                |
 | ---------------- | ------------------------------------------------------------------------------------ |
 | contents.py      | the dataclasses above, thumbnails, the choice of rows worth showing                  |
-| files.py         | atomic writing, reading a training log                                               |
+| training_log.py  | reading a training log                                                               |
 | charts.py        | training curves and histograms as data, and as SVG for the page                      |
 | page.py          | the page; its markup, style and behaviour are page.html, page.css and page.js        |
 | sheet.py         | the contact sheet                                                                    |
@@ -20,9 +20,9 @@ Nothing here knows of models, devices or data sets: evaluation, scoring and the 
 
 from capjax.report.contents import CaptionRow, Measure, Report, Score, spread, thumbnail
 from capjax.report.curves import write_curves
-from capjax.report.files import read_log
 from capjax.report.page import write_page
 from capjax.report.sheet import write_sheet
+from capjax.report.training_log import read_log
 
 __all__ = [
     "CaptionRow",

@@ -5,9 +5,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
 from capjax.report.charts import panels
-from capjax.report.files import write_atomically
 
 
 def write_curves(path: str | os.PathLike[str], log: Sequence[Mapping[str, Any]], title: str = "") -> None:

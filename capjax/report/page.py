@@ -21,10 +21,10 @@ from typing import Any
 from tqdm import tqdm
 
 from capjax import __version__
+from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
 from capjax.report.charts import length_histogram, line_chart, panels
 from capjax.report.contents import CaptionRow, Report, extremes, is_number, thumbnail
-from capjax.report.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
 from capjax.report.contents import CaptionRow, is_number, one_line, open_picture
-from capjax.report.files import write_atomically
 
 _CELL, _PICTURE, _GAP, _MARGIN = 330, 250, 24, 32
 _INK, _GREY, _PAPER, _MAT = "#16191f", "#666c78", "#ffffff", "#eceef2"

@@ -14,6 +14,7 @@ from typing import Self
 
 import numpy as np
 
+from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
 from capjax.text import ptb_tokenizer
 
@@ -113,11 +114,8 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the vocabulary as JSON, all or nothing."""
-        path = pathlib.Path(path)
-        temporary = path.with_name(path.name + ".tmp")
         content = {"format_version": FORMAT_VERSION, "tokenizer": self.tokenizer, "words": self.words}
-        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=0))
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(content, ensure_ascii=False, indent=0))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -29,9 +29,7 @@ class MetricWriter:
             return
         path = workdir / "metrics.jsonl"
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step] if first_step else []
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(path)
+        write_atomically(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._tensorboard = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
@@ -63,4 +61,4 @@ def _whole_lines(path: pathlib.Path) -> list[str]:
     if not path.exists():
         return []
     text = path.read_text()
-    return text[: text.rfind("\n") + 1].splitlines()
+    return text.split("\n")[:-1]

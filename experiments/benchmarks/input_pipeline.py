@@ -22,8 +22,8 @@ from PIL import Image
 from capjax import data
 from capjax.data import input_pipeline
 from capjax.data.feature_store import create_store
-from capjax.data.image_ops import Preprocessing
 from capjax.data.input_pipeline import ImageRows, training_batches
+from capjax.images import Preprocessing
 from capjax.text.vocabulary import Vocabulary
 from capjax.types import CaptionRecord, Features
 

@@ -8,8 +8,8 @@ import pytest
 
 from capjax import data
 from capjax.data.caption_builder import CaptionBuilder, SplitExamples, prepare, workspace
-from capjax.data.image_ops import decode_image
 from capjax.errors import CapjaxError
+from capjax.images import decode_image
 from capjax.types import CaptionRecord
 from tests.source_layouts import encode, jpeg, photo
 

@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from capjax.data.image_files import ImageFile, ImageFolder
-from capjax.data.image_ops import decode_image
 from capjax.data.ingestion import Journal, examine, in_parallel
+from capjax.images import decode_image
 from tests.source_layouts import encode, jpeg, photo, write
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capjax.data.image_ops import Preprocessing
 from capjax.data.input_pipeline import ImageRows, image_batches, pad_captions, training_batches, validation_batches
 from capjax.errors import CapjaxError
+from capjax.images import Preprocessing
 from capjax.text.vocabulary import END, PAD, START, Vocabulary
 from capjax.types import CaptionRecord, Features
 

@@ -5,10 +5,10 @@ from random import Random
 import numpy as np
 import pytest
 
-from capjax.data.image_ops import decode_image
-from capjax.data.scene_captions import describe
-from capjax.data.scene_claims import caption_is_true, mentioned_share, read_caption
-from capjax.data.scene_layout import (
+from capjax.data.scenes.builder import Scenes, encode_picture, scene_of
+from capjax.data.scenes.captions import describe
+from capjax.data.scenes.claims import caption_is_true, mentioned_share, read_caption
+from capjax.data.scenes.layout import (
     BACKGROUNDS,
     COLOURS,
     MAX_COUNT,
@@ -19,9 +19,9 @@ from capjax.data.scene_layout import (
     is_held_out,
     sample_scene,
 )
-from capjax.data.scene_rendering import PALETTE, render_scene
-from capjax.data.scenes import Scenes, encode_picture, scene_of
+from capjax.data.scenes.rendering import PALETTE, render_scene
 from capjax.errors import CapjaxError
+from capjax.images import decode_image
 
 
 def make_group(colour, shape, *centres, size="small", pattern="plain", radius=0.09):

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
-from capjax.data.scene_layout import Background, Colour, Group, Placement, Scene, Shape
+from capjax.data.scenes.layout import Background, Colour, Group, Placement, Scene, Shape
 
 SUPERSAMPLING = 4
 

@@ -4,38 +4,11 @@ import json
 import logging
 import os
 import pathlib
-import tempfile
 from typing import Any
 
 from capjax.errors import CapjaxError
 
 logger = logging.getLogger(__name__)
-
-
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path` through a temporary file beside it, so that a failure leaves an earlier file intact.
-
-    Missing parent folders are created.
-
-    Raises:
-      CapjaxError: the folder cannot be written, or the disk is full.
-    """
-    path = pathlib.Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; a report is meant to be shared
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            pathlib.Path(temporary).unlink(missing_ok=True)
-        reason = error.strerror or error
-        raise CapjaxError(f"cannot write {path}: {reason}; choose another place or make room") from error
 
 
 def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

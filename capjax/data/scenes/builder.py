@@ -1,10 +1,10 @@
 """The `scenes` source: rendered pictures of coloured shapes with five captions each, deterministic, without a download.
 
 It exists so that a captioner can be trained end to end in minutes through the same code as for photographs; it says
-nothing about photographs. `scene_layout` draws what a picture shows, `scene_rendering` paints it, `scene_captions`
-describes it, and `scene_claims` tells whether a caption is right.
+nothing about photographs. `layout` draws what a picture shows, `rendering` paints it, `captions`
+describes it, and `claims` tells whether a caption is right.
 
-Splits: every combination of colour, shape and time of day that `scene_layout.is_held_out` appears in no training or
+Splits: every combination of colour, shape and time of day that `layout.is_held_out` appears in no training or
 validation picture, and each test picture shows at least one. So the test split asks for red stars by day after a
 training with red stars at night and red hearts by day, but no red star by day.
 """
@@ -18,9 +18,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from capjax.data.caption_builder import CaptionBuilder, SplitExamples
-from capjax.data.scene_captions import describe
-from capjax.data.scene_layout import Scene, sample_scene
-from capjax.data.scene_rendering import render_scene
+from capjax.data.scenes.captions import describe
+from capjax.data.scenes.layout import Scene, sample_scene
+from capjax.data.scenes.rendering import render_scene
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord
 

@@ -1,9 +1,8 @@
-"""Files appear whole or not at all, and logs of killed runs can be read."""
+"""Logs of killed runs can be read."""
 
 import json
 import logging
 import math
-import os
 import pathlib
 import subprocess
 import sys
@@ -12,32 +11,6 @@ import pytest
 
 from capjax.errors import CapjaxError
 from capjax.report import read_log
-from capjax.report.files import write_atomically
-
-
-def test_writes_replace_and_leave_nothing_beside(tmp_path: pathlib.Path) -> None:
-    target = tmp_path / "new" / "page.html"
-    write_atomically(target, b"first")
-    write_atomically(target, b"second")
-    assert target.read_bytes() == b"second"
-    assert [path.name for path in target.parent.iterdir()] == ["page.html"]
-
-
-def test_files_are_as_readable_as_any_other(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "plain").write_bytes(b"")
-    write_atomically(tmp_path / "ours", b"")
-    assert os.stat(tmp_path / "ours").st_mode == os.stat(tmp_path / "plain").st_mode
-
-
-def test_failing_writes_leave_what_was_there(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "earlier").write_bytes(b"kept")
-    with pytest.raises(CapjaxError, match="cannot write"):
-        write_atomically(tmp_path / "taken", b"x")
-    assert (tmp_path / "taken" / "earlier").read_bytes() == b"kept"
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
-    with pytest.raises(CapjaxError, match="cannot write"):
-        write_atomically(tmp_path / "taken" / "earlier" / "below a file", b"x")
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:

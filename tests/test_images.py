@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capjax.data.image_ops import ImageError, Preprocessing, decode_image, preprocess
 from capjax.errors import CapjaxError
+from capjax.images import ImageError, Preprocessing, decode_image, preprocess
 from tests.source_layouts import encode, jpeg, photo, rotated_jpeg
 
 

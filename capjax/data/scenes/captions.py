@@ -1,6 +1,6 @@
 """Describe a `Scene` in English: several true captions that differ in wording, order, focus and detail.
 
-The word lists at the top are shared with `scene_claims`, which reads such captions back. Every caption is true of the
+The word lists at the top are shared with `claims`, which reads such captions back. Every caption is true of the
 picture and names all its shapes, but most leave something out (sizes, places, the background), as people do.
 
 Shapes are named in reading order, except where the first words announce another one (on the right …, inside …). With an
@@ -11,7 +11,7 @@ pairs of colour and shape exist instead of where to look.
 from collections.abc import Callable
 from random import Random
 
-from capjax.data.scene_layout import (
+from capjax.data.scenes.layout import (
     Background,
     Group,
     Pattern,
@@ -70,7 +70,7 @@ RELATION_PHRASES: dict[str, Weighted] = {
     "inside": (("inside", 0.85), ("within", 0.15)),
     "beside": (("next to", 0.6), ("beside", 0.4)),
 }
-"""How the place of one thing relative to another is said; the keys are the relations that `scene_claims` verifies."""
+"""How the place of one thing relative to another is said; the keys are the relations that `claims` verifies."""
 
 PRONOUN_PHRASES: dict[str, tuple[str, str]] = {
     "right": ("to its right", "to their right"),

@@ -1,7 +1,7 @@
 """What a rendered scene contains, and how scenes are drawn at random.
 
 A scene is one to three groups of identical shapes in a plain arrangement on a background. Nothing here knows pixels or
-words: `scene_rendering` paints a `Scene`, `scene_captions` describes it, `scene_claims` checks what a caption says.
+words: `rendering` paints a `Scene`, `captions` describes it, `claims` checks what a caption says.
 
 Coordinates are fractions of the picture's side, x to the right and y downwards. Groups are stored in reading order:
 left to right, top to bottom, and the inner shape before the one that holds it.

@@ -2,7 +2,7 @@
 
 This makes "the caption is visibly right" a number: a caption is true when all its claims (counts, sizes, patterns,
 colours, shapes, relations, positions, background) hold together for some reading of what it names. What cannot be read
-as a caption at all counts as wrong. The words come from `scene_captions`; the spatial facts from `scene_layout`.
+as a caption at all counts as wrong. The words come from `captions`; the spatial facts from `layout`.
 """
 
 import re
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import combinations, product
 
-from capjax.data import scene_captions as words
-from capjax.data.scene_layout import (
+from capjax.data.scenes import captions as words
+from capjax.data.scenes.layout import (
     COLOURS,
     MAX_COUNT,
     Placement,
