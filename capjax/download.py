@@ -1,16 +1,20 @@
 """Downloads that resume, are verified before anybody can use them, and appear whole or not at all.
 
-The bytes go to `NAME.part`. Only after their digest has been found equal to the published one does the file get its
-name, so a file with that name is complete and right. Which files there are is said where they are used: `data.coco`,
-`pretrained.published`.
+The bytes go to `NAME.part`, which one process at a time has locked. Only after their digest has been found equal to the
+published one does the file get its name, so a file with that name is complete and right. Which files there are is said
+where they are used: `data.coco`, `pretrained.published`.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import pathlib
 import re
+import sys
 import time
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
 
 import requests
 from tqdm import tqdm
@@ -66,17 +70,52 @@ def fetch(file: RemoteFile, folder: pathlib.Path, num_attempts: int = 6, pause_s
         if file.size is not None:
             check_room(folder, file.size - _size(partial), file.file_name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _download(file, partial, num_attempts, pause_seconds)
-        if (found := _digest_of(partial, file.digest)) != file.digest:
-            partial.unlink()
-            raise CapjaxError(
-                f"expected {file.url} with {file.digest}, got {found}; it was deleted, run the command again and, "
-                "if that repeats, suspect the network in between"
-            )
-        os.replace(partial, target)
+        with _locked(partial):
+            if _is_complete(file, target):  # by the process that had the lock before
+                return target
+            _download(file, partial, num_attempts, pause_seconds)
+            if (found := _digest_of(partial, file.digest)) != file.digest:
+                os.truncate(partial, 0)
+                raise CapjaxError(
+                    f"expected {file.url} with {file.digest}, got {found}; it was deleted, run the command again and, "
+                    "if that repeats, suspect the network in between"
+                )
+            os.replace(partial, target)
     except OSError as error:
         raise CapjaxError(f"cannot store {target}: {error}") from error
     return target
+
+
+@contextlib.contextmanager
+def _locked(partial: pathlib.Path) -> Iterator[None]:
+    """Have `partial`, created where absent, for this process alone; it goes in the end if it is empty.
+
+    The lock is on the open file, so that it ends with the process, however that ends.
+    """
+    while True:
+        with open(partial, "ab") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process that downloads {partial.with_suffix('')}", file=sys.stderr)
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            # Whoever had the lock before may have given the file its name, or removed it.
+            if not _is_at(partial, stream):
+                continue
+            try:
+                yield
+                return
+            finally:
+                if _is_at(partial, stream) and not _size(partial):
+                    partial.unlink()
+
+
+def _is_at(path: pathlib.Path, stream: BinaryIO) -> bool:
+    """Tell whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _is_complete(file: RemoteFile, target: pathlib.Path) -> bool:
@@ -127,7 +166,7 @@ def _continue(file: RemoteFile, partial: pathlib.Path) -> None:
             raise CapjaxError(f"{file.url} answered {status} {response.reason}; check the address")
         start, total = _extent(response)
         if start not in (0, have):
-            partial.unlink(missing_ok=True)
+            os.truncate(partial, 0)
             content_range = response.headers.get("Content-Range")
             raise requests.RequestException(f"asked for the bytes from {have} on, got Content-Range {content_range}")
         if total is not None and file.size not in (None, total):

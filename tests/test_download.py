@@ -3,8 +3,13 @@
 import contextlib
 import hashlib
 import http.server
+import os
 import resource
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -26,6 +31,7 @@ class Server(http.server.ThreadingHTTPServer):
     most_bytes = len(CONTENT)  # in one part
     cuts_after = ()  # bytes after which the first, second, … connection breaks
     statuses = ()  # statuses of the first, second, … answers, instead of serving
+    gate = None  # an event that the first answer waits for in the middle
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -59,6 +65,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         cut = server.cuts_after[attempt] if attempt < len(server.cuts_after) else len(body)
         with contextlib.suppress(ConnectionError):  # a client that has had enough
+            if attempt == 0 and server.gate:
+                self.wfile.write(body[: size // 2])
+                server.gate.wait(60)
+                body, cut = body[size // 2 :], cut - size // 2
             self.wfile.write(body[:cut])
         self.close_connection = True
 
@@ -247,3 +257,42 @@ def test_folder_that_cannot_be_made_is_one_line(server, file, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CapjaxError, match="cannot store"):
         fetch(file, tmp_path / "file")
+
+
+def start_process(file, folder):
+    code = f"import pathlib; from capjax.download import *; print(fetch({file!r}, pathlib.Path({str(folder)!r})))"
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def two_processes(server, file, tmp_path):
+    """One process in the middle of the download and another that waits for it."""
+    server.gate = threading.Event()
+    with start_process(file, tmp_path) as first:
+        partial, until = tmp_path / "weights.h5.part", time.monotonic() + 60
+        while not (partial.exists() and partial.stat().st_size >= len(CONTENT) // 2) and time.monotonic() < until:
+            time.sleep(0.01)
+        with start_process(file, tmp_path) as second:
+            assert second.stderr.readline().startswith("waiting for another process that downloads ")
+            yield first, second
+            server.gate.set()
+
+
+def test_of_two_processes_one_downloads_and_the_other_waits(server, two_processes, tmp_path):
+    server.gate.set()
+    for process in two_processes:
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out.strip(), err) == (0, str(tmp_path / "weights.h5"), "")
+    assert (tmp_path / "weights.h5").read_bytes() == CONTENT
+    assert server.requested_ranges == [None]
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.h5"]
+
+
+def test_a_killed_process_leaves_its_part_to_the_one_that_waits(server, file, two_processes, tmp_path):
+    first, second = two_processes
+    os.kill(first.pid, signal.SIGKILL)
+    out, err = second.communicate(timeout=60)
+    assert (second.returncode, out.strip(), err) == (0, str(tmp_path / "weights.h5"), "")
+    assert (tmp_path / "weights.h5").read_bytes() == CONTENT
+    assert len(server.requested_ranges) == 2 and server.requested_ranges[1] is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.h5"]

@@ -156,12 +156,8 @@ def load_encoder(path: str | os.PathLike) -> LoadedEncoder:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (
-        OSError,
-        safetensors.SafetensorError,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except (OSError, safetensors.SafetensorError, AttributeError, TypeError) as error:
+        # The last two come of numbers of a kind that NumPy does not have.
         hint = "; weights of Keras or torchvision need `capjax weights convert` first" if path.is_file() else ""
         raise CapjaxError(f"cannot read the encoder {path}: {error}{hint}") from error
     config, stored_sha256 = _parse_header(path, metadata)
