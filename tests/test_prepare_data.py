@@ -1,14 +1,17 @@
 """`capjax data` from the outside: nasty sources, restarts after a kill, full disks, contact sheets."""
 
 import argparse
+import hashlib
 import io
 import json
 import os
 import pathlib
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -254,3 +257,85 @@ def test_photos_of_coco_mini_go_in_byte_for_byte(real_data, tmp_path, capsys):
     records, images = dataset.records("val"), dataset.images("val")
     assert len(records) == len(images) == 79
     assert all(images[i] == (source / "val2017" / r.file_name).read_bytes() for i, r in enumerate(records))
+
+
+ODD_NAMES = ["line\u2028separator.jpg", "next\x85line.jpg", "\u2029 first.jpg", "form\x0cfeed.jpg", "a b\u00a0c.jpg"]
+ODD_LAYOUTS = {
+    "captions.csv": "image,caption\n" + "".join(f'"{name}",Of\u2028{i}\n' for i, name in enumerate(ODD_NAMES)),
+    "captions.jsonl": "".join(
+        json.dumps({"file_name": name, "caption": f"Of\u2028{i}"}, ensure_ascii=False) + "\r\n"
+        for i, name in enumerate(ODD_NAMES)
+    ),
+    "captions.json": json.dumps(
+        {
+            "images": [{"id": i, "file_name": name} for i, name in enumerate(ODD_NAMES)],
+            "annotations": [{"image_id": i, "caption": f"Of\u2028{i}"} for i in range(len(ODD_NAMES))],
+        },
+        ensure_ascii=False,
+    ),
+    "captions.token": "".join(f"{name}#0\tOf\u2028{i}\r\n" for i, name in enumerate(ODD_NAMES)),
+}
+
+
+@pytest.mark.parametrize("layout", ODD_LAYOUTS)
+def test_names_with_unusual_line_separators_survive(tmp_path, layout):
+    for i, name in enumerate(ODD_NAMES):
+        write(tmp_path / "images" / name, jpeg(i))
+    captions = write(tmp_path / layout, ODD_LAYOUTS[layout])
+    source = [f"--images={tmp_path / 'images'}", f"--captions={captions}", "--val_share=0"]
+    assert capjax_data("prepare", "folder/odd", *source, "--data_dir", tmp_path) == 0
+    dataset = data.load("folder/odd", tmp_path)
+    found = {record.file_name: record.captions for record in dataset.records("train")}
+    assert found == {name: (f"Of {i}",) for i, name in enumerate(ODD_NAMES)}
+    assert list(dataset.images("train")) == [jpeg(ODD_NAMES.index(name)) for name in found]
+
+
+def test_flickr_names_with_unusual_line_separators_survive(tmp_path):
+    write(tmp_path / "f" / "Flickr8k.token.txt", ODD_LAYOUTS["captions.token"])
+    for split, names in (("train", ODD_NAMES[:3]), ("dev", ODD_NAMES[3:])):
+        write(tmp_path / "f" / f"Flickr_8k.{split}Images.txt", "".join(f"{name}\r\n" for name in names))
+    source = ("--source", tmp_path / "f", "--captions_only")
+    assert capjax_data("prepare", "flickr8k", *source, "--data_dir", tmp_path) == 0
+    dataset = data.load("flickr8k/captions", tmp_path)
+    found = {split: [record.file_name for record in dataset.records(split)] for split in dataset.splits}
+    assert found == {"train": ODD_NAMES[:3], "val": ODD_NAMES[3:]}
+
+
+def test_names_that_lead_out_of_the_folder_are_left_out(tmp_path, capsys):
+    names = ["in.jpg", "sub/../also.jpg", "../out.jpg", "/etc/out.jpg", "a/../../out.jpg"]
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, jpeg(names.index(name)))
+    captions = write(tmp_path / "c.csv", "image,caption\n" + "".join(f"{name},Of it\n" for name in names))
+    for more in ([f"--images={tmp_path / 'images.zip'}"], ["--captions_only"]):
+        arguments = [f"--captions={captions}", "--val_share=0", "--json", "--data_dir", tmp_path, *more]
+        assert capjax_data("prepare", "folder/out", *arguments) == 0
+        assert found_kinds(json.loads(capsys.readouterr().out)) == {"path outside": names[2:]}
+    for name in ("folder/out", "folder/out/captions"):
+        assert [record.file_name for record in data.load(name, tmp_path).records("train")] == names[:2]
+
+
+def test_the_fingerprint_of_images_is_that_of_ids_and_stored_bytes(tmp_path, capsys):
+    def prepared(where, change=None):
+        write_coco(tmp_path / where, {"train2017": [1, 2, 3], "val2017": [4]})
+        grey = encode(photo(1).convert("L"))
+        write(tmp_path / where / "train2017" / f"{2:012d}.jpg", grey)
+        if change:
+            write(tmp_path / where / "train2017" / f"{3:012d}.jpg", change)
+        arguments = ["--source", tmp_path / where, "--data_dir", tmp_path / f"{where}-data"]
+        assert capjax_data("prepare", "coco/2017", *arguments) == 0
+        return data.load("coco/2017", tmp_path / f"{where}-data")
+
+    first, second, changed = prepared("a"), prepared("b"), prepared("c", jpeg(77))
+    assert first.images_sha256("train") == second.images_sha256("train") != changed.images_sha256("train")
+    assert first.images_sha256("val") == changed.images_sha256("val") != first.images_sha256("train")
+    expected = hashlib.sha256()
+    for record, image in zip(first.records("train"), first.images("train"), strict=True):
+        expected.update(struct.pack("<qQ", record.image_id, len(image)) + image)
+    assert first.images_sha256("train") == expected.hexdigest()
+    # Datasets of before have no such file; captions alone have no images.
+    (first.directory / "fingerprint.json").unlink()
+    assert first.images_sha256("train") == expected.hexdigest()
+    arguments = ["--source", tmp_path / "a", "--data_dir", tmp_path / "a-data", "--captions_only"]
+    assert capjax_data("prepare", "coco/2017", *arguments) == 0
+    assert data.load("coco/2017/captions", tmp_path / "a-data").images_sha256("train") == ""

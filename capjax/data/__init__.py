@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from capjax.data.fingerprint import ImagesDigest, read_fingerprint
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord
 
@@ -159,6 +160,38 @@ class CaptionDataset:
     def has_images(self) -> bool:
         """Whether the images were prepared, not the captions alone."""
         return (self.directory / "dataset_info.json").exists()
+
+    @property
+    def version(self) -> str:
+        """Version of the dataset, such as 1.0.0: the name of its directory."""
+        return self.directory.name
+
+    def images_sha256(self, split: str) -> str:
+        """Give what identifies the images of a split: a SHA-256 over their ids and stored bytes, in record order.
+
+        A dataset prepared before this was kept has its images read for that; one without images gives "".
+
+        Raises:
+            CapjaxError: if there is no such split, or the dataset is damaged.
+        """
+        self._sidecar(split)
+        if not self.has_images:
+            return ""
+        try:
+            known = read_fingerprint(self.directory, split)
+        except CapjaxError as error:
+            raise CapjaxError(f"{error}; prepare {self.name} again") from None
+        if known is not None:
+            return known
+        records, images, digest = self.records(split), self.images(split), ImagesDigest()
+        if len(records) != len(images):
+            raise CapjaxError(
+                f"expected as many images as captioned records in split {split} of {self.directory}, "
+                f"got {len(images)} and {len(records)}; prepare {self.name} again"
+            )
+        for record, image in zip(records, images, strict=True):
+            digest.add(record.image_id, image)
+        return digest.hexdigest()
 
     def records(self, split: str) -> list[CaptionRecord]:
         """Read the captions of a split, in record order, without the images.

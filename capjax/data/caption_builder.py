@@ -18,7 +18,7 @@ and `prepare(lambda folder: Scenes(data_dir=folder), target)` writes it to the f
 
 Records are stored in the order in which they are yielded. Beside the array_record shards lies one
 `captions-<split>.jsonl` per split with the same records in the same order, so that captions are read without touching
-the images.
+the images, and `fingerprint.json`, which changes when an image does.
 """
 
 import abc
@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from capjax.data.fingerprint import ImagesDigest, write_fingerprint
 from capjax.disk import clear_disk_errors
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord
@@ -82,6 +83,7 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def __init__(self, **kwargs: Any):
         """Take the arguments of a TFDS builder; the file format is array_record."""
         super().__init__(file_format="array_record", **kwargs)
+        self._sha256_of_splits: dict[str, str] = {}
 
     @abc.abstractmethod
     def caption_splits(self) -> dict[str, SplitExamples]:
@@ -118,12 +120,15 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         return [functools.partial(itertools.islice, rows, quota)] * (num_shards - 1) + [lambda: rows]
 
     def _keyed_examples(self, split: str, examples: SplitExamples) -> Iterator[KeyedExample]:
-        count = 0
-        with open(sidecar_path(pathlib.Path(self.data_dir), split), "w", encoding="utf-8") as sidecar:
+        count, digest, directory = 0, ImagesDigest(), pathlib.Path(self.data_dir)
+        with open(sidecar_path(directory, split), "w", encoding="utf-8") as sidecar:
             for record, image in examples.examples:
                 sidecar.write(record_line(record))
+                digest.add(record.image_id, image)
                 yield count, {"image": image, **vars(record), "captions": list(record.captions)}
                 count += 1
+        self._sha256_of_splits[split] = digest.hexdigest()
+        write_fingerprint(directory, self._sha256_of_splits)
         if not count:
             raise CapjaxError(f"expected images with captions in split {split!r} of {self.name}, there are none to use")
 

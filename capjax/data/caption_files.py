@@ -21,6 +21,7 @@ _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "image_name", "image
 _CAPTION_COLUMNS = ("caption", "captions", "text", "comment", "sentence", "description")
 _ID_COLUMNS = ("image_id", "id")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\u200b\u2028\u2029]")
+_BLANKS = " \t\r\n"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # UTF-8 sequences of two to four bytes, seen through Windows-1252.
 _CP1252_HIGH = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ\u0080-\u00bf"
@@ -102,6 +103,11 @@ def _decode_line(line: bytes) -> str:
     return line.decode("latin-1")
 
 
+def text_lines(text: str) -> list[str]:
+    """Split a text at line feeds alone: `str.splitlines` does so at characters that names and captions may hold."""
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
 def clean_caption(text: str, name: str, found: Findings) -> str | None:
     """Repair a caption, or give None if it is unusable; what was wrong is noted under `name`.
 
@@ -155,7 +161,7 @@ def parse_coco_json(data: bytes, name: str, found: Findings) -> list[CaptionedFi
     """
     try:
         content = json.loads(decode_text(data, name, found))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CapjaxError(f"expected JSON in {name}, got something else ({error})") from None
     if isinstance(content, list):
         return _group(_rows_of_objects(enumerate(content, 1), name, found))
@@ -188,11 +194,11 @@ def parse_json_lines(data: bytes, name: str, found: Findings) -> list[CaptionedF
     """
 
     def objects() -> Iterator[tuple[int, Any]]:
-        for number, line in enumerate(decode_text(data, name, found).split("\n"), 1):
+        for number, line in enumerate(text_lines(decode_text(data, name, found)), 1):
             if line.strip():
                 try:
                     yield number, json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     found.add("malformed row", f"{name}, line {number}", "not JSON")
 
     return _require(_group(_rows_of_objects(objects(), name, found)), name, 'objects such as {"file_name", "caption"}')
@@ -258,7 +264,7 @@ def _rows_of_table(
         if len(row) != len(header):
             found.add("malformed row", f"{name}, line {rows.line_num}", f"{len(row)} of {len(header)} columns")
             continue
-        cells = {key: row[at].strip() if at is not None else None for key, at in columns.items()}
+        cells = {key: row[at].strip(_BLANKS) if at is not None else None for key, at in columns.items()}
         # Flickr tokens carry the number of the caption behind the file name.
         file_name = re.sub(r"#\d+$", "", cells["image"] or "")
         if not file_name:
@@ -275,10 +281,10 @@ def parse_tokens(data: bytes, name: str, found: Findings) -> list[CaptionedFile]
     """
 
     def rows() -> Iterator[CaptionedFile]:
-        for number, line in enumerate(decode_text(data, name, found).splitlines(), 1):
+        for number, line in enumerate(text_lines(decode_text(data, name, found)), 1):
             match = re.fullmatch(r"(.+?)#\d+\t(.*)", line)
             if match:
-                yield CaptionedFile(match[1].strip(), [match[2]])
+                yield CaptionedFile(match[1].strip(_BLANKS), [match[2]])
             elif line.strip():
                 found.add("malformed row", f"{name}, line {number}")
 

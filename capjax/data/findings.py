@@ -31,6 +31,7 @@ KINDS: dict[str, Kind] = {
     "animated": Kind("converted", "animations, first frame taken"),
     "other format": Kind("converted", "images neither JPEG nor PNG"),
     "image without captions": Kind("left out", "images without captions"),
+    "path outside": Kind("left out", "names that lead out of the folder of images"),
     "caption without image": Kind("left out", "captions without an image file"),
     "duplicate": Kind("kept", "images that several splits contain"),
     "repeated name": Kind("left out", "images listed again in another split"),

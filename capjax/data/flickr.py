@@ -19,7 +19,15 @@ import re
 
 import tensorflow_datasets as tfds
 
-from capjax.data.caption_files import CaptionedFile, decode_text, parse_coco_json, parse_table, parse_tokens, read_bytes
+from capjax.data.caption_files import (
+    CaptionedFile,
+    decode_text,
+    parse_coco_json,
+    parse_table,
+    parse_tokens,
+    read_bytes,
+    text_lines,
+)
 from capjax.data.findings import Findings
 from capjax.data.image_files import ImageFolder, ImageStore, ImageZip, index_by_base_name
 from capjax.data.ingestion import PhotoBuilder
@@ -118,8 +126,10 @@ def _parse_karpathy(path: pathlib.Path, found: Findings) -> dict[str, list[Capti
     try:
         for image in json.loads(decode_text(read_bytes(path), path.name, found))["images"]:
             captions = [sentence["raw"] for sentence in image["sentences"]]
+            if not all(isinstance(text, str) for text in (image["filename"], *captions)):
+                raise TypeError(f"no text: {image['filename']!r} with {captions!r}"[:200])
             splits[image["split"]].append(CaptionedFile(image["filename"], captions))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CapjaxError(
             f"expected Karpathy's layout (images with filename, split, sentences) in {path}, got {error!r}"
         ) from None
@@ -146,8 +156,8 @@ def _read_split_lists(folder: pathlib.Path, found: Findings) -> dict[str, str]:
         for name in names:
             path = _find(folder, f"[Ff]lickr_*k.{name}Images.txt") or _find(folder, f"{name}.txt")
             if path:
-                for line in decode_text(read_bytes(path), path.name, found).split():
-                    split_of[_stem(line)] = split
+                for line in text_lines(decode_text(read_bytes(path), path.name, found)):
+                    split_of[_stem(line.strip(" \t"))] = split
     return split_of
 
 

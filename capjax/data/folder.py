@@ -52,7 +52,7 @@ def open_source(variant: str | None, options: SourceOptions) -> Listing:
     if options.captions is None or not (options.images or options.captions_only):
         raise CapjaxError("a folder dataset needs --images=DIR and --captions=FILE (.csv, .tsv, .jsonl or COCO .json)")
     shares = (options.val_share, options.test_share)
-    if min(shares) < 0 or sum(shares) >= 1:
+    if not (min(shares) >= 0 and sum(shares) < 1):  # so written, it refuses nan
         raise CapjaxError(f"expected val_share and test_share that leave something to train on, got {shares}")
     found = Findings()
     files = read_captions(options.captions, found)

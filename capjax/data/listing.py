@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from capjax.data.caption_files import CaptionedFile, clean_caption
 from capjax.data.findings import Findings
 from capjax.data.image_files import ImageFile
+from capjax.disk import inside
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord
 
@@ -87,6 +88,9 @@ def build_listing(
                 found.add("repeated name", entry.file_name, split)
                 continue
             names.add(entry.file_name)
+            if inside(pathlib.Path(), entry.file_name) is None:
+                found.add("path outside", entry.file_name)
+                continue
             if images is not None and entry.file_name not in images:
                 found.add("caption without image", entry.file_name)
                 continue
@@ -115,6 +119,7 @@ def build_listing(
             "expected images with captions, found none that belong together: "
             f"{found.count('caption without image'):,} captioned names without an image file, "
             f"{found.count('image without captions'):,} image files without captions, "
+            f"{found.count('path outside'):,} names that lead out of the folder, "
             f"{found.count('empty caption'):,} empty captions; check the paths"
         )
     return Listing(splits, None if images is None else files, found, notes)

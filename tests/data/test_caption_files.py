@@ -102,6 +102,8 @@ def test_bad_rows_are_noted_and_the_rest_is_read(tmp_path, name, content, expect
         ("c.json", '{"info": 1}', "COCO captions layout"),
         ("c.jsonl", "not json\n", "found none"),
         ("c.xlsx", "x", "xlsx"),
+        ("c.json", "[" * 100_000, "JSON"),
+        ("c.jsonl", "[" * 100_000, "found none"),
     ],
 )
 def test_files_that_make_no_sense_are_refused_in_one_line(tmp_path, name, content, expected):

@@ -169,3 +169,31 @@ def test_png_images_are_stored_as_they_are(tmp_path):
 
     prepare(lambda folder: Png({}, data_dir=folder), tmp_path / "scenes" / "1.0.0")
     assert data.load("scenes", tmp_path).images("train")[0] == encode(photo(0), "PNG")
+
+
+def test_version_and_fingerprint_of_a_dataset(tmp_path):
+    dataset = prepare_tiny(tmp_path, train=3, val=2)
+    assert dataset.version == "1.0.0"
+    assert json.loads((dataset.directory / "fingerprint.json").read_text()) == {
+        split: dataset.images_sha256(split) for split in ("train", "val")
+    }
+    with pytest.raises(CapjaxError, match="out of train, val, got 'test'"):
+        dataset.images_sha256("test")
+
+
+def test_a_fingerprint_of_more_records_than_images_is_one_line(tmp_path):
+    dataset = prepare_tiny(tmp_path, train=3)
+    (dataset.directory / "fingerprint.json").unlink()
+    sidecar = dataset.directory / "captions-train.jsonl"
+    sidecar.write_text(sidecar.read_text() * 2)
+    with pytest.raises(CapjaxError, match="got 3 and 6; prepare scenes again"):
+        dataset.images_sha256("train")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", '{"val": "x"}', '{"train": 3}', '{"train": "not hexadecimal"}'])
+def test_a_damaged_fingerprint_is_one_line(tmp_path, content):
+    dataset = prepare_tiny(tmp_path, train=3)
+    (dataset.directory / "fingerprint.json").write_text(content)
+    with pytest.raises(CapjaxError, match=r"fingerprint\.json.*prepare scenes again") as caught:
+        dataset.images_sha256("train")
+    assert "\n" not in str(caught.value)

@@ -158,6 +158,25 @@ def test_karpathys_flickr_file(tmp_path):
     assert ids(listing) == {"train": [1], "val": [2], "test": [3]}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        "null",
+        '{"images": null}',
+        '{"images": [3]}',
+        '{"images": [{"filename": 3, "split": "train", "sentences": []}]}',
+        '{"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": null}]}]}',
+        '{"images": [{"filename": "a.jpg", "split": "restval", "sentences": []}]}',
+    ],
+)
+def test_karpathys_layout_with_something_else_in_it_is_one_line(tmp_path, content):
+    write(tmp_path / "dataset_flickr8k.json", content)
+    with pytest.raises(CapjaxError, match="expected Karpathy's layout") as caught:
+        flickr.open_source(None, SourceOptions(source=tmp_path, captions_only=True))
+    assert "\n" not in str(caught.value)
+
+
 def test_flickr8k_with_the_photos_that_are_there(real_data):
     source = real_data / "flickr8k"
     listing = flickr.open_source(None, SourceOptions(source=source))
