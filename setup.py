@@ -42,11 +42,12 @@ setup(
         "pillow>=11",
         "safetensors>=0.5",
         "h5py>=3.12",
+        "ml_dtypes>=0.5",
         "requests>=2.32",
         "tqdm>=4.67",
         "matplotlib>=3.9",
         "tensorboardX>=2.6",
-        "snowballstemmer>=2.2",
+        "snowballstemmer>=2.2,<3",  # whose English rules are those of METEOR
     ],
     extras_require={
         "gpu": ["jax[cuda12]"],
@@ -57,7 +58,6 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
-            "beartype>=0.20",
             "keras>=3.8",
             "torch==2.13.0",
             "pycocoevalcap>=1.2",

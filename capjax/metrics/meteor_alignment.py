@@ -11,8 +11,8 @@ import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from capjax.metrics.english_stemmer import stem
 from capjax.metrics.meteor_resources import MAX_PHRASE_LENGTH, Lexicon, Paraphrases
+from capjax.metrics.meteor_text import stem
 
 _BEAM_SIZE = 40
 _EXACT, _STEM, _SYNONYM, _PARAPHRASE = range(4)

@@ -3,8 +3,12 @@
 Hyphenated words fall apart, contractions split before the apostrophe, full stops stay with abbreviations and initials.
 """
 
+import functools
 import re
 from collections.abc import Mapping
+
+# The stemmer itself, in Python: `snowballstemmer.stemmer` prefers PyStemmer, if installed, of whatever version.
+from snowballstemmer.english_stemmer import EnglishStemmer
 
 _LETTERS = "A-Za-zŠŽšžŸÀ-ÖØ-öø-ž\u0400-\u0527\ua640-\ua66e\ua67e-\ua697\u1d00-\u1d7f"
 _PLAIN = re.compile("[a-z0-9 ]*")
@@ -55,6 +59,15 @@ def meteor_words(text: str, abbreviations: Mapping[str, bool]) -> tuple[str, ...
         line = line.replace("DOTDOTMULTI", "DOTMULTI.")
     line = _UNICODE_SPACES.sub(" ", line.replace("DOTMULTI", ".")).strip(_CONTROLS).lower()
     return tuple(word for word in _JAVA_SPACES.split(line) if word)
+
+
+@functools.lru_cache(maxsize=100_000)
+def stem(word: str) -> str:
+    """Return the stem of a lower-case word by Snowball's English stemmer, by which METEOR matches inflected words.
+
+    METEOR carries the rules that `snowballstemmer` had until version 2; version 3 stems "evening" otherwise.
+    """
+    return EnglishStemmer().stemWord(word)  # a new one, since it keeps the word it works on
 
 
 def _split_stop(piece: str, after: str, abbreviations: Mapping[str, bool]) -> str:
