@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import pathlib
 import shutil
@@ -14,7 +15,7 @@ from capjax.errors import CapjaxError
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview | str) -> None:
     """Write a file through a temporary one beside it, so that it appears whole, and a failure leaves an earlier one.
 
     Processes that write the same file do not disturb each other; the last one wins. Missing folders are created.
@@ -49,6 +50,30 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path | None:
     normal = os.path.normpath(name)
     leads_out = os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir or "\0" in name
     return None if leads_out else folder / normal
+
+
+@contextlib.contextmanager
+def exclusive(path: pathlib.Path, refusal: str) -> Iterator[None]:
+    """Hold a lock as long as the block runs; the system lifts it however the process ends.
+
+    Args:
+        path: the lock's file, made where absent; it stays.
+        refusal: what to say to a second process.
+
+    Raises:
+        CapjaxError: another process holds the lock, or the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")
+    except OSError as error:
+        raise CapjaxError(f"cannot write to {path.parent}: {error.strerror}; choose another folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CapjaxError(refusal) from None
+        yield
 
 
 def check_room(folder: pathlib.Path, needed_bytes: int, what: str) -> None:
