@@ -1,13 +1,17 @@
-"""From encoded image bytes to the square uint8 array that an encoder sees.
+"""From image files to the square uint8 array that an encoder sees, and to thumbnails for people.
 
 Decoding accepts whatever Pillow reads and always gives RGB; preprocessing crops and resizes on the host. Scaling to
-[-1, 1] or by mean and deviation happens on the device, inside the encoder: batches carry uint8.
+[-1, 1] or by mean and deviation happens on the device, inside the encoder: batches carry uint8. An image that cannot
+be used ends in an `ImageError`, whatever is wrong with it.
 """
 
+import contextlib
 import dataclasses
 import io
-import struct
+import os
+import pathlib
 import warnings
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +22,12 @@ from capjax.errors import CapjaxError
 
 MAX_PIXELS = 200_000_000
 MIN_SIDE = 8
+MAX_FILE_BYTES = 256_000_000
+"""Encoded photographs are far smaller; a larger file fills the memory before anybody sees that it is no photograph."""
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .heic .heif .avif .ppm .pgm .jp2".split()
+)
 
 # Pillow refuses an image above twice this number when it opens it, before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
@@ -32,9 +42,8 @@ RESAMPLING = {
     "box": Image.Resampling.BOX,
 }
 CROPS = ("center", "none")
-
-# What the decoders of Pillow raise on damaged files.
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
+THUMBNAIL_SIZE = 224
+"""Longest side in pixels: about 8 kB a photo, so that a page of 5,000 stays near 50 MB."""
 
 
 class ImageError(CapjaxError):
@@ -88,6 +97,62 @@ class Preprocessing:
         return cls(**fields)
 
 
+def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
+    """List the image files in a folder and below, sorted; hidden files and folders are passed over.
+
+    Links to folders are followed, but each folder is listed once, also where a link leads back to it.
+    """
+    found: list[pathlib.Path] = []
+    seen: set[str] = set()
+    starts = [folder]
+    # Links are followed after all that lies in the folder itself, so that a file keeps the name without the link.
+    for start in starts:
+        for parent, subfolders, files in os.walk(start):
+            real = os.path.realpath(parent)
+            if real in seen:
+                subfolders.clear()
+                continue
+            seen.add(real)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            paths = [pathlib.Path(parent, name) for name in subfolders]
+            starts += [path for path in paths if path.is_symlink()]
+            found += [pathlib.Path(parent, name) for name in files if is_image_name(name)]
+    return sorted(found)
+
+
+def is_image_name(name: str) -> bool:
+    """Tell from its name whether a file, not a hidden one, should be an image."""
+    base = name.rsplit("/", 1)[-1]
+    return not base.startswith(".") and os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES
+
+
+def read_image_file(path: pathlib.Path) -> bytes:
+    """Read an encoded image of at most `MAX_FILE_BYTES`.
+
+    Raises:
+        ImageError: if it is larger or cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            check_file_size(num_bytes)
+            return file.read(num_bytes)  # no more than that: a device goes on for ever
+    except (OSError, ValueError) as error:  # a ValueError for a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError("unreadable", f"expected a readable image file, got {reason}") from None
+
+
+def check_file_size(num_bytes: int) -> None:
+    """Refuse a file of more than `MAX_FILE_BYTES`.
+
+    Raises:
+        ImageError: of the kind "too large".
+    """
+    if num_bytes > MAX_FILE_BYTES:
+        limit = f"{MAX_FILE_BYTES // 10**6} MB"
+        raise ImageError("too large", f"expected an image file of at most {limit}, got {num_bytes / 1e6:,.0f} MB")
+
+
 def open_image(data: bytes) -> Image.Image:
     """Read the header of an encoded image and refuse absurd sizes before any pixel is decoded.
 
@@ -102,22 +167,15 @@ def open_image(data: bytes) -> Image.Image:
     """
     if not data:
         raise ImageError("unreadable", "expected an image, got an empty file")
-    try:
-        image = _open(data)
-    except UnidentifiedImageError:
-        raise ImageError("unreadable", f"expected an image (JPEG, PNG, WebP, GIF, …), got {_describe(data)}") from None
-    except Image.DecompressionBombError as error:
-        pixels = "".join(ch for ch in str(error).split("pixels")[0] if ch.isdigit())
-        raise ImageError(
-            "too large",
-            f"expected an image of at most {MAX_PIXELS // 10**6} megapixels, got one of {int(pixels) // 10**6}",
-        ) from None
-    except _DECODER_ERRORS as error:
-        raise _damaged(error) from None
-    width, height = image.size
-    if min(width, height) < MIN_SIDE:
-        raise ImageError("too small", f"expected at least {MIN_SIDE}×{MIN_SIDE} pixels, got {width}×{height}")
-    return image
+    with image_errors():
+        try:
+            image = _open(data)
+        except UnidentifiedImageError:
+            raise ImageError(
+                "unreadable", f"expected an image (JPEG, PNG, WebP, GIF, …), got {_describe(data)}"
+            ) from None
+        _check_sides(image)
+        return image
 
 
 def load_rgb(image: Image.Image) -> Image.Image:
@@ -126,8 +184,10 @@ def load_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ImageError: if the pixels are truncated or damaged.
     """
-    try:
+    with image_errors():
         image.load()
+        # Some formats hold images within the image, of sizes that the header outside does not tell.
+        _check_sides(image)
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
             # Greyscale with 16 bits: keep the upper 8, where Pillow would clip at 255.
@@ -136,11 +196,36 @@ def load_rgb(image: Image.Image) -> Image.Image:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
-    except _DECODER_ERRORS as error:
-        raise _damaged(error) from None
 
 
-def decode_image(data: bytes, target_size: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
+@contextlib.contextmanager
+def image_errors() -> Iterator[None]:
+    """Turn whatever Pillow raises on an image into an `ImageError`.
+
+    Its several dozen decoders, and the libraries below them, raise errors of every type: a list of them is never whole.
+
+    Raises:
+        ImageError: in place of any other error.
+    """
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        pixels = "".join(ch for ch in str(error).split("pixels")[0] if ch.isdigit())
+        raise ImageError(
+            "too large",
+            f"expected an image of at most {MAX_PIXELS // 10**6} megapixels, got one of {int(pixels or 0) // 10**6}",
+        ) from None
+    except MemoryError:
+        raise ImageError("too large", "expected an image that fits into the memory, got a larger one") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        kind = "truncated" if "truncated" in reason.lower() or isinstance(error, EOFError) else "unreadable"
+        raise ImageError(kind, f"expected a whole image, got a damaged one ({reason})") from None
+
+
+def decode_image(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
     """Decode an image of any kind to upright RGB.
 
     Greyscale, CMYK, palette and 16-bit images become 8-bit RGB, transparency goes on white, EXIF rotation is applied,
@@ -148,8 +233,6 @@ def decode_image(data: bytes, target_size: int | None = None) -> UInt8[np.ndarra
 
     Args:
         data: the encoded image.
-        target_size: side in pixels of the square wanted in the end. Large JPEG files are then decoded at 1/2, 1/4 or
-            1/8 of their size, though never below twice the target, so that the later resize still averages.
 
     Returns:
         The pixels, uint8 [H, W, 3].
@@ -157,10 +240,7 @@ def decode_image(data: bytes, target_size: int | None = None) -> UInt8[np.ndarra
     Raises:
         ImageError: a `CapjaxError` with a `kind`: unreadable, truncated, too large, too small.
     """
-    image = open_image(data)
-    if target_size is not None and image.format in ("JPEG", "MPO"):
-        image.draft(None, (2 * target_size, 2 * target_size))
-    return np.asarray(load_rgb(image))
+    return np.asarray(load_rgb(open_image(data)))
 
 
 def preprocess(image: UInt8[np.ndarray, "H W 3"], preprocessing: Preprocessing) -> UInt8[np.ndarray, "S S 3"]:
@@ -182,6 +262,41 @@ def preprocess(image: UInt8[np.ndarray, "H W 3"], preprocessing: Preprocessing) 
     return np.asarray(Image.fromarray(image).resize(size, RESAMPLING[preprocessing.resize]))
 
 
+def small_picture(data: bytes, size: int) -> Image.Image:
+    """Decode an image to look at: upright, RGB on white, no larger than `size` pixels on its longest side.
+
+    Raises:
+        ImageError: as `decode_image` does.
+    """
+    image = open_image(data)
+    with image_errors():
+        # A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size: faster, and good enough for the eye alone.
+        image.draft(None, (2 * size, 2 * size))
+        picture = load_rgb(image)
+        picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+        return picture
+
+
+def thumbnail(data: bytes, size: int = THUMBNAIL_SIZE) -> bytes:
+    """Turn an encoded image into a JPEG of at most `size` pixels on its longest side; small JPEGs stay as they are.
+
+    Raises:
+        ImageError: as `decode_image` does.
+    """
+    image = open_image(data)
+    if image.format == "JPEG" and image.mode in ("RGB", "L") and max(image.size) <= size:
+        return data
+    buffer = io.BytesIO()
+    small_picture(data, size).save(buffer, "JPEG", quality=75, optimize=True)
+    return buffer.getvalue()
+
+
+def _check_sides(image: Image.Image) -> None:
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        raise ImageError("too small", f"expected at least {MIN_SIDE}×{MIN_SIDE} pixels, got {width}×{height}")
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
@@ -194,11 +309,6 @@ def _open(data: bytes) -> Image.Image:
             raise ImageError("unreadable", "reading HEIC images needs the package pillow-heif") from None
         register_heif_opener()
         return Image.open(io.BytesIO(data))
-
-
-def _damaged(error: Exception) -> ImageError:
-    kind = "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "unreadable"
-    return ImageError(kind, f"expected a whole image, got a damaged one ({error})")
 
 
 def _describe(data: bytes) -> str:

@@ -128,7 +128,7 @@ def validate_command(name: data.DatasetName, args: argparse.Namespace) -> int:
 
 def inspect_command(name: data.DatasetName, args: argparse.Namespace) -> int:
     """Draw examples, evenly spread over a split, after preprocessing."""
-    from capjax.data.contact_sheet import draw_contact_sheet, save_png
+    from capjax.report import Example, write_examples
 
     dataset = data.load(str(name), args.data_dir)
     split = args.split or dataset.splits[0]
@@ -137,11 +137,13 @@ def inspect_command(name: data.DatasetName, args: argparse.Namespace) -> int:
         raise CapjaxError(f"expected --num of at least 1, got {args.num}")
     preprocessing = Preprocessing(args.image_size, args.crop, args.resize)
     chosen = np.unique(np.linspace(0, len(records) - 1, args.num).round().astype(int))
-    examples = [(records[i], preprocess(decode_image(images[i]), preprocessing)) for i in chosen]
+    examples = [
+        Example(preprocess(decode_image(images[i]), preprocessing), records[i].file_name, records[i].captions)
+        for i in chosen
+    ]
     size = f"{args.image_size}×{args.image_size}"
     title = f"{name}, {split}: {len(chosen)} of {len(records):,} images, {size}, crop {args.crop}"
-    with clear_disk_errors(args.out):
-        save_png(draw_contact_sheet(title, examples), args.out)
+    write_examples(args.out, examples, heading=title)
     print(f"wrote {args.out}")
     return 0
 

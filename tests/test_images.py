@@ -1,16 +1,30 @@
 """Decoding of every kind of image, and preprocessing against a plain implementation of the triangle filter."""
 
 import io
+import os
 import struct
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
+from capjax.data.ingestion import examine
 from capjax.errors import CapjaxError
-from capjax.images import ImageError, Preprocessing, decode_image, preprocess
-from tests.source_layouts import encode, jpeg, photo, rotated_jpeg
+from capjax.images import (
+    MIN_SIDE,
+    ImageError,
+    Preprocessing,
+    decode_image,
+    list_images,
+    preprocess,
+    read_image_file,
+    small_picture,
+    thumbnail,
+)
+from tests.image_mutations import encoded_images, mutations
+from tests.source_layouts import encode, jpeg, photo, rotated_jpeg, write
 
 
 def test_rgb_is_decoded_as_pillow_does():
@@ -89,23 +103,20 @@ def test_what_is_no_usable_image_is_refused_in_one_line(kind, data, expected):
     assert "\n" not in str(caught.value)
 
 
-def test_huge_images_are_refused_from_their_header():
+def png_of_size(width: int, height: int) -> bytes:
+    """Write the header of a PNG of any size, and no pixels."""
+
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
+
+
+def test_huge_images_are_refused_from_their_header():
     with pytest.raises(ImageError, match="at most 200 megapixels, got one of 400") as caught:
-        decode_image(data)
+        decode_image(png_of_size(20_000, 20_000))
     assert caught.value.kind == "too large"
-
-
-def test_a_target_size_shrinks_large_jpegs_but_not_below_twice_the_target():
-    image = photo(8, (1600, 1200))
-    small = decode_image(encode(image), target_size=100)
-    assert 200 <= min(small.shape[:2]) < 600
-    full = preprocess(np.asarray(image), Preprocessing(100)).astype(int)
-    assert np.abs(preprocess(small, Preprocessing(100)) - full).max() <= 6
 
 
 def triangle_resize(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -146,3 +157,154 @@ def test_preprocessing_goes_through_a_dictionary_and_refuses_what_it_does_not_kn
     ]:
         with pytest.raises(CapjaxError, match=expected):
             Preprocessing.from_dict(fields)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_png_of_any_mode_becomes_a_small_rgb_jpeg(mode):
+    source = Image.new("RGB", (600, 300), "white")
+    source = Image.fromarray(np.full((300, 600), 65535, np.uint16)) if mode == "I;16" else source.convert(mode)
+    with Image.open(io.BytesIO(thumbnail(encode(source, "PNG")))) as small:
+        assert (small.format, small.mode, small.size) == ("JPEG", "RGB", (224, 112))
+        assert np.asarray(small).min() > 250
+
+
+def test_a_thumbnail_of_cmyk_keeps_its_colour():
+    red = Image.new("CMYK", (400, 400), (0, 255, 255, 0))
+    with Image.open(io.BytesIO(thumbnail(encode(red, "JPEG")))) as small:
+        pixel = np.asarray(small)[100, 100].astype(int)
+    assert pixel[0] > 200 and pixel[1:].max() < 60
+
+
+def test_transparent_pixels_show_white_in_small_pictures():
+    clear = Image.new("RGBA", (50, 50), (0, 0, 0, 0))
+    assert np.asarray(small_picture(encode(clear, "PNG"), 50)).min() == 255
+
+
+def test_sixteen_bit_grey_keeps_its_range_in_small_pictures():
+    ramp = Image.fromarray(np.repeat(np.linspace(0, 65535, 200).astype(np.uint16)[None], 20, axis=0))
+    grey = np.asarray(small_picture(encode(ramp, "PNG"), 200))[0, :, 0]
+    assert grey[0] == 0 and grey[-1] == 255 and abs(int(grey[100]) - 128) < 3
+
+
+def test_pictures_are_turned_upright():
+    lying = Image.new("RGB", (300, 100), "blue")
+    lying.paste("red", (0, 0, 150, 100))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees clockwise to view"
+    upright = small_picture(encode(lying, "JPEG", exif=exif, quality=95), 300)
+    assert upright.size == (100, 300)
+    pixels = np.asarray(upright).astype(int)
+    assert pixels[30, 50, 0] > 200 and pixels[270, 50, 2] > 200  # the left half, red, is now on top
+
+
+def test_small_jpegs_are_not_encoded_again():
+    data = encode(Image.effect_noise((224, 150), 40).convert("RGB"), "JPEG", quality=90)
+    assert thumbnail(data) == data
+    assert thumbnail(data, 100) != data
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", encode(Image.effect_noise((300, 300), 40), "PNG")[:5000]])
+def test_broken_pictures_are_one_clear_error(data):
+    with pytest.raises(ImageError, match="expected a"):
+        thumbnail(data)
+
+
+def test_real_photographs_shrink(real_data):
+    paths = sorted((real_data / "coco-mini" / "val2017").glob("*.jpg"))[:10]
+    for path in paths:
+        data = path.read_bytes()
+        small = thumbnail(data)
+        with Image.open(io.BytesIO(data)) as full, Image.open(io.BytesIO(small)) as picture:
+            assert max(picture.size) == 224
+            assert abs(picture.width / picture.height - full.width / full.height) < 0.02
+        assert len(small) < 30_000
+
+
+def test_large_jpegs_are_decoded_small_for_thumbnails_only(monkeypatch):
+    data, decoded, load = encode(photo(8, (1600, 1200))), [], ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image.size) or load(image))
+    assert decode_image(data).shape == (1200, 1600, 3)
+    assert max(decoded) == (1600, 1200)
+    decoded.clear()
+    small = np.asarray(small_picture(data, 100)).astype(int)
+    assert max(decoded) == (400, 300)
+    assert np.abs(small - np.asarray(photo(8, (1600, 1200)).resize((100, 75)))).max() < 8
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_images_of_every_format_end_in_a_clear_error_or_in_pixels():
+    images = encoded_images()
+    outcomes = Counter()
+    for name, data in mutations(images, number=20 * len(images), seed=0):
+        for read in (lambda data: [decode_image(data)], lambda data: [thumbnail(data, 16)], examine):
+            try:
+                pixels, *_ = read(data)
+            except ImageError as error:
+                outcomes[error.kind] += 1
+                assert "\n" not in str(error) and len(str(error)) < 300, name
+                continue
+            except Exception as error:
+                pytest.fail(f"{type(error).__name__} instead of an ImageError on {name}: {error}")
+            outcomes["usable"] += 1
+            if isinstance(pixels, np.ndarray):
+                assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3, name
+                assert min(pixels.shape[:2]) >= MIN_SIDE, name
+    # The damage is neither harmless nor always deadly.
+    assert min(outcomes["usable"], outcomes["unreadable"], outcomes["truncated"]) > len(images)
+
+
+def test_every_format_is_read_before_it_is_damaged():
+    for name, data in encoded_images().items():
+        pixels = decode_image(data)
+        # An ICNS file holds the picture in several sizes.
+        assert pixels.shape == (1024, 1024, 3) if name == "ICNS" else pixels.shape == (32, 32, 3), name
+
+
+def test_a_bomb_inside_an_image_is_too_large():
+    # An ICNS file of one icon, a PNG whose header announces 400 megapixels.
+    png = png_of_size(20_000, 20_000)
+    icons = b"ic07" + struct.pack(">I", 8 + len(png)) + png
+    with pytest.raises(ImageError, match="at most 200 megapixels, got one of 400") as caught:
+        decode_image(b"icns" + struct.pack(">I", 8 + len(icons)) + icons)
+    assert caught.value.kind == "too large"
+
+
+def test_image_files_are_listed_once_each_and_hidden_ones_are_not(tmp_path):
+    for name in (
+        "b/1.jpg",
+        "b/2.PNG",
+        "a/deep/3.webp",
+        "top.jp2",
+        ".hidden.jpg",
+        ".git/4.jpg",
+        "b/notes.txt",
+        "b/.5.png",
+    ):
+        write(tmp_path / "all" / name, b"")
+    write(tmp_path / "elsewhere" / "6.tiff", b"")
+    # Links back to the folder, to a folder that is listed under its own name, and to one outside.
+    (tmp_path / "all" / "a" / "again").symlink_to(tmp_path / "all")
+    (tmp_path / "all" / "a" / "alias").symlink_to(tmp_path / "all" / "b")
+    (tmp_path / "all" / "linked").symlink_to(tmp_path / "elsewhere")
+    listed = [path.relative_to(tmp_path / "all").as_posix() for path in list_images(tmp_path / "all")]
+    assert listed == ["a/deep/3.webp", "b/1.jpg", "b/2.PNG", "linked/6.tiff", "top.jp2"]
+    assert list_images(tmp_path / "nowhere") == []
+
+
+def test_files_too_large_to_be_images_are_not_read(tmp_path):
+    path = write(tmp_path / "a.jpg", jpeg(1))
+    assert read_image_file(path) == jpeg(1)
+    os.truncate(path, 10**12)  # takes no room
+    with pytest.raises(ImageError, match="at most 256 MB, got 1,000,000 MB") as caught:
+        read_image_file(path)
+    assert caught.value.kind == "too large"
+    # A link to a device that never ends.
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+    assert read_image_file(tmp_path / "endless.jpg") == b""
+
+
+@pytest.mark.parametrize("name", ["nowhere.jpg", ".", "nul\0.jpg"])
+def test_files_that_cannot_be_read_are_one_line(tmp_path, name):
+    with pytest.raises(ImageError, match="readable image file") as caught:
+        read_image_file(tmp_path / name)
+    assert caught.value.kind == "unreadable"

@@ -224,7 +224,7 @@ def test_inspect_draws_preprocessed_images(tmp_path):
     # The first picture of the sheet is the first image, each of its 30 pixels drawn 10×10.
     expected = preprocess(decode_image(images[f"{1:012d}.jpg"]), Preprocessing(30)).repeat(10, 0).repeat(10, 1)
     tops = range(pixels.shape[0] - 300)
-    assert any(np.array_equal(pixels[top : top + 300, 36:336], expected) for top in tops)
+    assert any(np.array_equal(pixels[top : top + 300, 32:332], expected) for top in tops)
     with pytest.raises(CapjaxError, match="out of train, val, got 'dev'"):
         capjax_data(*arguments, "--split=dev")
 

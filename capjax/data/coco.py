@@ -13,13 +13,12 @@ same images under the same ids, so it can be made from either.
 import importlib.resources
 import json
 import pathlib
-import zipfile
 
 import tensorflow_datasets as tfds
 
 from capjax.data.caption_files import CaptionedFile, parse_coco_json, read_bytes
 from capjax.data.findings import Findings
-from capjax.data.image_files import ImageFile, ImageStore, index_by_base_name, open_images, open_zip
+from capjax.data.image_files import ImageFile, ImageStore, index_by_base_name, open_images, open_zip, read_member
 from capjax.data.ingestion import PhotoBuilder
 from capjax.data.listing import Listing, SourceOptions, build_listing
 from capjax.download import RemoteFile, fetch
@@ -63,6 +62,8 @@ DOWNLOADS = {
     )
 }
 NUM_IMAGES = {"train2014": 82_783, "val2014": 40_504, "train2017": 118_287, "val2017": 5_000}
+# The published ones take less than 100 MB.
+_MAX_ANNOTATION_BYTES = 500_000_000
 NUM_KARPATHY = {"train": 113_287, "val": 5_000, "test": 5_000}
 
 
@@ -149,10 +150,14 @@ def _read_annotations(folder: pathlib.Path, year: str, found: Findings) -> dict[
             data = read_bytes(folder / member)
         elif archive_path.exists():
             with open_zip(archive_path) as archive:
-                try:
-                    data = archive.read(member)
-                except (KeyError, zipfile.BadZipFile, EOFError) as error:
-                    raise CapjaxError(f"expected {member} in {archive_path}, got: {error}") from None
+                if member not in archive.namelist():
+                    raise CapjaxError(f"expected {member} in {archive_path}, it is not there; download it again")
+                if (info := archive.getinfo(member)).file_size > _MAX_ANNOTATION_BYTES:
+                    raise CapjaxError(
+                        f"expected {member} in {archive_path} to take at most {_MAX_ANNOTATION_BYTES / 1e6:.0f} MB, "
+                        f"got {info.file_size / 1e6:,.0f} MB; download it again"
+                    )
+                data = read_member(archive, info)
         else:
             continue
         by_part[part] = parse_coco_json(data, member.rsplit("/", 1)[-1], found)

@@ -1,15 +1,26 @@
 """Where the images of a source lie: a folder, or a zip that is read without unpacking it."""
 
-import os
+import lzma
 import pathlib
+import struct
 import threading
 import zipfile
+import zlib
 from typing import NamedTuple, Protocol
 
 from capjax.errors import CapjaxError
+from capjax.images import ImageError, check_file_size, is_image_name, list_images, read_image_file
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .heic .heif .avif .ppm .pgm .jp2".split()
+# What `zipfile` and the decompressors raise on damaged, encrypted and unknown archives.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
 )
 
 
@@ -24,7 +35,7 @@ class ImageStore(Protocol):
         """Read a file.
 
         Raises:
-            OSError: if that fails.
+            ImageError: if that fails, or the file is too large to be an image.
         """
         ...
 
@@ -47,7 +58,7 @@ class ImageFile(NamedTuple):
         """Read the file.
 
         Raises:
-            OSError: if that fails.
+            ImageError: if that fails, or the file is too large to be an image.
         """
         return self.store.read(self.name)
 
@@ -60,17 +71,12 @@ class ImageFolder:
         self._path = path
 
     def names(self) -> list[str]:
-        """List the image files; hidden folders are passed over."""
-        found = []
-        for folder, subfolders, files in os.walk(self._path, followlinks=True):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            relative = pathlib.PurePath(folder).relative_to(self._path)
-            found += [(relative / name).as_posix() for name in files if _is_image(name)]
-        return sorted(found)
+        """List the image files, as `list_images` does."""
+        return sorted(path.relative_to(self._path).as_posix() for path in list_images(self._path))
 
     def read(self, name: str) -> bytes:
         """Read a file."""
-        return (self._path / name).read_bytes()
+        return read_image_file(self._path / name)
 
     def size(self, name: str) -> int:
         """Give the size of a file in bytes; 0 if it cannot be told."""
@@ -103,15 +109,17 @@ class ImageZip:
 
     def names(self) -> list[str]:
         """List the image files."""
-        return sorted(name for name in self._members if _is_image(name) and not name.startswith("__MACOSX/"))
+        return sorted(name for name in self._members if is_image_name(name) and not name.startswith("__MACOSX/"))
 
     def read(self, name: str) -> bytes:
         """Read a file and check its CRC."""
+        info = self._members[name]
+        check_file_size(info.file_size)
         try:
             with self._lock:
-                return self._zip.read(name)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-            raise OSError(f"damaged in the archive: {error}") from error
+                return read_member(self._zip, info)
+        except CapjaxError as error:
+            raise ImageError("unreadable", str(error)) from None
 
     def size(self, name: str) -> int:
         """Give the size of a file in bytes."""
@@ -131,8 +139,23 @@ def open_zip(path: pathlib.Path) -> zipfile.ZipFile:
     """
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except _ZIP_ERRORS as error:
         raise CapjaxError(f"expected a complete zip archive at {path}, got: {error}; download it again") from None
+
+
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """Read a member of an archive and check its CRC.
+
+    No more is inflated than its header announces, which the caller bounds: `ZipFile.read` inflates everything first.
+
+    Raises:
+        CapjaxError: if it is damaged.
+    """
+    try:
+        with archive.open(info) as member:
+            return member.read(info.file_size)
+    except _ZIP_ERRORS as error:
+        raise CapjaxError(f"expected {info.filename} undamaged in the archive, got {error}") from None
 
 
 def open_images(path: pathlib.Path) -> ImageStore:
@@ -151,8 +174,3 @@ def open_images(path: pathlib.Path) -> ImageStore:
 def index_by_base_name(stores: list[ImageStore]) -> dict[str, ImageFile]:
     """Find the images of official layouts, whose captions name files without folders."""
     return {name.rsplit("/", 1)[-1]: ImageFile(store, name) for store in stores for name in store.names()}
-
-
-def _is_image(name: str) -> bool:
-    base = name.rsplit("/", 1)[-1]
-    return not base.startswith(".") and os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES

@@ -4,6 +4,7 @@ An upright RGB image in JPEG or PNG goes into the dataset byte for byte. Verdict
 preparation that was killed reads, but does not examine again, what it had seen.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -24,11 +25,12 @@ from capjax.data.findings import KINDS, Findings
 from capjax.data.image_files import ImageFile
 from capjax.data.listing import Listing
 from capjax.disk import write_atomically
-from capjax.images import ImageError, load_rgb, open_image
+from capjax.images import ImageError, image_errors, load_rgb, open_image
 from capjax.types import CaptionRecord
 
 _PASSED_ON = ("JPEG", "MPO", "PNG")
 _LOSSY = ("JPEG", "MPO", "WEBP", "HEIF", "AVIF", "JPEG2000")
+_MAX_JPEG_SIDE = 65_500
 _EXIF_ORIENTATION = 0x0112
 _MODES = {"RGB": None, "RGBA": None, "RGBX": None, "CMYK": "cmyk", "P": "palette", "PA": "palette"}
 _GREYSCALE_MODES = ("1", "L", "LA", "La")
@@ -69,13 +71,20 @@ def examine(data: bytes, convert: bool = True) -> tuple[Verdict, bytes | None]:
     try:
         image = open_image(data)
         image_format = image.format
-        troubles = _peculiarities(image)
+        with image_errors():
+            troubles = _peculiarities(image)
         rgb = load_rgb(image)
     except ImageError as error:
-        # The kind says what was expected.
-        return Verdict(((error.kind, str(error).rpartition(", got ")[2]),), sha256), None
-    encoded = _encode(rgb, lossless=image_format not in _LOSSY) if troubles and convert else None
+        return verdict_of(error, sha256), None
+    lossless = image_format not in _LOSSY or max(rgb.size) > _MAX_JPEG_SIDE
+    encoded = _encode(rgb, lossless) if troubles and convert else None
     return Verdict(tuple(troubles), sha256), encoded
+
+
+def verdict_of(error: ImageError, sha256: str = "") -> Verdict:
+    """Give the verdict on an image that cannot be used."""
+    # The kind says what was expected.
+    return Verdict(((error.kind, str(error).rpartition(", got ")[2]),), sha256)
 
 
 def _peculiarities(image: Image.Image) -> list[tuple[str, str]]:
@@ -119,8 +128,12 @@ class Journal:
         path = folder / "journal.jsonl"
         whole, _, torn = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
         for line in whole.splitlines():
-            key, troubles, sha256 = json.loads(line)
-            self._verdicts[key] = Verdict(tuple((kind, detail) for kind, detail in troubles), sha256)
+            # A line that cannot be read, after a crash of the machine, only means that its image is examined again.
+            with contextlib.suppress(ValueError, TypeError):
+                key, troubles, sha256 = json.loads(line)
+                verdict = Verdict(tuple((kind, detail) for kind, detail in troubles), sha256)
+                if all(kind in KINDS for kind, _ in verdict.troubles):
+                    self._verdicts[key] = verdict
         self.num_resumed = len(self._verdicts)
         if torn:
             os.truncate(path, path.stat().st_size - len(torn))
@@ -133,13 +146,13 @@ class Journal:
         if known and not known.usable:
             return known, None
         converted = self._folder / "converted" / hashlib.sha256(key.encode()).hexdigest()[:32]
-        if known and known.troubles:
+        if known and known.troubles and converted.exists():
             return known, converted.read_bytes()
         try:
             data = file.read()
-        except OSError as error:
-            return Verdict((("unreadable", str(error.strerror or error)),), ""), None
-        if known:
+        except ImageError as error:
+            return verdict_of(error), None
+        if known and not known.troubles:
             return known, data
         verdict, encoded = examine(data)
         if encoded:

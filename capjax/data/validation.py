@@ -6,8 +6,9 @@ from capjax.data import CaptionDataset
 from capjax.data.caption_files import clean_caption
 from capjax.data.findings import KINDS, Findings
 from capjax.data.image_files import ImageFile
-from capjax.data.ingestion import DuplicateWatch, Verdict, examine, in_parallel, note_verdict
+from capjax.data.ingestion import DuplicateWatch, Verdict, examine, in_parallel, note_verdict, verdict_of
 from capjax.data.listing import Listing
+from capjax.images import ImageError
 
 
 def validate_listing(listing: Listing, num_workers: int) -> Findings:
@@ -64,8 +65,8 @@ def passes(found: Findings) -> bool:
 def _examine_file(file: ImageFile) -> Verdict:
     try:
         data = file.read()
-    except OSError as error:
-        return Verdict((("unreadable", str(error.strerror or error)),), "")
+    except ImageError as error:
+        return verdict_of(error)
     return _examine_bytes(data)
 
 

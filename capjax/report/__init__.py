@@ -1,4 +1,4 @@
-"""What people look at: a self-contained page, a contact sheet and training curves, from plain rows of captions.
+"""What people look at: a self-contained page, contact sheets and training curves, from plain rows of captions.
 
     rows = [CaptionRow(image_id=1, file_name="a.jpg", image=thumbnail(data), caption="a dog runs",
                        references=("a dog is running",), log_prob=-3.2, scores={"CIDEr-D": 0.93})]
@@ -8,24 +8,26 @@
 
 | file             | holds                                                                                |
 | ---------------- | ------------------------------------------------------------------------------------ |
-| contents.py      | the dataclasses above, thumbnails, the choice of rows worth showing                  |
+| contents.py      | the dataclasses above, the choice of rows worth showing                              |
 | training_log.py  | reading a training log                                                               |
 | charts.py        | training curves and histograms as data, and as SVG for the page                      |
 | page.py          | the page; its markup, style and behaviour are page.html, page.css and page.js        |
-| sheet.py         | the contact sheet                                                                    |
+| sheet.py         | the contact sheets: of captions, and of examples of a data set                       |
 | curves.py        | the same curves as a PNG                                                             |
 
 Nothing here knows of models, devices or data sets: evaluation, scoring and the demo all hand over rows.
 """
 
-from capjax.report.contents import CaptionRow, Measure, Report, Score, spread, thumbnail
+from capjax.images import thumbnail
+from capjax.report.contents import CaptionRow, Measure, Report, Score, spread
 from capjax.report.curves import write_curves
 from capjax.report.page import write_page
-from capjax.report.sheet import write_sheet
+from capjax.report.sheet import Example, write_examples, write_sheet
 from capjax.report.training_log import read_log
 
 __all__ = [
     "CaptionRow",
+    "Example",
     "Measure",
     "Report",
     "Score",
@@ -33,6 +35,7 @@ __all__ = [
     "spread",
     "thumbnail",
     "write_curves",
+    "write_examples",
     "write_page",
     "write_sheet",
 ]

@@ -1,23 +1,11 @@
-"""The contents of a report: rows of captions, scores and measures, thumbnails, and which rows are worth showing."""
+"""The contents of a report: rows of captions, scores and measures, and which rows are worth showing."""
 
-import io
 import math
 import numbers
-import struct
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from PIL import Image, ImageOps
-
-from capjax.errors import CapjaxError
-
-THUMBNAIL_SIZE = 224
-"""Longest side in pixels: about 8 kB a photo, so that a page of 5,000 stays near 50 MB."""
-
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises on broken image files, by format."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +15,7 @@ class CaptionRow:
     Attributes:
       image_id: the id in the data set and in results files.
       file_name: where the image came from; only shown.
-      image: encoded image of any format and size (a `thumbnail` saves memory), or None.
+      image: encoded image of any format and size (a `capjax.images.thumbnail` saves memory), or None.
       caption: the generated caption.
       references: the captions that people wrote.
       log_prob: natural log-probability of the caption under the model.
@@ -93,49 +81,6 @@ class Report:
     log: Sequence[Mapping[str, Any]] = ()
     interval: str = "95 % bootstrap interval over images"
     rank_by: str = "CIDEr-D"
-
-
-def open_picture(data: bytes, size: int) -> Image.Image:
-    """Decode an encoded image upright, as RGB on white, no larger than `size` pixels on its longest side.
-
-    Raises:
-      CapjaxError: the bytes are no image that can be read.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at a fraction of its size
-            picture = _on_white(ImageOps.exif_transpose(image))
-            picture.thumbnail((size, size), Image.Resampling.LANCZOS)
-            return picture
-    except _UNREADABLE as error:
-        raise CapjaxError(f"expected a readable image, got {len(data)} bytes that are not one: {error}") from error
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB; 16-bit grey keeps its range, transparency shows white."""
-    if image.mode.startswith("I;16"):
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def thumbnail(data: bytes, size: int = THUMBNAIL_SIZE) -> bytes:
-    """Turn an encoded image into a JPEG of at most `size` pixels on its longest side; small JPEGs stay as they are.
-
-    Raises:
-      CapjaxError: the bytes are no image that can be read.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.format == "JPEG" and image.mode in ("RGB", "L") and max(image.size) <= size:
-                return data
-    except _UNREADABLE as error:
-        raise CapjaxError(f"expected a readable image, got {len(data)} bytes that are not one: {error}") from error
-    buffer = io.BytesIO()
-    open_picture(data, size).save(buffer, "JPEG", quality=75, optimize=True)
-    return buffer.getvalue()
 
 
 def one_line(text: str) -> str:

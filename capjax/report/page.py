@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from capjax import __version__
 from capjax.disk import write_atomically
-from capjax.errors import CapjaxError
+from capjax.images import ImageError, thumbnail
 from capjax.report.charts import length_histogram, line_chart, panels
-from capjax.report.contents import CaptionRow, Report, extremes, is_number, thumbnail
+from capjax.report.contents import CaptionRow, Report, extremes, is_number
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def _data_uri(row: CaptionRow) -> str:
         return ""
     try:
         return f"data:image/jpeg;base64,{base64.b64encode(thumbnail(row.image)).decode('ascii')}"
-    except CapjaxError:
+    except ImageError:
         return ""
 
 

@@ -1,23 +1,67 @@
-"""The contact sheet: pictures with the generated caption, references and a mark for how good it is, as one PNG."""
+"""Contact sheets as PNG: pictures in columns, texts below each. One shows captions, another what an encoder sees."""
 
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
-from capjax.report.contents import CaptionRow, is_number, one_line, open_picture
+from capjax.images import ImageError, small_picture
+from capjax.report.contents import CaptionRow, is_number, one_line
 
-_CELL, _PICTURE, _GAP, _MARGIN = 330, 250, 24, 32
-_INK, _GREY, _PAPER, _MAT = "#16191f", "#666c78", "#ffffff", "#eceef2"
+_GAP, _MARGIN, _SPACE, _INDENT = 24, 32, 7, 11
+_WIDTH, _HEIGHT = 330, 250
+"""Of the mat that a picture of any shape lies on."""
+_SQUARE = 300
+_INK, _GREY, _BAR, _PAPER, _MAT = "#16191f", "#666c78", "#b8bec8", "#ffffff", "#eceef2"
 _GOOD, _FAIR, _POOR = "#00795a", "#a86400", "#c23b00"
 _VERDICTS = {"right": _GOOD, "partly": _FAIR, "wrong": _POOR}
+_MAX_CAPTIONS = 5
+_MAX_NAME = 38
 _MAX_CHARACTERS = 600
 """No line limit shows more than this; measuring the rest of a very long caption would only take time."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image as an encoder gets it, with the captions that people wrote.
+
+    Attributes:
+      image: pixels after preprocessing, uint8 [S, S, 3].
+      file_name: where the image came from.
+      captions: of the image.
+    """
+
+    image: UInt8[np.ndarray, "S S 3"]
+    file_name: str
+    captions: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A block of text: wrapped, and ending in an ellipsis after `max_lines`; a bar beside it tells equal ones apart."""
+
+    words: str
+    size: int
+    colour: str
+    max_lines: int
+    bold: bool = False
+    bar: bool = False
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A picture and the texts below it."""
+
+    picture: Image.Image
+    texts: Sequence[_Text]
 
 
 def write_sheet(
@@ -44,49 +88,102 @@ def write_sheet(
     Raises:
       CapjaxError: there are no rows, `columns` is not positive, or the file cannot be written.
     """
-    if not rows or columns < 1:
-        raise CapjaxError(f"expected rows and at least one column for a sheet, got {len(rows)} rows, {columns} columns")
-    columns = min(columns, len(rows))
-    cells = [_cell(row, metric, num_references) for row in rows]
-    lines = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    width = 2 * _MARGIN + columns * _CELL + (columns - 1) * _GAP
-    legend = any(_mark(row, metric)[0] and not row.verdict for row in rows)
-    top = _text_block(heading, _font(21, bold=True), _INK, width - 2 * _MARGIN, 4) if one_line(heading) else None
-    offset = _MARGIN + (top.height + _GAP if top else 0)
+    cells = []
+    for row in rows:
+        mark, colour = _mark(row, metric)
+        texts = [_Text(f"■ {mark}", 13, colour, max_lines=1, bold=True)] if mark else []
+        texts.append(_Text(one_line(row.caption) or "(empty caption)", 18, _INK, max_lines=6, bold=True))
+        texts += [_Text(reference, 14, _GREY, max_lines=4) for reference in row.references[:num_references]]
+        cells.append(_Cell(_on_mat(row.image), texts))
+    legend = [(_GOOD, "100 or more"), (_FAIR, "50 to 100"), (_POOR, f"under 50 in {metric} × 100")]
+    needs_legend = any(_mark(row, metric)[0] and not row.verdict for row in rows)
+    _write(path, cells, columns, heading, legend if needs_legend else ())
+
+
+def write_examples(
+    path: str | os.PathLike[str], examples: Sequence[Example], columns: int = 4, heading: str = ""
+) -> None:
+    """Draw what an encoder gets to see, with the captions that belong to it.
+
+    Args:
+      path: PNG to write.
+      examples: what to show, in this order; of many captions the first few.
+      columns: pictures beside each other.
+      heading: what this is, printed on top.
+
+    Raises:
+      CapjaxError: there are no examples, `columns` is not positive, or the file cannot be written.
+    """
+    cells = []
+    for example in examples:
+        name, captions = one_line(example.file_name), list(example.captions[:_MAX_CAPTIONS])
+        if more := len(example.captions) - len(captions):
+            captions.append(f"and {more} more")
+        # The end of a name tells more than its folders.
+        texts = [_Text(name if len(name) <= _MAX_NAME else f"…{name[1 - _MAX_NAME :]}", 12, _GREY, max_lines=1)]
+        texts += [_Text(caption, 14, _INK, max_lines=3, bar=True) for caption in captions]
+        cells.append(_Cell(_enlarged(example.image), texts))
+    _write(path, cells, columns, heading)
+
+
+def _write(
+    path: str | os.PathLike[str],
+    cells: Sequence[_Cell],
+    columns: int,
+    heading: str,
+    legend: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Draw cells, whose pictures are of one width, in columns below a heading and above a legend of coloured words."""
+    if not cells or columns < 1:
+        raise CapjaxError(f"expected pictures and at least one column for a sheet, got {len(cells)} and {columns}")
+    columns, pitch = min(columns, len(cells)), cells[0].picture.width + _GAP
+    width = 2 * _MARGIN + columns * pitch - _GAP
+    drawn = [_draw_cell(cell) for cell in cells]
+    lines = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
     heights = [max(cell.height for cell in line) for line in lines]
-    below = sum(heights) + len(lines) * _GAP + offset
+    title = _Text(heading, 21, _INK, max_lines=4, bold=True)
+    top = _draw_text(title, width - 2 * _MARGIN) if one_line(heading) else None
+    offset = _MARGIN + (top.height + _GAP if top else 0)
+    below = offset + sum(heights) + len(lines) * _GAP
     sheet = Image.new("RGB", (width, below + (_MARGIN + 10 if legend else 0)), _PAPER)
     if top:
         sheet.paste(top, (_MARGIN, _MARGIN))
     for line, height in zip(lines, heights, strict=True):
         for column, cell in enumerate(line):
-            sheet.paste(cell, (_MARGIN + column * (_CELL + _GAP), offset))
+            sheet.paste(cell, (_MARGIN + column * pitch, offset))
         offset += height + _GAP
-    if legend:
-        draw, place = ImageDraw.Draw(sheet), _MARGIN
-        for colour, words in ((_GOOD, "100 or more"), (_FAIR, "50 to 100"), (_POOR, f"under 50 in {metric} × 100")):
-            draw.text((place, below - 4), f"■ {words}", colour, _font(13))
-            place += round(_font(13).getlength(f"■ {words}")) + _GAP
+    draw, place = ImageDraw.Draw(sheet), _MARGIN
+    for colour, words in legend:
+        draw.text((place, below - 4), f"■ {words}", colour, _font(13))
+        place += round(_font(13).getlength(f"■ {words}")) + _GAP
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     write_atomically(path, buffer.getvalue())
 
 
-def _cell(row: CaptionRow, metric: str, num_references: int) -> Image.Image:
-    """Draw one row: picture above mark above caption above references."""
-    blocks = [_picture(row.image)]
-    mark, colour = _mark(row, metric)
-    if mark:
-        blocks.append(_text_block(f"■ {mark}", _font(13, bold=True), colour, _CELL, 1))
-    blocks.append(_text_block(one_line(row.caption) or "(empty caption)", _font(18, bold=True), _INK, _CELL, 6))
-    for reference in row.references[:num_references]:
-        blocks.append(_text_block(reference, _font(14), _GREY, _CELL, 4))
-    cell = Image.new("RGB", (_CELL, sum(block.height for block in blocks) + 7 * (len(blocks) - 1)), _PAPER)
-    offset = 0
+def _draw_cell(cell: _Cell) -> Image.Image:
+    """Draw a picture with its texts below one another."""
+    blocks = [cell.picture, *(_draw_text(text, cell.picture.width) for text in cell.texts)]
+    height = sum(block.height for block in blocks) + _SPACE * (len(blocks) - 1)
+    drawn, offset = Image.new("RGB", (cell.picture.width, height), _PAPER), 0
     for block in blocks:
-        cell.paste(block, (0, offset))
-        offset += block.height + 7
-    return cell
+        drawn.paste(block, (0, offset))
+        offset += block.height + _SPACE
+    return drawn
+
+
+def _draw_text(text: _Text, width: int) -> Image.Image:
+    """Draw a block of text `width` pixels wide."""
+    font, indent = _font(text.size, text.bold), _INDENT if text.bar else 0
+    lines = wrap(text.words, font, width - indent, text.max_lines)
+    pitch = round(1.3 * text.size)
+    block = Image.new("RGB", (width, pitch * len(lines)), _PAPER)
+    draw = ImageDraw.Draw(block)
+    if text.bar and lines:
+        draw.rectangle((0, 2, 2, block.height - 3), _BAR)
+    for index, line in enumerate(lines):
+        draw.text((indent, index * pitch), line, text.colour, font)
+    return block
 
 
 def _mark(row: CaptionRow, metric: str) -> tuple[str, str]:
@@ -101,34 +198,29 @@ def _mark(row: CaptionRow, metric: str) -> tuple[str, str]:
     return scored, _POOR if score < 0.5 else _FAIR if score < 1.0 else _GOOD
 
 
-def _picture(data: bytes | None) -> Image.Image:
+def _on_mat(data: bytes | None) -> Image.Image:
     """Return the whole picture on a mat of fixed size, or the mat with a word where there is no picture."""
-    mat = Image.new("RGB", (_CELL, _PICTURE), _MAT)
+    mat = Image.new("RGB", (_WIDTH, _HEIGHT), _MAT)
     try:
-        if data is None:
-            raise CapjaxError("no picture")
-        picture = open_picture(data, 2 * _CELL)
-    except CapjaxError:
+        picture = None if data is None else small_picture(data, 2 * _WIDTH)
+    except ImageError:
+        picture = None
+    if picture is None:
         word = "no picture" if data is None else "unreadable picture"
-        font = _font(14)
-        ImageDraw.Draw(mat).text((_CELL / 2, _PICTURE / 2), word, _GREY, font, anchor="mm")
+        ImageDraw.Draw(mat).text((_WIDTH / 2, _HEIGHT / 2), word, _GREY, _font(14), anchor="mm")
         return mat
-    scale = min(_CELL / picture.width, _PICTURE / picture.height)
+    scale = min(_WIDTH / picture.width, _HEIGHT / picture.height)
     size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
     picture = picture.resize(size, Image.Resampling.LANCZOS)
-    mat.paste(picture, ((_CELL - size[0]) // 2, (_PICTURE - size[1]) // 2))
+    mat.paste(picture, ((_WIDTH - size[0]) // 2, (_HEIGHT - size[1]) // 2))
     return mat
 
 
-def _text_block(text: str, font: ImageFont.FreeTypeFont, colour: str, width: int, max_lines: int) -> Image.Image:
-    """Draw text wrapped to `width` pixels, ending in an ellipsis after `max_lines`."""
-    lines = wrap(text, font, width, max_lines)
-    height = round(1.3 * font.size)
-    block = Image.new("RGB", (width, height * len(lines)), _PAPER)
-    draw = ImageDraw.Draw(block)
-    for index, line in enumerate(lines):
-        draw.text((0, index * height), line, colour, font)
-    return block
+def _enlarged(image: UInt8[np.ndarray, "S S 3"]) -> Image.Image:
+    """Bring pixels to the size of a cell; enlarged without smoothing, so that those are seen which the encoder sees."""
+    picture = Image.fromarray(image)
+    resampling = Image.Resampling.LANCZOS if picture.width >= _SQUARE else Image.Resampling.NEAREST
+    return picture.resize((_SQUARE, _SQUARE), resampling)
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:

@@ -23,6 +23,17 @@ def test_lossless_images_stay_lossless():
     assert examine(encode(photo(4), "BMP"), convert=False) == (verdict, None)
 
 
+def test_images_too_long_for_a_jpeg_become_png():
+    verdict, converted = examine(encode(photo(5, (70_000, 8)), "JPEG2000"))
+    assert verdict.usable and converted.startswith(b"\x89PNG") and decode_image(converted).shape == (8, 70_000, 3)
+
+
+def test_a_peculiarity_that_cannot_be_read_is_damage():
+    # The chunk that may hold EXIF data would come behind the pixels.
+    verdict, _ = examine(encode(photo(6), "PNG")[:200])
+    assert [kind for kind, _ in verdict.troubles] == ["truncated"]
+
+
 def change_behind_its_back(path, content: bytes) -> None:
     """Overwrite a file with content of the same size and keep its time of change."""
     status = path.stat()
@@ -56,6 +67,16 @@ def test_what_was_examined_is_not_examined_again(tmp_path):
     journal.close()
     journal = Journal(tmp_path)
     assert journal.num_resumed == 4
+    journal.close()
+    # Lines that another program or a crash left are passed over, and converted images that are gone are made again.
+    with open(tmp_path / "journal.jsonl", "a") as file:
+        file.write('[1\n[1, 2]\n{}\nnull\n["x", [["no such kind", ""]], ""]\n[["x"], [], ""]\n')
+    for converted in (tmp_path / "converted").iterdir():
+        converted.unlink()
+    write(tmp_path / "images" / "grey.jpg", contents["grey.jpg"])
+    journal = Journal(tmp_path)
+    assert journal.num_resumed == 4
+    assert journal.image("grey.jpg", files["grey.jpg"]) == again["grey.jpg"]
     journal.close()
 
 

@@ -1,4 +1,4 @@
-"""The contact sheet shows every row, wraps any text and marks failures."""
+"""The contact sheets show every row, wrap any text and mark failures."""
 
 import io
 import pathlib
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from capjax.errors import CapjaxError
-from capjax.report import CaptionRow, write_sheet
+from capjax.report import CaptionRow, Example, write_examples, write_sheet
 from capjax.report.sheet import _font, wrap
 
 
@@ -75,7 +75,7 @@ def test_rows_without_picture_caption_or_end_are_drawn(tmp_path: pathlib.Path) -
 
 @pytest.mark.parametrize(("rows", "columns"), [([], 4), ([CaptionRow(1, "f", None, "a")], 0)])
 def test_nothing_to_draw_is_one_clear_error(tmp_path: pathlib.Path, rows: list[CaptionRow], columns: int) -> None:
-    with pytest.raises(CapjaxError, match="expected rows and at least one column"):
+    with pytest.raises(CapjaxError, match="expected pictures and at least one column"):
         write_sheet(tmp_path / "sheet.png", rows, columns=columns)
 
 
@@ -91,3 +91,25 @@ def test_wrapped_lines_fit_and_lose_nothing_unsaid(text: str, max_lines: int) ->
     assert everything == "".join(wrap(text, font, 10**9, 10)).replace(" ", "")
     shown = "".join(lines).replace(" ", "")
     assert shown == everything or (shown.endswith("…") and everything.startswith(shown[:-1]))
+
+
+def test_examples_show_the_pixels_that_the_encoder_sees(tmp_path: pathlib.Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+    captions = [f"caption {number} " * 9 for number in range(7)]
+    examples = [Example(image, "a/very/long/name/" * 9 + "photo.jpg", captions[:count]) for count in (0, 1, 5, 7)]
+    write_examples(tmp_path / "examples.png", examples, columns=2, heading="scenes, train")
+    sheet = pixels(tmp_path / "examples.png")
+    enlarged = image.repeat(10, 0).repeat(10, 1)
+    lefts = [32, 32 + 300 + 24]
+    tops = range(len(sheet) - 299)
+    found = [(y, x) for x in lefts for y in tops if np.array_equal(sheet[y : y + 300, x : x + 300], enlarged)]
+    assert len(found) == 4
+    # The fifth caption is drawn, of further ones only their number.
+    bars = (sheet == (0xB8, 0xBE, 0xC8)).all(axis=-1)
+    counts = [int(np.diff(bars[top + 300 :, left + 1].astype(int)).clip(0).sum()) for top, left in sorted(found)]
+    assert counts[2:] == [5, 6]
+
+
+def test_examples_of_nothing_are_one_clear_error(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(CapjaxError, match="expected pictures"):
+        write_examples(tmp_path / "examples.png", [])

@@ -52,7 +52,7 @@ class Scenes(CaptionBuilder):
           num_pictures: pictures by split, out of train, val and test.
           image_size: side of the pictures in pixels.
           seed: another seed gives other pictures.
-          **kwargs: arguments of `tfds.core.GeneratorBasedBuilder`.
+          **kwargs: arguments of `tfds.core.ShardBasedBuilder`.
 
         Raises:
           CapjaxError: a split does not exist, or holds fewer than 1 or more than a million pictures.

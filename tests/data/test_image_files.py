@@ -1,0 +1,94 @@
+"""Zips of images that are damaged, or that claim another size than they have."""
+
+import pathlib
+import struct
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+
+from capjax.data import coco
+from capjax.data.image_files import ImageFolder, ImageZip, open_images, open_zip
+from capjax.data.listing import SourceOptions
+from capjax.errors import CapjaxError
+from capjax.images import ImageError
+from tests.source_layouts import jpeg, write
+
+
+def write_bomb(path: pathlib.Path, member: str, announced: int) -> pathlib.Path:
+    """Write a zip of one member, 64 million zeros, whose headers announce another size."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(member, bytes(64_000_000))
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        struct.pack_into("<I", data, data.index(signature) + offset, announced)
+    path.write_bytes(data)
+    return path
+
+
+def peak_bytes(function) -> int:
+    tracemalloc.start()
+    try:
+        with pytest.raises(CapjaxError) as caught:
+            function()
+        assert "\n" not in str(caught.value)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("announced, kind", [(1000, "unreadable"), (4_000_000_000, "too large")])
+def test_an_image_that_inflates_without_end_is_refused_in_little_memory(tmp_path, announced, kind):
+    images = ImageZip(write_bomb(tmp_path / "a.zip", "a.jpg", announced))
+    with pytest.raises(ImageError) as caught:
+        images.read("a.jpg")
+    assert caught.value.kind == kind
+    assert peak_bytes(lambda: images.read("a.jpg")) < 2_000_000
+
+
+@pytest.mark.parametrize("announced", [1000, 4_000_000_000])
+def test_annotations_that_inflate_without_end_are_refused_in_little_memory(tmp_path, announced):
+    write_bomb(tmp_path / "annotations_trainval2017.zip", "annotations/captions_train2017.json", announced)
+    assert peak_bytes(lambda: coco.open_source("2017", SourceOptions(source=tmp_path, captions_only=True))) < 2_000_000
+
+
+def test_annotations_without_the_file_are_one_line(tmp_path):
+    with zipfile.ZipFile(tmp_path / "annotations_trainval2017.zip", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    with pytest.raises(CapjaxError, match=r"captions_train2017\.json in .*it is not there"):
+        coco.open_source("2017", SourceOptions(source=tmp_path))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_zips_end_in_clear_errors(tmp_path, method):
+    path, rng = tmp_path / "a.zip", np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name in ("a.jpg", "b.jpg"):
+            archive.writestr(name, jpeg(1))
+    whole, num_intact, num_damaged = path.read_bytes(), 0, 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for at in rng.integers(len(data), size=rng.integers(1, 5)):
+            data[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        try:
+            images = open_images(path)
+            for name in images.names():
+                images.size(name), images.fingerprint(name)
+                num_intact += images.read(name) == jpeg(1)
+        except CapjaxError as error:
+            assert "\n" not in str(error)
+            num_damaged += 1
+    assert num_intact and num_damaged > 100
+
+
+def test_what_is_no_zip_is_one_line(tmp_path):
+    with pytest.raises(CapjaxError, match="complete zip archive"):
+        open_zip(write(tmp_path / "a.zip", b"PK no zip"))
+
+
+def test_a_folder_that_links_to_itself_is_listed_once(tmp_path):
+    write(tmp_path / "sub" / "a.jpg", jpeg(1))
+    (tmp_path / "sub" / "again").symlink_to(tmp_path)
+    assert ImageFolder(tmp_path).names() == ["sub/a.jpg"]
