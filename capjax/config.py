@@ -320,15 +320,17 @@ def _merge(config: ConfigDict, values: Mapping[str, Any], where: str, prefix: st
                 f"the configuration in {where} has a field {prefix}{name}, which capjax {__version__} does not know; "
                 "use the capjax that wrote it"
             )
-        if isinstance(config[name], ConfigDict) and isinstance(value, Mapping):
-            _merge(config[name], value, where, f"{prefix}{name}.")
-            continue
+        is_section = isinstance(config[name], ConfigDict)
+        expected = "a section" if is_section else f"like {config[name]!r}"
         try:
-            config[name] = value
+            if is_section != isinstance(value, Mapping):
+                raise TypeError
+            if is_section:
+                _merge(config[name], value, where, f"{prefix}{name}.")
+            else:
+                config[name] = value
         except TypeError:
-            raise CapjaxError(
-                f"expected {prefix}{name} in {where} to be like {config[name]!r}, got {value!r}"
-            ) from None
+            raise CapjaxError(f"expected {prefix}{name} in {where} to be {expected}, got {value!r}") from None
 
 
 def write_json(path: str | os.PathLike[str], values: Any) -> None:

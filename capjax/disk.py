@@ -5,8 +5,8 @@ import errno
 import fcntl
 import os
 import pathlib
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 
 from capjax.errors import CapjaxError
@@ -24,22 +24,17 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview |
         CapjaxError: the folder cannot be written, or the disk is full.
     """
     path = pathlib.Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
         os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            pathlib.Path(temporary).unlink(missing_ok=True)
-        raise CapjaxError(
-            f"cannot write {path}: {error.strerror or error}; choose another place or make room"
-        ) from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        reason = error.strerror or error
+        raise CapjaxError(f"cannot write {path}: {reason}; choose another place or make room") from error
 
 
 def inside(folder: pathlib.Path, name: str) -> pathlib.Path | None:

@@ -129,8 +129,10 @@ class Vocabulary:
             CapjaxError: if the file is missing, is no vocabulary, or is of another version.
         """
         try:
-            content = json.loads(pathlib.Path(path).read_text())
+            content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
             version, words, tokenizer = content["format_version"], content["words"], content["tokenizer"]
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in (*words, tokenizer)):
+                raise TypeError("words is no list of texts, or tokenizer no text")
         except FileNotFoundError:
             raise CapjaxError(f"expected a vocabulary at {path}, found no file there") from None
         except (ValueError, KeyError, TypeError) as error:

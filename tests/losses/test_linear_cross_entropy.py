@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capjax.losses.cross_entropy import weighted_cross_entropy, next_word_accuracy
+from capjax.losses.cross_entropy import next_word_accuracy, weighted_cross_entropy
 from capjax.losses.linear_cross_entropy import linear_cross_entropy
 
 N, D, V = 20, 5, 7
