@@ -111,7 +111,12 @@ def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
             if encoder_file.METADATA_KEY in (opened.metadata() or {}):
                 raise CapjaxError(f"{file} is an encoder file already; check it with `capjax weights verify`")
             return {name: opened.get_tensor(name) for name in opened.keys()}
-    except (OSError, safetensors.SafetensorError) as error:
+    except (
+        OSError,
+        safetensors.SafetensorError,
+        AttributeError,
+        TypeError,
+    ) as error:
         raise CapjaxError(f"cannot read {file}, is it complete? {error}") from error
 
 

@@ -28,6 +28,8 @@ from capjax.models import inception_v3
 
 FORMAT_VERSION = 1
 METADATA_KEY = "capjax_encoder"
+_MAX_SIZE = 1_000_000
+_MAX_DEPTH_MULTIPLIER = 100
 
 Variables = Mapping[str, Any]
 """Flax variables: {"params": …, "batch_stats": …}."""
@@ -158,7 +160,12 @@ def load_encoder(path: str | os.PathLike) -> LoadedEncoder:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, safetensors.SafetensorError) as error:
+    except (
+        OSError,
+        safetensors.SafetensorError,
+        AttributeError,
+        TypeError,
+    ) as error:
         hint = "; weights of Keras or torchvision need `capjax weights convert` first" if path.is_file() else ""
         raise CapjaxError(f"cannot read the encoder {path}: {error}{hint}") from error
     config, stored_sha256 = _parse_header(path, metadata)
@@ -182,6 +189,26 @@ def _parse_header(path: pathlib.Path, metadata: Mapping[str, str]) -> tuple[Enco
         version, sha256 = header.pop("format_version"), header.pop("sha256")
         if version != FORMAT_VERSION:
             raise CapjaxError(f"{path} has encoder format {version}, this capjax reads format {FORMAT_VERSION}")
-        return EncoderConfig(**header), sha256
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        config = EncoderConfig(**header)
+        _check_fields(config)
+        return config, sha256
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CapjaxError(f"{path} has a damaged header ({error}); get the file again") from error
+
+
+def _check_fields(config: EncoderConfig) -> None:
+    """Refuse values that name no network at all; which names of conventions and endpoints exist, the network says.
+
+    Raises:
+        ValueError: a field is of another type or size than any network has.
+    """
+    texts = (config.convention, config.final_endpoint, config.input_scaling, config.source)
+    sizes = (config.min_depth, config.image_size, 1 if config.num_classes is None else config.num_classes)
+    if not all(isinstance(value, str) for value in texts):
+        raise ValueError(f"expected texts, got {texts}")
+    if not all(type(value) is int and 1 <= value <= _MAX_SIZE for value in sizes):
+        raise ValueError(f"expected min_depth, image_size and num_classes from 1 to {_MAX_SIZE:,}, got {sizes}")
+    if type(config.depth_multiplier) not in (int, float) or not 0 < config.depth_multiplier <= _MAX_DEPTH_MULTIPLIER:
+        raise ValueError(
+            f"expected a depth_multiplier above 0, up to {_MAX_DEPTH_MULTIPLIER}, got {config.depth_multiplier}"
+        )

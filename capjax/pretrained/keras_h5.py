@@ -34,8 +34,10 @@ def read_layers(path: str | os.PathLike) -> Layers:
                 return _read_legacy(root)
             if "layers" in file:
                 return _read_keras_3(file["layers"])
-    except (OSError, RuntimeError, KeyError) as error:
-        raise CapjaxError(f"cannot read {path}, is it complete? {error}") from error
+    except CapjaxError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CapjaxError(f"cannot read {path}, is it complete? {error!r}") from error
     raise CapjaxError(f"{path} is HDF5 but not Keras weights: expected the attribute layer_names or a group `layers`")
 
 

@@ -7,11 +7,14 @@ its own, and refuses the file at the first other name.
 """
 
 import collections
+import functools
 import io
 import math
 import os
 import pathlib
 import pickle
+import reprlib
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple
@@ -57,6 +60,9 @@ ReadStorage = Callable[[_Storage], np.ndarray]
 
 # What a damaged pickle raises from the standard unpickler and from the stand-ins below.
 _MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError)
+_MALFORMED += (pickle.UnpicklingError, EOFError)
+# What a damaged or encrypted archive raises.
+_DAMAGED = (OSError, zipfile.BadZipFile, struct.error, RuntimeError)
 
 
 def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> _Tensor:
@@ -89,7 +95,7 @@ class _TensorUnpickler(pickle.Unpickler):
     def persistent_load(self, persistent_id: Any) -> _Storage:
         kind, type_name, key, _, size, *view = persistent_id
         if kind != "storage" or type_name not in _STORAGE_DTYPES or any(part is not None for part in view):
-            raise CapjaxError(f"the checkpoint has a storage of unknown kind: {persistent_id!r}")
+            raise CapjaxError(f"the checkpoint has a storage of unknown kind: {reprlib.repr(persistent_id)}")
         return _Storage(type_name, key, size)
 
 
@@ -102,29 +108,39 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     path = pathlib.Path(path)
     try:
         if zipfile.is_zipfile(path):
-            state, read_storage = _open_zip(path)
-        else:
-            state, read_storage = _open_legacy(io.BytesIO(path.read_bytes()))
-        tensors = {_plain_name(name): _materialise(t, read_storage) for name, t in _find_state_dict(state).items()}
+            with zipfile.ZipFile(path) as archive:
+                return _read_tensors(*_open_zip(archive, path.stat().st_size))
+        return _read_tensors(*_open_legacy(io.BytesIO(path.read_bytes())))
     except CapjaxError as error:
         raise CapjaxError(f"{path}: {error}") from error
-    except (OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, *_MALFORMED) as error:
+    except (*_DAMAGED, *_MALFORMED) as error:
         raise CapjaxError(f"cannot read {path} as a PyTorch checkpoint, is it complete? {error!r}") from error
-    return tensors
 
 
-def _open_zip(path: pathlib.Path) -> tuple[Any, ReadStorage]:
-    with zipfile.ZipFile(path) as archive:
-        members = {name.split("/", 1)[-1]: archive.read(name) for name in archive.namelist()}
+def _read_tensors(state: Any, read_storage: ReadStorage) -> dict[str, np.ndarray]:
+    return {_plain_name(name): _materialise(t, read_storage) for name, t in _find_state_dict(state).items()}
+
+
+def _open_zip(archive: zipfile.ZipFile, num_bytes: int) -> tuple[Any, ReadStorage]:
+    members = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
     if "data.pkl" not in members:
         raise CapjaxError("a zip archive without data.pkl is no PyTorch checkpoint")
-    order = ">" if members.get("byteorder", b"little") == b"big" else "<"
+    # PyTorch stores its members as they are: together they are smaller than the file. Others could fill the memory.
+    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+        raise CapjaxError("expected members that are stored uncompressed, as PyTorch does; save it again with PyTorch")
+    if sum(info.file_size for info in archive.infolist()) > num_bytes:
+        raise CapjaxError("its members claim to be larger than the whole file; get it again")
+    order = ">" if "byteorder" in members and archive.read(members["byteorder"]) == b"big" else "<"
+
+    @functools.cache
+    def read_member(key: str) -> bytes:
+        return archive.read(members[f"data/{key}"])
 
     def read_storage(storage: _Storage) -> np.ndarray:
         dtype = _STORAGE_DTYPES[storage.type_name]
-        return np.frombuffer(members[f"data/{storage.key}"], dtype.newbyteorder(order), storage.size)
+        return np.frombuffer(read_member(storage.key), dtype.newbyteorder(order), storage.size)
 
-    return _TensorUnpickler(io.BytesIO(members["data.pkl"])).load(), read_storage
+    return _TensorUnpickler(io.BytesIO(archive.read(members["data.pkl"]))).load(), read_storage
 
 
 def _open_legacy(stream: BinaryIO) -> tuple[Any, ReadStorage]:
@@ -167,4 +183,5 @@ def _materialise(tensor: _Tensor, read_storage: ReadStorage) -> np.ndarray:
         raise CapjaxError(f"a tensor of shape {tensor.shape} repeats the {len(storage)} numbers of its storage")
     strides = tuple(stride * storage.itemsize for stride in tensor.strides)
     view = np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
-    return view.astype(storage.dtype.newbyteorder("="))
+    # Tensors that share a storage go on sharing it.
+    return view.astype(storage.dtype.newbyteorder("="), copy=False)

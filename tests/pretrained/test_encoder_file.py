@@ -6,6 +6,7 @@ import resource
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
 from capjax.errors import CapjaxError
@@ -86,7 +87,7 @@ def test_write_that_fails_half_way_leaves_the_earlier_file_alone(saved, variable
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # acts as a disk that fills up
     try:
-        with pytest.raises(CapjaxError, match="cannot write the encoder"):
+        with pytest.raises(CapjaxError, match="cannot write"):
             encoder_file.save_encoder(saved, CONFIG, variables)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -96,7 +97,7 @@ def test_write_that_fails_half_way_leaves_the_earlier_file_alone(saved, variable
 
 def test_folder_that_cannot_be_made(tmp_path, variables):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CapjaxError, match="cannot write the encoder"):
+    with pytest.raises(CapjaxError, match="cannot write"):
         encoder_file.save_encoder(tmp_path / "file" / "x.safetensors", CONFIG, variables)
 
 
@@ -147,3 +148,46 @@ def test_safetensors_of_another_program(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(CapjaxError, match="cannot read the encoder"):
         encoder_file.load_encoder(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("convention", ["keras"]),
+        ("depth_multiplier", "0.1"),
+        ("depth_multiplier", float("nan")),
+        ("depth_multiplier", -0.1),
+        ("min_depth", None),
+        ("min_depth", -3),
+        ("final_endpoint", {}),
+        ("num_classes", "3"),
+        ("num_classes", -1),
+        ("image_size", "299"),
+        ("image_size", 0),
+        ("source", 3),
+        ("no such field", 1),
+    ],
+)
+def test_headers_with_senseless_fields_are_one_line(saved, field, value):
+    with safetensors.safe_open(saved, framework="numpy") as file:
+        header = json.loads(file.metadata()[encoder_file.METADATA_KEY])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    metadata = {encoder_file.METADATA_KEY: json.dumps(header | {field: value})}
+    safetensors.numpy.save_file(tensors, saved, metadata=metadata)
+    with pytest.raises(CapjaxError, match="damaged header") as caught:
+        encoder_file.load_encoder(saved)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("header", ["[]", "null", "{}", "[" * 100_000])
+def test_headers_that_are_no_object_are_one_line(saved, header):
+    safetensors.numpy.save_file({}, saved, metadata={encoder_file.METADATA_KEY: header})
+    with pytest.raises(CapjaxError, match="damaged header"):
+        encoder_file.load_encoder(saved)
+
+
+def test_numbers_that_numpy_does_not_know_are_one_line(saved):
+    header = json.dumps({"weight": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    saved.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(CapjaxError, match="cannot read the encoder"):
+        encoder_file.load_encoder(saved)

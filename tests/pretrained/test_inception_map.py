@@ -194,3 +194,32 @@ def test_keras_3_file_without_layer_names(tmp_path):
         file["layers/conv2d/vars/0"] = np.zeros((3, 3, 3, 32))
     with pytest.raises(CapjaxError, match="does not name its layers"):
         keras_h5.read_layers(tmp_path / "x.weights.h5")
+
+
+def _layers(file, names):
+    file.attrs["layer_names"] = names
+
+
+def _weight(file, name):
+    _layers(file, ["conv2d"])
+    file.create_group("conv2d").attrs["weight_names"] = [name]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda file: _layers(file, 3),
+        lambda file: _layers(file, [b"\xff"]),
+        lambda file: _weight(file, "kernel"),
+        lambda file: (_weight(file, "conv2d/kernel"), file["conv2d"].create_group("conv2d/kernel")),
+        lambda file: file.create_dataset("layers", data=[1]),
+        lambda file: file.create_group("layers/0").create_dataset("vars", data=3),
+        lambda file: file.create_group("layers/0/vars/0").parent.attrs.update(name="conv2d"),
+    ],
+)
+def test_hdf5_of_another_make_is_one_line(tmp_path, make):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        make(file)
+    with pytest.raises(CapjaxError, match=r"cannot read .*x\.h5") as caught:
+        keras_h5.read_layers(tmp_path / "x.h5")
+    assert "\n" not in str(caught.value)

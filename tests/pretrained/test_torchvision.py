@@ -2,8 +2,10 @@
 
 import builtins
 import collections
+import contextlib
 import os
 import pickle
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -194,3 +196,70 @@ def test_honest_forgery_is_read(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(CapjaxError, match="cannot read"):
         read_state_dict(tmp_path / "absent.pth")
+
+
+def test_compressed_members_are_refused_before_they_are_inflated(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", forged(10, 0, (10,), (1,)))
+        archive.writestr("archive/data/0", bytes(64_000_000))
+    with peak_below(8_000_000), pytest.raises(CapjaxError, match="stored uncompressed"):
+        read_state_dict(tmp_path / "bomb.pth")
+
+
+def test_members_that_lie_over_one_another_are_refused(tmp_path):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", forged(10, 0, (10,), (1,)))
+        archive.writestr("archive/data/0", bytes(1_000_000))
+        for number in range(1, 9):  # all of them the same bytes of the file
+            info = archive.getinfo("archive/data/0")
+            twin = zipfile.ZipInfo(f"archive/data/{number}")
+            twin.header_offset, twin.CRC = info.header_offset, info.CRC
+            twin.file_size = twin.compress_size = info.file_size
+            archive.filelist.append(twin)
+    with pytest.raises(CapjaxError, match="larger than the whole file"):
+        read_state_dict(path)
+
+
+def test_members_that_no_tensor_needs_are_not_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "more.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", forged(10, 0, (10,), (1,)))
+        archive.writestr("archive/data/0", np.arange(10, dtype="<f4").tobytes())
+        archive.writestr("archive/code/notes", bytes(64_000_000))
+    with peak_below(8_000_000):
+        assert read_state_dict(tmp_path / "more.pth")["weight"].tolist() == list(range(10))
+
+
+def test_many_tensors_of_one_storage_take_the_memory_of_one(tmp_path):
+    storage = torch.ones(1_000_000)
+    torch.save({f"weight_{number}": storage for number in range(100)}, tmp_path / "shared.pth")
+    with peak_below(16_000_000):
+        assert len(read_state_dict(tmp_path / "shared.pth")) == 100
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_damaged_files_are_refused_in_one_line_or_read(tmp_path, is_zip):
+    path, rng = tmp_path / "state.pth", np.random.default_rng(0)
+    torch.save(example_state(), path, _use_new_zipfile_serialization=is_zip)
+    whole, num_refused = path.read_bytes(), 0
+    for _ in range(500):
+        data = bytearray(whole)
+        for at in rng.integers(len(data), size=rng.integers(1, 9)):
+            data[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        try:
+            read_state_dict(path)
+        except CapjaxError as error:
+            assert "\n" not in str(error)
+            num_refused += 1
+    assert num_refused > 50
+
+
+@contextlib.contextmanager
+def peak_below(num_bytes):
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < num_bytes
+    finally:
+        tracemalloc.stop()
