@@ -1,6 +1,6 @@
-"""From a run's configuration to the objects that the jobs work with: encoder, captioner, the rows of a split.
+"""From a run's configuration to the objects that tasks and jobs work with: encoder, captioner, the rows of a split.
 
-The ConfigDict ends here; everything below takes typed arguments.
+The ConfigDict ends here and in the tasks; everything below takes typed arguments.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from capjax import data
@@ -20,12 +21,12 @@ from capjax.data.input_pipeline import ImageRows, Rows
 from capjax.errors import CapjaxError
 from capjax.images import Preprocessing
 from capjax.models import Captioner, build_decoder
-from capjax.pretrained.encoder_file import EncoderConfig, LoadedEncoder, flatten, load_encoder, tensors_sha256
+from capjax.pretrained.encoder_file import EncoderConfig, LoadedEncoder, encoder_of, load_encoder
 from capjax.pretrained.random_encoder import random_encoder
+from capjax.text.vocabulary import Vocabulary
 from capjax.types import CaptionRecord, Features
 
 SCENES_ENCODER = pathlib.Path(__file__).parent / "pretrained" / "scenes_encoder.safetensors"
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def encoder_from(config: ConfigDict) -> LoadedEncoder | None:
@@ -43,8 +44,7 @@ def encoder_from(config: ConfigDict) -> LoadedEncoder | None:
                 image_size=section.image_size,
                 source="random",
             )
-            variables = random_encoder(architecture, config.seed)
-            return LoadedEncoder(architecture, variables, tensors_sha256(flatten(variables)))
+            return encoder_of(architecture, random_encoder(architecture, config.seed))
         case path:
             if not pathlib.Path(path).is_file():
                 raise CapjaxError(
@@ -59,20 +59,12 @@ def preprocessing_from(config: ConfigDict, encoder: LoadedEncoder) -> Preprocess
     return Preprocessing(image_size=encoder.config.image_size, crop=config.encoder.crop)
 
 
-def dtype_from(config: ConfigDict) -> Any:
-    """Return the dtype of the computation."""
-    if config.train.dtype not in DTYPES:
-        raise CapjaxError(f"expected train.dtype out of {sorted(DTYPES)}, got {config.train.dtype!r}")
-    return DTYPES[config.train.dtype]
-
-
 def captioner_from(config: ConfigDict, vocab_size: int, encoder: EncoderConfig | None) -> Captioner:
     """Build the model; `encoder` None makes one that is fed features only."""
-    dtype = dtype_from(config)
-    decoder = build_decoder(**config.decoder.to_dict(), vocab_size=vocab_size, dtype=dtype)
+    decoder = build_decoder(**config.decoder.to_dict(), vocab_size=vocab_size, dtype=jnp.dtype(config.train.dtype))
     return Captioner(
         decoder,
-        encoder and encoder.build(dtype),
+        encoder and encoder.build(jnp.dtype(config.encoder.dtype)),
         freeze_encoder=config.encoder.learning_rate_scale == 0,
         train_batch_norm=config.encoder.train_batch_norm,
     )
@@ -104,8 +96,15 @@ def with_encoder(variables: dict[str, Any], encoder: LoadedEncoder | None) -> di
     }
 
 
-def feature_key(config: ConfigDict, encoder: LoadedEncoder) -> dict[str, Any]:
-    """Return everything that cached features depend on."""
+def feature_key(config: ConfigDict, encoder: LoadedEncoder | None) -> dict[str, Any]:
+    """Return what cached features depend on, as far as it follows from a configuration.
+
+    Args:
+        config: names the dataset and says how images are seen.
+        encoder: None where features come from another program.
+    """
+    if encoder is None:
+        return {"dataset": config.dataset.name}
     architecture = dataclasses.asdict(encoder.config)
     del architecture["source"], architecture["num_classes"]
     return {
@@ -113,19 +112,42 @@ def feature_key(config: ConfigDict, encoder: LoadedEncoder) -> dict[str, Any]:
         "encoder": architecture,
         "weights_sha256": encoder.sha256,
         "preprocessing": preprocessing_from(config, encoder).to_dict(),
+        "compute_dtype": config.encoder.dtype,
     }
 
 
-def split_from(config: ConfigDict, split: str, encoder: LoadedEncoder | None) -> tuple[Sequence[CaptionRecord], Rows]:
-    """Open a split: its captions, and its cached features or its images."""
-    if config.features.dir:
-        key = feature_key(config, encoder) if encoder else None
-        store = feature_store.open_store(config.features.dir, key)
-        return store.records(split), store.features(split, grid=config.encoder.grid)
-    if encoder is None:
-        raise CapjaxError("expected features.dir or encoder.weights to be set: there is nothing to see images with")
-    dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
-    return dataset.records(split), ImageRows(dataset.images(split), preprocessing_from(config, encoder))
+def open_features(config: ConfigDict, encoder: LoadedEncoder | None) -> feature_store.FeatureStore:
+    """Open the feature store of a configuration.
+
+    Raises:
+        CapjaxError: if there is none, or it was made with another encoder or of another dataset.
+    """
+    return feature_store.open_store(config.features.dir, feature_key(config, encoder))
+
+
+def open_split(config: ConfigDict, split: str, encoder: LoadedEncoder | None) -> tuple[Sequence[CaptionRecord], Rows]:
+    """Open a split: its captions, and its cached features or its images.
+
+    Where the dataset lies beside its features, they are compared: features of images that have changed are refused.
+
+    Raises:
+        CapjaxError: if something is missing, or does not fit the other.
+    """
+    if not config.features.dir:
+        if encoder is None:
+            raise CapjaxError("expected features.dir or encoder.weights to be set: there is nothing to see images with")
+        dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
+        return dataset.records(split), ImageRows(dataset.images(split), preprocessing_from(config, encoder))
+    store = open_features(config, encoder)
+    records, rows = store.records(split), store.features(split, grid=config.encoder.grid)
+    if data.is_prepared(config.dataset.name, config.dataset.data_dir or None):
+        dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
+        if encoder is None:  # another program may have left out images
+            known = {record.image_id for record in records}
+            store.check_split(split, [r for r in dataset.records(split) if r.image_id in known], "")
+        else:
+            store.check_split(split, dataset.records(split), dataset.images_sha256(split))
+    return records, rows
 
 
 def first_features(rows: Rows, encoder: LoadedEncoder | None, grid: bool) -> Features:
@@ -138,3 +160,40 @@ def first_features(rows: Rows, encoder: LoadedEncoder | None, grid: bool) -> Fea
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), rows[0])
     features = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return features if grid else features._replace(grid=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a training run works with, whatever its objective.
+
+    Attributes:
+        config: of the run.
+        mesh: its devices.
+        encoder: the pretrained encoder; None where features come from another program.
+        records: the training split's captions.
+        rows: its images or features, in the same order.
+        vocabulary: of the training captions.
+        model: the captioner. One fed from cached features has no encoder: that is left to the model directory.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    encoder: LoadedEncoder | None
+    records: Sequence[CaptionRecord]
+    rows: Rows
+    vocabulary: Vocabulary
+    model: Captioner
+
+
+def setup_from(config: ConfigDict, mesh: Mesh) -> Setup:
+    """Open the training data and build the model.
+
+    Raises:
+        CapjaxError: if something in the configuration or the data does not fit.
+    """
+    encoder = encoder_from(config)
+    records, rows = open_split(config, config.dataset.train_split, encoder)
+    vocabulary = Vocabulary.build((c for r in records for c in r.captions), **config.vocabulary.to_dict())
+    fed_images = not config.features.dir
+    model = captioner_from(config, len(vocabulary), encoder.config if fed_images else None)
+    return Setup(config, mesh, encoder, records, rows, vocabulary, model)

@@ -1,15 +1,16 @@
 """Checkpoints of a run, and the self-contained model directory that comes out of it.
 
-A checkpoint (Orbax, asynchronous, atomic) holds everything that an exact resumption needs: the training state, the
-data iterator's state, the progress of validation, the configuration and the vocabulary.
+A checkpoint (Orbax, asynchronous, atomic) holds everything that an exact resumption needs: the training state, whose
+step is the position in the data as well, the progress of validation, the configuration and the vocabulary. None of it
+belongs to one process: a run may go on with another number of them.
 
 A model directory holds what captioning needs and nothing else:
 
-    model.json            format version, configuration, preprocessing, scores; names the weights file
-    vocabulary.json
+    model.json            format version, configuration, scores; names the other two files
+    vocabulary-<hash>.json
     weights-<hash>.safetensors
 
-model.json is replaced last, so the directory is whole at any moment.
+model.json names the other two and is replaced last, so the directory is whole at any moment.
 """
 
 import hashlib
@@ -29,16 +30,18 @@ import safetensors
 import safetensors.numpy
 
 from capjax.config import write_json
+from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
 from capjax.text.vocabulary import Vocabulary
 
 MODEL_FORMAT_VERSION = 1
+_HEADER_FIELDS = {"weights": str, "weights_sha256": str, "vocabulary": str, "vocabulary_sha256": str}
+_HEADER_FIELDS |= {"scores": dict, "config": dict, "encoder": dict | None, "features": dict | None}
 
 
 class Restored(NamedTuple):
-    """What a checkpoint gives back."""
+    """What a checkpoint gives back: the state, and the JSON values that were saved with it."""
 
-    step: int
     state: Any
     host: dict[str, Any]
 
@@ -51,11 +54,6 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, keep: int) -> None:
         """Open the folder, remove what a killed save left behind."""
-        # Orbax tells its every thought through absl's logger, and each failed write once more through asyncio's; what
-        # matters of it is raised by `save` and on leaving.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        sys.unraisablehook = _without_closed_loops
         directory = directory.absolute()
         if jax.process_index() == 0:
             for leftover in directory.glob("*.orbax-checkpoint-tmp*"):
@@ -70,17 +68,13 @@ class Checkpoints:
         Args:
             step: updates done.
             state: pytree of device arrays.
-            host: JSON values of this process (data iterator, progress, configuration, vocabulary).
+            host: JSON values, equal on all processes (progress, configuration, vocabulary).
             wait: return only when it is on disk.
 
         Raises:
-            CapjaxError: if it cannot be written, e.g. because the disk is full.
+            CapjaxError: if it cannot be written, e.g. because the disk is full, or the step was saved before.
         """
-        if step in self._manager.all_steps():
-            return
-        # Every process has an iterator of its own.
-        hosts = _gather_json(host)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave({"processes": hosts}))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
         try:
             self._manager.save(step, args=args)
             if wait:
@@ -113,13 +107,8 @@ class Checkpoints:
                 f"expected an intact checkpoint of this model at {self.directory / str(step)}, could not restore it "
                 f"({reason[:200]}); delete that folder to go on from the one before, or choose another workdir"
             ) from None
-        hosts = restored.host["processes"]
-        if len(hosts) != jax.process_count():
-            raise CapjaxError(
-                f"expected to resume with the {len(hosts)} processes that wrote {self.directory}, "
-                f"got {jax.process_count()}"
-            )
-        return Restored(step, restored.state, hosts[jax.process_index()])
+        # capjax 0.1 saved the same values once for each process.
+        return Restored(restored.state, restored.host.get("processes", [restored.host])[0])
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -133,10 +122,20 @@ class Checkpoints:
                 raise CapjaxError(_cannot_write(self.directory, failure)) from None
 
 
-def _without_closed_loops(unraisable: Any) -> None:
-    """Report exceptions that cannot be raised, but those of writes that end after a failed save closed their loop."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
+def quiet_orbax() -> None:
+    """Let Orbax speak only through what it raises.
+
+    It tells its every thought through absl's logger, and each failed write once more through asyncio's and, when a
+    failed save has closed its event loop, as an exception that cannot be raised.
+    """
+
+    def report(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = report
 
 
 def _cannot_write(directory: pathlib.Path, error: Exception) -> str:
@@ -144,26 +143,24 @@ def _cannot_write(directory: pathlib.Path, error: Exception) -> str:
     return f"expected to write a checkpoint to {directory}, could not ({reason[:200]}); earlier checkpoints are intact"
 
 
-def _gather_json(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """Collect a JSON value from every process, in process order, on all of them."""
-    if jax.process_count() == 1:
-        return [value]
-    from jax.experimental import multihost_utils
-
-    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    longest = int(multihost_utils.process_allgather(np.asarray(content.size)).max())
-    padded = multihost_utils.process_allgather(np.pad(content, (0, longest - content.size), constant_values=32))
-    return [json.loads(bytes(row)) for row in padded]
-
-
 class ModelDirectory(NamedTuple):
-    """The content of a model directory."""
+    """The content of a model directory.
+
+    Attributes:
+        config: of the run, as JSON values.
+        encoder: the encoder's architecture; None if the model was trained on features made elsewhere.
+        vocabulary: of its captions.
+        variables: of the captioner, the encoder's among them if it has one.
+        scores: of the validation that chose it.
+        features: the key of the feature store it was trained on; None if it was trained on images.
+    """
 
     config: dict[str, Any]
     encoder: dict[str, Any] | None
     vocabulary: Vocabulary
     variables: dict[str, Any]
     scores: dict[str, float]
+    features: dict[str, Any] | None = None
 
 
 def save_model(directory: str | os.PathLike[str], model: ModelDirectory) -> None:
@@ -176,29 +173,28 @@ def save_model(directory: str | os.PathLike[str], model: ModelDirectory) -> None
     flat = flax.traverse_util.flatten_dict(model.variables, sep="/")
     content = safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in flat.items()})
     weights = f"weights-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+    header = {
+        "format_version": MODEL_FORMAT_VERSION,
+        "weights": weights,
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
+        "vocabulary": f"vocabulary-{model.vocabulary.sha256[:16]}.json",
+        "vocabulary_sha256": model.vocabulary.sha256,
+        "scores": model.scores,
+        "features": model.features,
+        "encoder": model.encoder,
+        "config": model.config,
+    }
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        temporary = directory / f"{weights}.tmp"
-        temporary.write_bytes(content)
-        os.replace(temporary, directory / weights)
-        model.vocabulary.save(directory / "vocabulary.json")
-        header = {
-            "format_version": MODEL_FORMAT_VERSION,
-            "weights": weights,
-            "weights_sha256": hashlib.sha256(content).hexdigest(),
-            "vocabulary_sha256": model.vocabulary.sha256,
-            "scores": model.scores,
-            "encoder": model.encoder,
-            "config": model.config,
-        }
+        write_atomically(directory / weights, content)
+        model.vocabulary.save(directory / header["vocabulary"])
         write_json(directory / "model.json", header)
-    except OSError as error:
-        for leftover in directory.glob("*.tmp"):
-            leftover.unlink(missing_ok=True)
-        raise CapjaxError(f"expected to write a model to {directory}, could not ({error})") from None
-    for old in directory.glob("weights-*.safetensors"):
-        if old.name != weights:
-            old.unlink()
+    except CapjaxError as error:
+        raise CapjaxError(f"expected to write a model to {directory}, could not: {error}") from None
+    # What the older model had, and what saves that were killed left behind.
+    for pattern in ("weights-*.safetensors", "vocabulary*.json", ".weights-*.tmp"):
+        for old in directory.glob(pattern):
+            if old.name not in (weights, header["vocabulary"]):
+                old.unlink(missing_ok=True)
 
 
 def load_model_directory(directory: str | os.PathLike[str]) -> ModelDirectory:
@@ -208,21 +204,49 @@ def load_model_directory(directory: str | os.PathLike[str]) -> ModelDirectory:
         CapjaxError: if it is none, is damaged, or was written by another version.
     """
     directory = pathlib.Path(directory)
+    header = _read_header(directory)
+    while True:
+        try:
+            return _read_model(directory, header)
+        except CapjaxError:
+            # A training run may have replaced the model between the reading of model.json and of what it names.
+            earlier, header = header, _read_header(directory)
+            if header == earlier:
+                raise
+
+
+def _read_header(directory: pathlib.Path) -> dict[str, Any]:
+    path = directory / "model.json"
     try:
-        header = json.loads((directory / "model.json").read_text())
+        header = json.loads(path.read_text(encoding="utf-8"))
         version = header["format_version"]
     except (FileNotFoundError, NotADirectoryError):
         hint = f"; did you mean {directory / 'model'}?" if (directory / "model" / "model.json").exists() else ""
         raise CapjaxError(f"expected a model directory (with model.json), got {directory}{hint}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CapjaxError(
-            f"expected a model description in {directory}/model.json, got something else ({error})"
-        ) from None
+        raise CapjaxError(f"expected a model description in {path}, got something else ({error!r})") from None
     if version != MODEL_FORMAT_VERSION:
         raise CapjaxError(
             f"expected model format {MODEL_FORMAT_VERSION} in {directory}, got {version}; use the capjax that wrote it"
         )
-    vocabulary = Vocabulary.load(directory / "vocabulary.json")
+    header = {"vocabulary": "vocabulary.json", "features": None} | header  # as capjax 0.1 wrote it
+    wrong = [name for name, kind in _HEADER_FIELDS.items() if not isinstance(header.get(name, ...), kind)]
+    if wrong:
+        raise CapjaxError(
+            f"expected a usable {wrong[0]!r} in {path}, found none; copy the model again or train it anew"
+        )
+    for name in ("weights", "vocabulary"):
+        if pathlib.PurePath(header[name]).name != header[name]:
+            raise CapjaxError(f"expected the {name} beside {path}, it names {header[name]!r}; do not trust this model")
+    return header
+
+
+def _read_model(directory: pathlib.Path, header: dict[str, Any]) -> ModelDirectory:
+    vocabulary = Vocabulary.load(directory / header["vocabulary"])
+    if vocabulary.sha256 != header["vocabulary_sha256"]:
+        raise CapjaxError(
+            f"expected the vocabulary that {directory}/model.json describes, {header['vocabulary']} differs"
+        )
     try:
         content = (directory / header["weights"]).read_bytes()
         if hashlib.sha256(content).hexdigest() != header["weights_sha256"]:
@@ -232,7 +256,7 @@ def load_model_directory(directory: str | os.PathLike[str]) -> ModelDirectory:
         flat = safetensors.numpy.load(content)
     except (OSError, safetensors.SafetensorError) as error:
         raise CapjaxError(f"expected weights in {directory}, could not read {header['weights']} ({error})") from None
-    if vocabulary.sha256 != header["vocabulary_sha256"]:
-        raise CapjaxError(f"expected the vocabulary that {directory}/model.json describes, vocabulary.json differs")
     variables = flax.traverse_util.unflatten_dict(flat, sep="/")
-    return ModelDirectory(header["config"], header["encoder"], vocabulary, variables, header["scores"])
+    return ModelDirectory(
+        header["config"], header["encoder"], vocabulary, variables, header["scores"], header["features"]
+    )

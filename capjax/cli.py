@@ -17,9 +17,15 @@ COMMANDS = {
     "features": ("capjax.extract_features", "compute or import encoder features once"),
     "train": ("capjax.train", "train a captioner; the same command resumes"),
     "evaluate": ("capjax.evaluate", "decode a split, score it, write the report page"),
-    "caption": ("capjax.predict", "caption photos"),
+    "caption": ("capjax.caption", "caption photos"),
     "score": ("capjax.score", "score anybody's COCO results file"),
 }
+
+
+_SMALLER = (
+    "make batches smaller: --config.train.batch_size (or more --config.train.accumulate_steps), "
+    "--config.eval.batch_size, --config.features.batch_size, or --batch_size of the commands that decode"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"capjax: error: {error}", file=sys.stderr)
     except OSError as error:
         print(f"capjax: error: {error}", file=sys.stderr)
+    except RuntimeError as error:  # XLA's own error is one of these, and JAX is not imported here
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        print(f"capjax: error: the device is out of memory ({reason}); {_SMALLER}", file=sys.stderr)
     except KeyboardInterrupt:
         print("capjax: interrupted", file=sys.stderr)
         return 130
@@ -60,7 +71,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         if argv[:1] == [name]:
             module = importlib.import_module(module_name)
             module.add_arguments(command)
-            command.set_defaults(run=module.run, overrides=overrides)
+            command.set_defaults(run=module.run, main=main, overrides=overrides)
     args = parser.parse_args(argv)
     if overrides and not hasattr(args, "config"):
         parser.error(f"{args.command} takes no --config.{overrides[0]}")

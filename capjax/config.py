@@ -13,14 +13,20 @@ import inspect
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from capjax import __version__
 from capjax.decoding.settings import DecoderSettings
 from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
+from capjax.models import decoder_settings
+
+DTYPES = ("bfloat16", "float32")
+STORED_DTYPES = ("float16", "float32")
 
 
 def default_config() -> ConfigDict:
@@ -50,19 +56,14 @@ def default_config() -> ConfigDict:
     config.encoder.final_endpoint = "mixed10"
     config.encoder.image_size = 299
     config.encoder.crop = "center"  # "center": cut to a square; "none": squeeze to one
+    config.encoder.dtype = "float32"  # of its computation: "bfloat16" on accelerators
 
     config.features = ConfigDict()
     config.features.dir = ""  # the feature store to train from; "" trains from images
     config.features.dtype = "float32"  # or "float16", half the disk space
     config.features.batch_size = 64  # images encoded at once
 
-    config.decoder = ConfigDict({"name": "init_inject"}, allow_dotted_keys=False)
-    config.decoder.embed_size = 100  # E
-    config.decoder.hidden_size = 300  # D
-    config.decoder.image_bottleneck_size = 120
-    config.decoder.logit_bottleneck_size = 120
-    config.decoder.normalize_features = False
-    config.decoder.dropout_rate = 0.0
+    config.decoder = decoder_config("init_inject")  # a decoder of capjax.models, with the fields that it has
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"
@@ -75,13 +76,14 @@ def default_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.0  # of adamw, lion
 
     config.train = ConfigDict()
+    config.train.objective = "cross_entropy"  # what is trained, a task of capjax.tasks
     config.train.num_steps = 12_000
     config.train.batch_size = 64  # captions over all devices
     config.train.captions_per_image = 1  # captions that share one encoded image
     config.train.max_tokens = 20  # ids kept of a caption, START included
     config.train.label_smoothing = 0.0
     config.train.accumulate_steps = 1  # microbatches of one update
-    config.train.dtype = "float32"  # of the computation: "bfloat16" on accelerators
+    config.train.dtype = "float32"  # of the decoder's computation: "bfloat16" on accelerators
     config.train.augment = False  # random crops, when training from images
     config.train.num_workers = 0  # processes that decode images
     config.train.log_every = 50
@@ -102,6 +104,18 @@ def default_config() -> ConfigDict:
 
     config.lock()
     return config
+
+
+def decoder_config(name: str, **changes: Any) -> ConfigDict:
+    """Return the section `decoder`: the named decoder's settings at their defaults, but for `changes`.
+
+    Raises:
+        CapjaxError: if there is no such decoder, or it has no such setting.
+    """
+    settings = decoder_settings(name)
+    if unknown := sorted(set(changes) - set(settings)):
+        raise CapjaxError(f"decoder {name!r} has no setting {unknown[0]!r}; it has {sorted(settings)}")
+    return ConfigDict({"name": name} | settings | changes)
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -130,13 +144,91 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         if argument and not takes_argument:
             raise CapjaxError(f"the configuration {file} takes no argument, got {argument!r}")
         config = module.get_config(argument) if argument else module.get_config()
+        if not isinstance(config, ConfigDict):
+            raise TypeError(f"it returned {type(config).__name__}; does it end with `return config`?")
     except CapjaxError:
         raise
     except (SyntaxError, ImportError, AttributeError, KeyError, TypeError, ValueError, NameError) as error:
         raise CapjaxError(f"expected {file} to define get_config() -> ConfigDict: {error}") from None
-    for override in overrides:
+    # Another decoder brings its own fields, which further overrides may set.
+    for override in sorted(overrides, key=lambda override: not override.startswith("decoder.name=")):
         _apply(config, override)
+    check(config)
     return config.lock()
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse values that make no sense, alone or together.
+
+    Raises:
+        CapjaxError: naming the field, its value and what it may be.
+    """
+    least = {
+        "vocabulary.min_count": 1,
+        "features.batch_size": 1,
+        "train.num_steps": 1,
+        "train.batch_size": 1,
+        "train.captions_per_image": 1,
+        "train.max_tokens": 2,
+        "train.accumulate_steps": 1,
+        "train.num_workers": 0,
+        "train.log_every": 1,
+        "train.checkpoint_every": 1,
+        "train.keep_checkpoints": 1,
+        "eval.every": 1,
+        "eval.batch_size": 1,
+        "eval.max_images": 0,
+        "eval.patience": 0,
+        "optimizer.learning_rate": 0,
+        "optimizer.clip_norm": 0,
+        "optimizer.weight_decay": 0,
+        "encoder.learning_rate_scale": 0,
+    }
+    values = config.to_dict()
+    for name, low in least.items():
+        section, field = name.split(".")
+        if not values[section][field] >= low:
+            raise CapjaxError(f"expected {name} of at least {low}, got {values[section][field]}")
+    train, encoder = config.train, config.encoder
+    if not 0 <= train.label_smoothing < 1:
+        raise CapjaxError(f"expected train.label_smoothing in [0, 1), got {train.label_smoothing}")
+    if train.batch_size % train.captions_per_image:
+        raise CapjaxError(
+            f"expected train.captions_per_image that divides train.batch_size ({train.batch_size}), "
+            f"got {train.captions_per_image}"
+        )
+    if (train.batch_size // train.captions_per_image) % train.accumulate_steps:
+        raise CapjaxError(
+            f"expected train.accumulate_steps that divides the {train.batch_size // train.captions_per_image} images "
+            f"of a batch, got {train.accumulate_steps}"
+        )
+    for name, choices in {"train.dtype": DTYPES, "encoder.dtype": DTYPES, "features.dtype": STORED_DTYPES}.items():
+        section, field = name.split(".")
+        if values[section][field] not in choices:
+            raise CapjaxError(f"expected {name} out of {sorted(choices)}, got {values[section][field]!r}")
+    if config.features.dir and (encoder.learning_rate_scale or encoder.train_batch_norm):
+        field = "learning_rate_scale" if encoder.learning_rate_scale else "train_batch_norm"
+        raise CapjaxError(
+            f"encoder.{field} is set, but cached features cannot train the encoder that made them; train from images "
+            "with --config.features.dir="
+        )
+    for name in ("dataset.data_dir", "features.dir"):
+        section, field = name.split(".")
+        local_path(values[section][field])
+
+
+def local_path(text: str) -> pathlib.Path:
+    """Turn an argument into a path on a mounted file system.
+
+    Raises:
+        CapjaxError: if it is the address of a bucket, which would silently become a local folder of that name.
+    """
+    if scheme := re.match(r"([a-z][a-z0-9+.-]*):/", text):
+        raise CapjaxError(
+            f"expected a folder on a mounted file system, got {text!r}; mount the bucket (gcsfuse for {scheme[1]}:) "
+            "and name the folder"
+        )
+    return pathlib.Path(text)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +257,10 @@ def _apply(config: ConfigDict, override: str) -> None:
         near = near or [field for field in known if field.split(".")[-1] == name.split(".")[-1]]
         hint = f"; did you mean {' or '.join(near)}?" if near else f"; fields are {', '.join(known)}"
         raise CapjaxError(f"the configuration has no field {name!r}{hint}")
+    if name == "decoder.name" and text != config.decoder.name:
+        with config.unlocked():
+            config.decoder = decoder_config(text)
+        return
     section, _, field = name.rpartition(".")
     parent = config
     for part in filter(None, section.split(".")):
@@ -199,9 +295,42 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
-def from_dict(values: dict[str, Any]) -> ConfigDict:
-    """Restore a configuration that was stored as JSON."""
-    return ConfigDict(values).lock()
+def from_dict(values: Mapping[str, Any], where: str) -> ConfigDict:
+    """Restore a configuration that was stored as JSON; fields that are newer than it have their defaults.
+
+    Args:
+        values: what `to_dict` gave, in this version of capjax or an older one.
+        where: the file they come from, for messages.
+
+    Raises:
+        CapjaxError: if a field is unknown to this version, or holds something else than it should.
+    """
+    config = default_config()
+    decoder = values.get("decoder")
+    with config.unlocked():
+        config.decoder = decoder_config(decoder.get("name", "") if isinstance(decoder, Mapping) else "init_inject")
+    _merge(config, values, where)
+    return config.lock()
+
+
+def _merge(config: ConfigDict, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+    for name, value in values.items():
+        if name not in config:
+            raise CapjaxError(
+                f"the configuration in {where} has a field {prefix}{name}, which capjax {__version__} does not know; "
+                "use the capjax that wrote it"
+            )
+        is_section = isinstance(config[name], ConfigDict)
+        expected = "a section" if is_section else f"like {config[name]!r}"
+        try:
+            if is_section != isinstance(value, Mapping):
+                raise TypeError
+            if is_section:
+                _merge(config[name], value, where, f"{prefix}{name}.")
+            else:
+                config[name] = value
+        except TypeError:
+            raise CapjaxError(f"expected {prefix}{name} in {where} to be {expected}, got {value!r}") from None
 
 
 def write_json(path: str | os.PathLike[str], values: Any) -> None:

@@ -2,10 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import pathlib
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 
 from capjax.errors import CapjaxError
@@ -14,7 +15,7 @@ from capjax.errors import CapjaxError
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview | str) -> None:
     """Write a file through a temporary one beside it, so that it appears whole, and a failure leaves an earlier one.
 
     Processes that write the same file do not disturb each other; the last one wins. Missing folders are created.
@@ -23,22 +24,17 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
         CapjaxError: the folder cannot be written, or the disk is full.
     """
     path = pathlib.Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
         os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            pathlib.Path(temporary).unlink(missing_ok=True)
-        raise CapjaxError(
-            f"cannot write {path}: {error.strerror or error}; choose another place or make room"
-        ) from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        reason = error.strerror or error
+        raise CapjaxError(f"cannot write {path}: {reason}; choose another place or make room") from error
 
 
 def inside(folder: pathlib.Path, name: str) -> pathlib.Path | None:
@@ -49,6 +45,30 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path | None:
     normal = os.path.normpath(name)
     leads_out = os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir or "\0" in name
     return None if leads_out else folder / normal
+
+
+@contextlib.contextmanager
+def exclusive(path: pathlib.Path, refusal: str) -> Iterator[None]:
+    """Hold a lock as long as the block runs; the system lifts it however the process ends.
+
+    Args:
+        path: the lock's file, made where absent; it stays.
+        refusal: what to say to a second process.
+
+    Raises:
+        CapjaxError: another process holds the lock, or the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")
+    except OSError as error:
+        raise CapjaxError(f"cannot write to {path.parent}: {error.strerror}; choose another folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CapjaxError(refusal) from None
+        yield
 
 
 def check_room(folder: pathlib.Path, needed_bytes: int, what: str) -> None:

@@ -1,32 +1,39 @@
 """Decode a split, score it, show it: `capjax evaluate --model=DIR --split=test`.
 
 The output folder holds metrics.json (scores, intervals, health, every setting), per_image.jsonl, results.json in the
-COCO results layout, and report.html.
+COCO results layout, report.html, and sheet.png with two dozen pictures from best to worst.
 """
 
 import argparse
+import importlib
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import flax.errors
 import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from capjax import assembly, data
 from capjax import config as configuration
-from capjax.data.input_pipeline import Rows, image_batches
-from capjax.decoding.flags import add_decoder_flags
+from capjax.captioning import Caption, Generator, LoadedModel, load_ensemble
+from capjax.data import feature_store
+from capjax.data.input_pipeline import ImageRows, Rows, image_batches
+from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
+from capjax.disk import inside
+from capjax.distributed import add_process_arguments, join_processes
 from capjax.errors import CapjaxError
 from capjax.metrics.coco_caption import DEFAULT_METRICS, References, score
-from capjax.predict import Caption, Generator, LoadedModel, load_ensemble, search_settings
-from capjax.report import CaptionRow, Measure, Report, Score, read_log, thumbnail, write_page
-from capjax.score import metric_names, score_report, score_table, write_scores
-from capjax.sharding import add_process_arguments, check_divides, join_processes, make_mesh, replicate
+from capjax.metrics.score_report import metric_names, score_report, score_table, write_scores
+from capjax.report import CaptionRow, Measure, Report, Score, read_log, spread, thumbnail, write_page, write_sheet
+from capjax.sharding import make_mesh, replicate
 from capjax.types import CaptionRecord
+
+_SHEET_SIZE = 24
 
 # The health measures that the page shows, of those in metrics.json.
 _HEALTH = {
@@ -42,19 +49,58 @@ _HEALTH = {
 }
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What came out of an evaluation.
+def open_split(
+    models: Sequence[LoadedModel], config: ConfigDict, split: str, *, other_features: bool
+) -> tuple[Sequence[CaptionRecord], Rows]:
+    """Open a split as the models see it: cached features if their own encoders made them, or else the images.
 
-    Attributes:
-        report: the content of metrics.json; empty without references.
-        rows: every image with its caption, references and scores.
-        seconds: that decoding took, compilation excluded.
+    Args:
+        models: one, or an ensemble.
+        config: of the first, with the dataset and the features to use.
+        split: its name.
+        other_features: the user names other features than the first model was trained on.
+
+    Raises:
+        CapjaxError: if something is missing, or was made with another encoder.
     """
+    encoder = models[0].encoder
+    if encoder and config.features.dir and not other_features and not _is_store(config.features.dir):
+        print(f"the features in {config.features.dir} are not here: looking at the images", file=sys.stderr)
+        with config.unlocked():
+            config.features.dir = ""
+    if config.features.dir:
+        strange = [m for m in models if (m.encoder and m.encoder.sha256) != (encoder and encoder.sha256)]
+        if strange:
+            raise CapjaxError(
+                f"the features in {config.features.dir} cannot serve all models, {strange[0].path} sees with another "
+                "encoder; --features_dir= lets each look at the images with its own"
+            )
+        if encoder is None and not other_features and models[0].features is not None:
+            feature_store.open_store(config.features.dir, models[0].features)
+    records, rows = assembly.open_split(config, split, encoder)
+    for model in models:
+        _check_features_fit(model, rows, config)
+    return records, rows
 
-    report: dict[str, Any]
-    rows: list[CaptionRow]
-    seconds: float
+
+def _is_store(path: str) -> bool:
+    return (pathlib.Path(path) / "store.json").exists()
+
+
+def _check_features_fit(model: LoadedModel, rows: Rows, config: ConfigDict) -> None:
+    """Refuse features of another shape than the model takes; images fit every encoder."""
+    if isinstance(rows, ImageRows):
+        if model.encoder is None:
+            raise CapjaxError(f"the model {model.path} has no encoder to look at images with; name its --features_dir")
+        return
+    features = assembly.first_features(rows, None, config.encoder.grid)
+    try:
+        jax.eval_shape(lambda: model.captioner.apply(model.variables, features, method="start"))
+    except flax.errors.ScopeParamShapeError:
+        raise CapjaxError(
+            f"the features in {config.features.dir} have {features.pooled.shape[-1]} numbers an image, "
+            f"the model {model.path} was trained on another number"
+        ) from None
 
 
 def decode_split(
@@ -71,25 +117,24 @@ def decode_split(
         records: of the split.
         rows: its images or features, in the same order.
         settings: of the search.
-        batch_size: images over all devices.
+        batch_size: images over all devices, a multiple of their number.
 
     Returns:
         One caption per record, in order, on every process; and the seconds it took, compilation excluded.
     """
-    check_divides(batch_size, "batch_size")
     mesh = make_mesh()
-    generator = Generator([model.captioner for model in models], models[0].vocabulary, settings, mesh)
+    generator = Generator([model.captioner for model in models], models[0].vocabulary, mesh)
     variables = replicate([model.variables for model in models], mesh)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     def batches() -> Iterator[Mapping[str, Any]]:
         return image_batches(records, rows, batch_size=batch_size, **processes)
 
-    list(generator(variables, [next(batches())]))  # compiles, so that what follows can be timed
+    list(generator(variables, [next(batches())], settings))  # compiles, so that what follows can be timed
     start = time.perf_counter()
     progress = tqdm(total=len(records), desc="captioning", unit="image", disable=None)
     captions = []
-    for caption in generator(variables, batches()):
+    for caption in generator(variables, batches(), settings):
         captions.append(caption)
         progress.update()
     progress.close()
@@ -103,16 +148,14 @@ def evaluate(
     settings: DecoderSettings,
     out: pathlib.Path,
     *,
+    other_features: bool = False,
     batch_size: int = 64,
     max_images: int = 0,
     metrics: Sequence[str] = DEFAULT_METRICS,
     bootstrap_samples: int = 1000,
     picture_of: Callable[[CaptionRecord], bytes | None] | None = None,
-    title: str = "",
-    note: str = "",
     log: Sequence[Mapping[str, Any]] = (),
-    verdict_of: Callable[[CaptionRecord, str], str | None] = lambda record, caption: None,
-) -> Evaluation:
+) -> dict[str, Any]:
     """Decode and score a split, and write everything to a folder.
 
     Args:
@@ -121,32 +164,33 @@ def evaluate(
         split: name of the split.
         settings: of the search.
         out: the folder.
+        other_features: see `open_split`.
         batch_size: images over all devices.
         max_images: the first so many, 0 for all.
         metrics: names of metrics.
         bootstrap_samples: draws for the intervals, 0 for none.
         picture_of: encoded photo of a record, for the page; by default that of the dataset if it has any.
-        title: of the page.
-        note: what this is, in plain words.
         log: of the training, for curves.
-        verdict_of: a word on each caption, shown with it.
+
+    Returns:
+        The content of metrics.json; empty without references, and on all processes but the first.
 
     Raises:
         CapjaxError: if the split, its images or its features are not there.
     """
-    encoder = assembly.encoder_from(config)
-    records, rows = assembly.split_from(config, split, encoder)
+    records, rows = open_split(models, config, split, other_features=other_features)
     records = records[: max_images or None]
     if not records:
         raise CapjaxError(f"expected images in split {split!r}, it is empty")
     captions, seconds = decode_split(models, records, rows, settings, batch_size)
     if jax.process_index() != 0:
-        return Evaluation({}, [], seconds)
-    out.mkdir(parents=True, exist_ok=True)
+        return {}
     configuration.write_json(out / "results.json", [{"image_id": c.image_id, "caption": c.text} for c in captions])
 
     # Images without references (a test set whose captions are secret) are captioned and not scored.
     known = {record.image_id: record.captions for record in records if record.captions}
+    judge = _judge(config.dataset.name)
+    verdicts = [judge and judge.verdict(r, c.text) for r, c in zip(records, captions, strict=True)]
     report, per_image = {}, {}
     if known:
         references = References(known)
@@ -158,6 +202,9 @@ def evaluate(
         )
         report["settings"] |= {"dataset": config.dataset.name, "split": split, "num_models": len(models)}
         report["captions_per_second"] = len(captions) / seconds
+        report["exact_match"] = sum(hypotheses[i] in texts for i, texts in known.items()) / len(known)
+        if judge:
+            report["right"] = verdicts.count("right") / len(verdicts)
         write_scores(out, report, scores)
         print(score_table(f"{config.dataset.name}, {split}", scores, report, references))
 
@@ -173,14 +220,23 @@ def evaluate(
             log_prob=caption.log_prob,
             scores={name: values[record.image_id] for name, values in per_image.items() if record.image_id in values},
             alternatives=caption.alternatives,
-            verdict=verdict_of(record, caption.text),
+            verdict=verdict,
         )
-        for record, caption in zip(records, captions, strict=True)
+        for record, caption, verdict in zip(records, captions, verdicts, strict=True)
     ]
-    title = title or f"{config.dataset.name}, {split}"
+    title = f"{config.dataset.name}, {split}"
+    note = judge.note(split) if judge else "Captions that a model wrote, with what people wrote of the same images."
     write_page(out / "report.html", _page(report, shown, settings, title, note, log))
+    told = ", ".join(f"{name} {value}" for name, value in settings.to_dict().items())
+    write_sheet(out / "sheet.png", spread(shown, _SHEET_SIZE), heading=f"{title}: {len(shown):,} images, {told}")
     print(f"{len(captions):,} captions, {len(captions) / seconds:,.1f} a second; wrote {out}")
-    return Evaluation(report, shown, seconds)
+    return report
+
+
+def _judge(dataset: str) -> Any:
+    """Return the module that tells whether a caption of a picture of this dataset is true, if there is one."""
+    module = data.SOURCES[data.parse_name(dataset).source].judge
+    return importlib.import_module(module) if module else None
 
 
 def dataset_pictures(
@@ -201,6 +257,12 @@ def _thumbnail(picture: bytes | None) -> bytes | None:
         return picture and thumbnail(picture)
     except CapjaxError:
         return None
+
+
+def _read(folder: pathlib.Path, file_name: str) -> bytes | None:
+    """Read a photo by the name that a dataset gives it, which must not lead out of the folder."""
+    path = inside(folder, file_name)
+    return path.read_bytes() if path and path.is_file() else None
 
 
 def _page(
@@ -227,7 +289,7 @@ def _page(
         measures.append(Measure("image dependence", 100 * (fall["score"] - fall["shuffled"]), "number", about))
     return Report(
         title=title,
-        note=note or "Captions that a model wrote, with what people wrote of the same images.",
+        note=note,
         settings=settings.to_dict(),
         rows=rows,
         scores=scored + skipped,
@@ -256,30 +318,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate a model directory."""
     metrics = metric_names(args.metrics)
+    for name, least in {"batch_size": 1, "max_images": 0}.items():
+        if getattr(args, name) < least:
+            raise CapjaxError(f"expected --{name} of at least {least}, got {getattr(args, name)}")
+    if args.bootstrap_samples < 0 or args.bootstrap_samples == 1:
+        raise CapjaxError(f"expected --bootstrap_samples of 0 (none) or at least 2, got {args.bootstrap_samples}")
     join_processes(args)
     models = load_ensemble(args.model)
-    config = configuration.from_dict(models[0].directory.config)
+    config = models[0].config
     with config.unlocked():
         config.dataset.name = args.dataset or config.dataset.name
         config.dataset.data_dir = args.data_dir or config.dataset.data_dir
-        config.features.dir = config.features.dir if args.features_dir is None else args.features_dir
-    first = pathlib.Path(args.model.split(",")[0])
+        if args.features_dir is not None:
+            config.features.dir = args.features_dir
+        elif args.dataset and config.features.dir:
+            raise CapjaxError(
+                f"the model's features in {config.features.dir} are of another dataset; name those of {args.dataset} "
+                "with --features_dir=DIR, or look at its images with --features_dir="
+            )
+    first = pathlib.Path(models[0].path)
     log = first.parent / "metrics.jsonl"
     evaluate(
         models,
         config,
         args.split,
-        search_settings(args, models[0]),
+        settings_from_flags(args, models[0].search),
         args.out or first.parent / f"evaluation-{args.split}",
+        other_features=args.features_dir is not None,
         batch_size=-(-args.batch_size // jax.device_count()) * jax.device_count(),
         max_images=args.max_images,
         metrics=metrics,
         bootstrap_samples=args.bootstrap_samples,
-        picture_of=args.images and (lambda record: _read(args.images / record.file_name)),
+        picture_of=args.images and (lambda record: _read(args.images, record.file_name)),
         log=read_log(log) if log.exists() else (),
     )
     return 0
-
-
-def _read(path: pathlib.Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None

@@ -11,6 +11,7 @@ from functools import partial
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -21,9 +22,10 @@ from capjax import config as configuration
 from capjax.data.feature_store import FeatureStore, create_store, import_npz
 from capjax.data.input_pipeline import READ_OPTIONS, ImageRows
 from capjax.disk import check_room
+from capjax.distributed import add_process_arguments, join_processes
 from capjax.errors import CapjaxError
 from capjax.pretrained.encoder_file import LoadedEncoder
-from capjax.sharding import add_process_arguments, batch_sharded, join_processes, replicated
+from capjax.sharding import batch_sharded, replicated
 from capjax.types import Features
 
 
@@ -45,26 +47,27 @@ def extract_features(config: ConfigDict, splits: list[str] | None = None) -> Fea
         raise CapjaxError("expected a folder to write to, set --config.features.dir=DIR")
     dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
     preprocessing = assembly.preprocessing_from(config, encoder)
-    encode = Encode(encoder, assembly.dtype_from(config), config.features.batch_size)
+    encode = Encode(encoder, config.encoder.dtype, config.features.batch_size)
 
     probe = encode.shapes()
     store = create_store(
         config.features.dir,
-        assembly.feature_key(config, encoder),
+        assembly.feature_key(config, encoder) | {"dataset_version": dataset.version},
         probe.pooled.shape[1],
         probe.grid.shape[1] if config.encoder.grid else None,
         config.features.dtype,
     )
     plan = {}
     for split in splits or dataset.splits:
-        store.begin_split(split, dataset.records(split))
-        plan[split] = store.missing_shards(split)
+        store.begin_split(split, dataset.records(split), dataset.images_sha256(split))
+        # Dealt by number: what is on disk already is not the same for all processes when they look.
+        mine = store.shards(split)[jax.process_index() :: jax.process_count()]
+        plan[split] = [shard for shard in mine if not store.has_shard(split, shard)]
     _announce(store, plan)
     for split, missing in plan.items():
         rows = ImageRows(dataset.images(split), preprocessing)
-        mine = missing[jax.process_index() :: jax.process_count()]
-        with tqdm(total=sum(map(len, mine)), desc=f"features of {split}", unit="image", disable=None) as bar:
-            for shard in mine:
+        with tqdm(total=sum(map(len, missing)), desc=f"features of {split}", unit="image", disable=None) as bar:
+            for shard in missing:
                 store.write_shard(split, shard, encode(rows, shard, config.encoder.grid, bar))
     return store
 
@@ -72,7 +75,7 @@ def extract_features(config: ConfigDict, splits: list[str] | None = None) -> Fea
 class Encode:
     """The encoder, compiled once for one batch shape, over this process's devices."""
 
-    def __init__(self, encoder: LoadedEncoder, dtype: object, batch_size: int) -> None:
+    def __init__(self, encoder: LoadedEncoder, dtype: str, batch_size: int) -> None:
         """Put the weights on the devices."""
         # Processes work on shards of their own, so each uses a mesh of its own devices.
         mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
@@ -80,7 +83,7 @@ class Encode:
         self._image_size = encoder.config.image_size
         self._sharding = batch_sharded(mesh)
         self._variables = jax.device_put(encoder.variables, replicated(mesh))
-        self._apply = jax.jit(encoder.config.build(dtype).apply, out_shardings=self._sharding)
+        self._apply = jax.jit(encoder.config.build(jnp.dtype(dtype)).apply, out_shardings=self._sharding)
 
     def shapes(self) -> Features:
         """Return the shapes of a batch of features without computing any."""
@@ -107,11 +110,11 @@ def _first_rows(num_rows: int, x: jax.Array) -> np.ndarray:
 
 
 def _announce(store: FeatureStore, plan: dict[str, list[range]]) -> None:
-    """Say what is about to be written, and refuse a disk that cannot take it."""
+    """Say what this process is about to write, and refuse a disk that cannot take it."""
     num_images = sum(len(shard) for missing in plan.values() for shard in missing)
     needed = store.bytes_needed(num_images)
     check_room(store.path, needed, f"features of {num_images:,} images (--config.features.dtype=float16 halves them)")
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 or num_images:
         print(f"writing features of {num_images:,} images, {needed / 1e6:,.1f} MB, to {store.path}", file=sys.stderr)
 
 
@@ -137,6 +140,6 @@ def run(args: argparse.Namespace) -> int:
         raise CapjaxError("expected a folder to write to, set --config.features.dir=DIR")
     dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
     records = {split: dataset.records(split) for split in splits or dataset.splits}
-    for split, (imported, lacking) in import_npz(args.npz, config.features.dir, records).items():
+    for split, (imported, lacking) in import_npz(args.npz, config.features.dir, dataset.name, records).items():
         print(f"{split}: imported features of {imported:,} images, {lacking:,} are not in {args.npz}")
     return 0

@@ -4,7 +4,6 @@ The same three functions serve one CPU, eight GPUs and a TPU pod: every process 
 XLA inserts the collectives.
 """
 
-import argparse
 from typing import Any
 
 import jax
@@ -15,33 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from capjax.errors import CapjaxError
 
 DATA_AXIS = "data"
-
-
-def add_process_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of a job that several processes, on one host or many, can do together."""
-    group = parser.add_argument_group("several processes", "start the same command in each")
-    group.add_argument("--distributed", action="store_true", help="find the others as Slurm, TPU pods or GKE tell")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="find the others through process 0 instead")
-    group.add_argument("--num_processes", type=int, help="with --coordinator: how many there are")
-    group.add_argument("--process_id", type=int, help="with --coordinator: which one this is, from 0")
-
-
-def join_processes(args: argparse.Namespace) -> None:
-    """Join the other processes as the arguments say; before the first use of a device.
-
-    Raises:
-        CapjaxError: if the arguments are incomplete or the others cannot be found.
-    """
-    given = (args.coordinator, args.num_processes, args.process_id)
-    if given == (None, None, None) and not args.distributed:
-        return
-    if args.coordinator and None in given:
-        raise CapjaxError("expected --num_processes and --process_id beside --coordinator")
-    try:
-        jax.distributed.initialize(*given)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CapjaxError(f"expected to join the other processes, could not: {reason}") from None
 
 
 def make_mesh() -> Mesh:

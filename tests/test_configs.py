@@ -2,15 +2,17 @@
 
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from capjax import assembly
-from capjax.config import from_dict, load_config, to_dict
+from capjax.config import decoder_config, from_dict, load_config, to_dict
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
+from capjax.models import DECODERS
 from capjax.pretrained.encoder_file import EncoderConfig
 from capjax.sharding import make_mesh, replicate, shard_batch
 from capjax.training.optimizer import make_optimizer
@@ -28,7 +30,7 @@ VOCAB_SIZE = 50
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.rsplit("/", 1)[1])
 def test_recipe_builds_and_takes_a_step(spec):
     config = load_config(spec)
-    assert to_dict(from_dict(to_dict(config))) == to_dict(config)
+    assert to_dict(from_dict(to_dict(config), "here")) == to_dict(config)
     DecoderSettings.from_dict(config.search.to_dict())
 
     # At its own sizes: shapes only.
@@ -38,7 +40,7 @@ def test_recipe_builds_and_takes_a_step(spec):
     tokens = jax.ShapeDtypeStruct((config.train.captions_per_image, config.train.max_tokens - 1), jnp.int32)
     features = Features(jax.ShapeDtypeStruct((1, 2048), jnp.float32))
     variables = jax.eval_shape(model.init, jax.random.key(0), features, tokens)
-    logits = jax.eval_shape(model.apply, variables, features, tokens)
+    logits = jax.eval_shape(lambda *inputs: model.apply(*inputs).logits, variables, features, tokens)
     assert logits.shape == (*tokens.shape, 9000) and logits.dtype == jnp.float32
 
     # One step on features at reduced size, with the recipe's optimiser.
@@ -48,7 +50,7 @@ def test_recipe_builds_and_takes_a_step(spec):
     schedule = make_schedule(
         section.schedule, section.learning_rate, config.train.num_steps, section.warmup_steps, section.decay_steps
     )
-    optimizer = make_optimizer(section.name, schedule, clip_norm=section.clip_norm)
+    optimizer = make_optimizer(section.name, schedule, weight_decay=section.weight_decay, clip_norm=section.clip_norm)
     model = assembly.captioner_from(config, VOCAB_SIZE, None)
     features = Features(np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32))
     tokens = np.full((8 * config.train.captions_per_image, config.train.max_tokens), 5, np.int32)
@@ -77,6 +79,51 @@ def test_defaults_are_the_reference_system():
     assert reference["train"]["batch_size"] == 64
     assert reference["train"]["num_steps"] == 12_000
     assert reference["train"]["max_tokens"] == 20
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["eval.every=0"], r"eval\.every of at least 1, got 0"),
+        (["train.log_every=0"], r"train\.log_every"),
+        (["train.checkpoint_every=0"], r"train\.checkpoint_every"),
+        (["train.captions_per_image=0"], r"train\.captions_per_image of at least 1, got 0"),
+        (["train.captions_per_image=3"], r"captions_per_image that divides train\.batch_size \(64\), got 3"),
+        (["train.accumulate_steps=0"], r"train\.accumulate_steps"),
+        (["train.accumulate_steps=5"], r"accumulate_steps that divides the 64 images of a batch, got 5"),
+        (["train.batch_size=0"], r"train\.batch_size"),
+        (["train.label_smoothing=1.0"], r"label_smoothing in \[0, 1\), got 1\.0"),
+        (["train.dtype=float8"], r"train\.dtype out of"),
+        (["features.dtype=int8"], r"features\.dtype out of"),
+        (["features.dir=x", "encoder.learning_rate_scale=0.1"], r"learning_rate_scale.*train from images"),
+        (["features.dir=x", "encoder.train_batch_norm=true"], r"train_batch_norm.*train from images"),
+        (["features.dir=gs://bucket/features"], "mount the bucket"),
+        (["dataset.data_dir=s3://bucket"], "mount the bucket"),
+        (["decoder.name=lstm"], r"decoder\.name out of \['init_inject'"),
+    ],
+)
+def test_values_that_make_no_sense_are_clear_errors(overrides, message):
+    with pytest.raises(CapjaxError, match=message) as error:
+        load_config("reference", ["features.dir=", *overrides])
+    assert "\n" not in str(error.value)
+
+
+def test_a_decoder_brings_its_own_fields(monkeypatch):
+    class Other(nn.Module):
+        vocab_size: int
+        num_layers: int = 2
+        dtype: object = jnp.float32
+
+    monkeypatch.setitem(DECODERS, "other", Other)
+    assert decoder_config("other", num_layers=3).to_dict() == {"name": "other", "num_layers": 3}
+    with pytest.raises(CapjaxError, match=r"no setting 'hidden_size'.*num_layers"):
+        decoder_config("other", hidden_size=3)
+    # Another decoder on the command line, whatever the order of the options.
+    config = load_config("reference", ["decoder.num_layers=5", "decoder.name=other"])
+    assert config.decoder.to_dict() == {"name": "other", "num_layers": 5}
+    assert from_dict(to_dict(config), "here").decoder.to_dict() == {"name": "other", "num_layers": 5}
+    with pytest.raises(CapjaxError, match=r"no field 'decoder\.hidden_size'"):
+        load_config("reference", ["decoder.name=other", "decoder.hidden_size=5"])
 
 
 def test_bare_names_are_recipes():
@@ -115,6 +162,7 @@ def test_wrong_overrides_are_clear_errors(override, message):
         ("y = 1", "get_config"),
         ("def get_config():\n    from capjax.config import default_config\n    c = default_config()\n    c.trian = 1",
          "trian"),
+        ("def get_config():\n    from capjax.config import default_config\n    default_config()", "return config"),
     ],
 )  # fmt: skip
 def test_broken_files_are_clear_errors(tmp_path, content, message):

@@ -224,7 +224,7 @@ def change_version(path):
     ("damage", "message"),
     [
         (lambda m: (m / "model.json").write_text("{"), "something else"),
-        (lambda m: (m / "vocabulary.json").unlink(), "vocabulary"),
+        (lambda m: next(m.glob("vocabulary-*.json")).unlink(), "vocabulary"),
         (lambda m: next(m.glob("*.safetensors")).write_bytes(b"short"), "damaged"),
         (lambda m: next(m.glob("*.safetensors")).unlink(), "could not read"),
         (lambda m: change_version(m / "model.json"), "format 1"),

@@ -32,6 +32,7 @@ class Source:
         variants: what the name continues with, as in `coco/2014`; empty if it stands alone.
         named_by_user: the variant is a name that the user chooses.
         rendered: the builder makes its pictures itself, there are no files to read.
+        judge: the module that can tell whether a caption is true of a picture: it has `verdict` and `note`.
     """
 
     module: str
@@ -40,6 +41,7 @@ class Source:
     variants: tuple[str, ...] = ()
     named_by_user: bool = False
     rendered: bool = False
+    judge: str = ""
 
 
 SOURCES: dict[str, Source] = {
@@ -47,7 +49,13 @@ SOURCES: dict[str, Source] = {
     "flickr8k": Source("capjax.data.flickr", "Flickr8k", "Flickr8k, 8,000 photos"),
     "flickr30k": Source("capjax.data.flickr", "Flickr30k", "Flickr30k, 31,783 photos"),
     "folder": Source("capjax.data.folder", "Folder", "your own images and captions", named_by_user=True),
-    "scenes": Source("capjax.data.scenes.builder", "Scenes", "rendered pictures of coloured shapes", rendered=True),
+    "scenes": Source(
+        "capjax.data.scenes.builder",
+        "Scenes",
+        "rendered pictures of coloured shapes",
+        rendered=True,
+        judge="capjax.data.scenes.judge",
+    ),
 }
 
 
@@ -110,6 +118,11 @@ def dataset_directories(name: DatasetName, data_dir: str | os.PathLike[str] | No
     folders = {path.parent for path in root.glob("*/captions-*.jsonl")}
     versions = [folder for folder in folders if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
     return sorted(versions, key=lambda path: tuple(map(int, path.name.split("."))))
+
+
+def is_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Tell whether a dataset lies in a folder of prepared datasets; arguments of `load`."""
+    return bool(dataset_directories(parse_name(name), data_dir))
 
 
 def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> "CaptionDataset":

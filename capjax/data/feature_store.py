@@ -2,16 +2,18 @@
 
 A store is a folder with one folder per split:
 
-    <store>/store.json             the key (encoder, weights hash, preprocessing), shapes, dtype
-    <store>/<split>/captions.jsonl one record per image, in row order
+    <store>/store.json                 the key (dataset, encoder, weights hash, preprocessing), shapes, dtype
+    <store>/<split>/images.sha256      fingerprint of the images that were encoded
+    <store>/<split>/captions.jsonl     one record per image, in row order
     <store>/<split>/pooled-00003.npy   rows 3·1024 … 4·1024-1, float32 or float16
     <store>/<split>/grid-00003.npy     optional
 
-Shards are written whole under a temporary name and renamed, so a shard that exists is complete: an interrupted
-extraction resumes at the first missing one, and processes of a pod write disjoint shards without talking.
+Every file appears whole or not at all, so a shard that exists is complete: an interrupted extraction resumes at the
+missing ones. Which process writes which shard depends on their numbers alone, not on what is there already.
 """
 
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -20,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord, Features
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ROWS_PER_SHARD = 1024
 
 
@@ -54,30 +57,63 @@ class FeatureStore:
         """Predict the size on disk of the features of `num_images` images."""
         return num_images * self.feature_size * (1 + (self.num_positions or 0)) * self.dtype.itemsize
 
-    def begin_split(self, split: str, records: Sequence[CaptionRecord]) -> None:
-        """Fix the rows of a split; harmless when they are fixed already.
+    def begin_split(self, split: str, records: Sequence[CaptionRecord], images_sha256: str = "") -> None:
+        """Fix the rows of a split. Where that was done before, only captions may have changed, which are taken over.
+
+        Args:
+            split: its name.
+            records: of its images.
+            images_sha256: fingerprint of the images, "" if they are not known.
 
         Raises:
             CapjaxError: if the split was begun with other images.
         """
-        path = self.path / split / "captions.jsonl"
-        if path.exists():
-            if [r.image_id for r in self.records(split)] != [r.image_id for r in records]:
-                raise CapjaxError(
-                    f"expected split {split!r} of the feature store {self.path} to hold the images of the dataset, "
-                    f"found others; delete {path.parent} to extract them again"
-                )
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = self.path / split
+        if (folder / "captions.jsonl").exists():
+            self._check_images(split, records, images_sha256)
+            if self.records(split) == list(records):
+                return
         lines = (json.dumps(vars(record), ensure_ascii=False) for record in records)
-        _write_atomically(path, ("\n".join(lines) + "\n").encode())
+        write_atomically(folder / "images.sha256", images_sha256)
+        write_atomically(folder / "captions.jsonl", "\n".join(lines) + "\n")
+
+    def check_split(self, split: str, records: Sequence[CaptionRecord], images_sha256: str) -> None:
+        """Refuse a split whose features or captions are not those of the dataset as it is now.
+
+        Args: as of `begin_split`.
+
+        Raises:
+            CapjaxError: if images or captions have changed.
+        """
+        self._check_images(split, records, images_sha256)
+        if self.records(split) != list(records):
+            raise CapjaxError(
+                f"the captions of split {split!r} in {self.path} are not those of the dataset, which was prepared "
+                "again; run capjax features once more: it takes the new captions and keeps the features"
+            )
+
+    def _check_images(self, split: str, records: Sequence[CaptionRecord], images_sha256: str) -> None:
+        path = self.path / split / "images.sha256"
+        changed = path.exists() and path.read_text() != images_sha256
+        if changed or [r.image_id for r in self.records(split)] != [r.image_id for r in records]:
+            raise CapjaxError(
+                f"expected split {split!r} of the feature store {self.path} to hold the images of the dataset, "
+                f"found others; delete {self.path / split} and run capjax features to extract them again"
+            )
 
     def missing_shards(self, split: str) -> list[range]:
         """List the row ranges that are not on disk yet."""
+        return [rows for rows in self.shards(split) if not self.has_shard(split, rows)]
+
+    def shards(self, split: str) -> list[range]:
+        """List all row ranges, on disk or not."""
         num_rows = len(self.records(split))
-        shards = [range(i, min(i + ROWS_PER_SHARD, num_rows)) for i in range(0, num_rows, ROWS_PER_SHARD)]
+        return [range(i, min(i + ROWS_PER_SHARD, num_rows)) for i in range(0, num_rows, ROWS_PER_SHARD)]
+
+    def has_shard(self, split: str, rows: range) -> bool:
+        """Tell whether the features of a row range are on disk."""
         names = ["pooled"] + (["grid"] if self.num_positions else [])
-        return [rows for rows in shards if not all(self._shard(split, name, rows.start).exists() for name in names)]
+        return all(self._shard(split, name, rows.start).exists() for name in names)
 
     def write_shard(self, split: str, rows: range, features: Features) -> None:
         """Write the features of the given rows, one of the ranges of `missing_shards`.
@@ -98,11 +134,9 @@ class FeatureStore:
                 raise CapjaxError(
                     f"expected finite {name} features, got values that {self.dtype} cannot hold; use float32"
                 )
-            path = self._shard(split, name, rows.start)
-            temporary = path.with_suffix(".tmp")
-            with open(temporary, "wb") as file:
-                np.save(file, array)
-            os.replace(temporary, path)
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            write_atomically(self._shard(split, name, rows.start), buffer.getbuffer())
 
     def records(self, split: str) -> list[CaptionRecord]:
         """Read the captions of a split, in row order.
@@ -115,7 +149,8 @@ class FeatureStore:
             raise CapjaxError(
                 f"expected a split out of {list(self.splits)} in the feature store {self.path}, got {split!r}"
             )
-        rows = (json.loads(line) for line in path.read_text().splitlines())
+        with open(path, encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
         return [CaptionRecord(row["image_id"], row["file_name"], tuple(row["captions"])) for row in rows]
 
     def features(self, split: str, grid: bool = False) -> "FeatureRows":
@@ -215,24 +250,24 @@ def create_store(
             _refuse_difference(path, field, header[field], found.get(field))
         return FeatureStore(path, found)
     path.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path / "store.json", json.dumps(header, indent=1).encode())
+    write_atomically(path / "store.json", json.dumps(header, indent=1))
     return FeatureStore(path, header)
 
 
-def open_store(path: str | os.PathLike[str], key: Mapping[str, Any] | None = None) -> FeatureStore:
+def open_store(path: str | os.PathLike[str], key: Mapping[str, Any]) -> FeatureStore:
     """Open a store.
 
     Args:
         path: its folder.
-        key: what the caller expects the features to depend on; None accepts any.
+        key: what the caller knows of what the features depend on; the rest of the store's key is not looked at.
 
     Raises:
         CapjaxError: if there is no store, it is of another version, or its key differs (stale features).
     """
     path = pathlib.Path(path)
     header = _read_header(path)
-    if key is not None:
-        _refuse_difference(path, "key", dict(key), header["key"])
+    for name in key:
+        _refuse_difference(path, name, key[name], header["key"].get(name))
     return FeatureStore(path, header)
 
 
@@ -255,7 +290,7 @@ def _refuse_difference(path: pathlib.Path, field: str, expected: Any, found: Any
     if expected == found:
         return
     if isinstance(expected, dict) and isinstance(found, dict):
-        for name in sorted(expected | found):
+        for name in sorted({*expected, *found}):
             _refuse_difference(path, f"{field}.{name}", expected.get(name), found.get(name))
     raise CapjaxError(
         f"expected features with {field} = {expected!r}, the store {path} was made with {found!r}; "
@@ -263,15 +298,10 @@ def _refuse_difference(path: pathlib.Path, field: str, expected: Any, found: Any
     )
 
 
-def _write_atomically(path: pathlib.Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def import_npz(
     path: str | os.PathLike[str],
     store_path: str | os.PathLike[str],
+    dataset: str,
     splits: Mapping[str, Sequence[CaptionRecord]],
 ) -> dict[str, tuple[int, int]]:
     """Bring features that another program computed into a store.
@@ -280,6 +310,7 @@ def import_npz(
         path: an `.npz` with `file_name` [N], `pooled` [N, F] and optionally `grid` [N, P, F], the latter possibly as
             integers with `grid_scale` (value = integer × scale).
         store_path: folder of the store to make or complete.
+        dataset: its name.
         splits: the dataset's records by split; images are matched by file name.
 
     Returns:
@@ -308,10 +339,7 @@ def import_npz(
     rows_by_name = {name: i for i, name in enumerate(names)}
     store = create_store(
         store_path,
-        {
-            "imported": pathlib.Path(path).name,
-            "sha256": hashlib.sha256(np.ascontiguousarray(pooled).tobytes()).hexdigest(),
-        },
+        {"dataset": dataset, "imported": pathlib.Path(path).name, "sha256": _sha256(pooled, grid, scale)},
         pooled.shape[1],
         None if grid is None else grid.shape[1],
     )
@@ -333,3 +361,11 @@ def import_npz(
             f"expected features of the dataset's images in {path}, none of its file names is in the dataset"
         )
     return counts
+
+
+def _sha256(*arrays: np.ndarray | None) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

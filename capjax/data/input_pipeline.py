@@ -11,7 +11,9 @@ A batch is a dict of NumPy arrays with static shapes, this process's part of the
 | `image_id` | int64 [N]              | of the dataset                                                       |
 | `valid`    | bool [N]               | false for the rows that only fill up the last batch                  |
 
-Training batch t depends on the seed and t alone, and the union over processes is the same for any number of them.
+Training batch t depends on the seed and t alone: whoever has seen t batches goes on with batch t, on any number of
+processes. Each holds adjoining rows, in the order of the processes, so that row r of a global batch is the same caption
+for any number of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,11 +22,12 @@ from typing import Any, Protocol
 
 import grain
 import numpy as np
+from absl import flags
 
 from capjax.errors import CapjaxError
 from capjax.images import Preprocessing, decode_image, preprocess
-from capjax.text.vocabulary import PAD, Vocabulary
-from capjax.types import CaptionRecord, Features
+from capjax.text.vocabulary import Vocabulary
+from capjax.types import SPECIAL_IDS, CaptionRecord, Features
 
 # Grain's default of 16 threads and 500 elements costs 100 MB and is slower on small machines.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
@@ -70,10 +73,10 @@ class ImageRows:
 
 def pad_captions(captions: Sequence[np.ndarray], max_tokens: int) -> dict[str, np.ndarray]:
     """Stack captions into `tokens` [B, max_tokens], cut or filled with PAD, and `mask` [B, max_tokens - 1]."""
-    tokens = np.full((len(captions), max_tokens), PAD, np.int32)
+    tokens = np.full((len(captions), max_tokens), SPECIAL_IDS.pad, np.int32)
     for row, caption in zip(tokens, captions, strict=True):
         row[: len(caption)] = caption[:max_tokens]
-    return {"tokens": tokens, "mask": tokens[:, 1:] != PAD}
+    return {"tokens": tokens, "mask": tokens[:, 1:] != SPECIAL_IDS.pad}
 
 
 def training_batches(
@@ -87,9 +90,10 @@ def training_batches(
     seed: int,
     augment: bool = False,
     num_workers: int = 0,
+    first_batch: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.DatasetIterator:
+) -> Iterator[dict[str, Any]]:
     """Draw images without end, in a new order each epoch, with random captions of each.
 
     Args:
@@ -102,11 +106,9 @@ def training_batches(
         seed: of order and choice.
         augment: crop images at random.
         num_workers: processes that decode images; 0 decodes in threads.
+        first_batch: batches of the run that have been seen before.
         process_index: which part of each batch to produce.
         process_count: among how many processes a batch is divided.
-
-    Returns:
-        A checkpointable iterator (`get_state`, `set_state`) of batches.
 
     Raises:
         CapjaxError: if there is nothing to draw, or the sizes do not divide.
@@ -136,17 +138,19 @@ def training_batches(
 
     if augment and not isinstance(rows, ImageRows):
         raise CapjaxError("augmentation needs images, got cached features; set train.augment = False")
-    dataset = (
+    local_batches = (
         grain.MapDataset.source(drawable)
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(example)[process_index::process_count]
+        .random_map(example)
         .batch(batch_size // captions_per_image // process_count, drop_remainder=True)
         .map(_flatten_captions)
-        .to_iter_dataset(READ_OPTIONS)
     )
+    dataset = local_batches[first_batch * process_count + process_index :: process_count].to_iter_dataset(READ_OPTIONS)
     if num_workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read its flags, which this program has no use for
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
     return iter(dataset)
 

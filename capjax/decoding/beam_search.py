@@ -130,7 +130,6 @@ def beam_search(
     num_sentences, num_slots, num_groups = batch_size(carry), len(selector.initial), selector.num_groups
     group_captions = -(-num_captions // num_groups)
     constrain = chain(processors, special_ids.end)
-    constant = constant_leaves(decode_step, carry)
 
     def unfinished(state: _State) -> Array:
         return (state.step < max_length) & jnp.any(state.scores > -jnp.inf)
@@ -163,7 +162,7 @@ def beam_search(
         done = jnp.all(attainable <= finished.scores[:, :, -1], axis=1)
         return _State(
             step=length,
-            carry=_reorder(carry, constant, choice.parents),
+            carry=_reorder(carry, choice.parents),
             tokens=tokens,
             last_tokens=choice.tokens,
             log_probs=log_probs,
@@ -197,29 +196,11 @@ def beam_search(
     return Hypotheses(_take(captions.tokens, best), _take(captions.log_probs, best), _take(captions.lengths, best))
 
 
-def constant_leaves(decode_step: DecodeStep, carry: Carry) -> list[bool]:
-    """Tell which leaves of the carry `decode_step` hands on untouched, such as the image grid that attention looks at.
-
-    They are equal in all beams of an image, so that a beam search need not move them about: for a grid of 64 x 2048
-    this is most of the work of a step.
-    """
-    tokens = jax.ShapeDtypeStruct((batch_size(carry),), jnp.int32)
-    jaxpr = jax.make_jaxpr(decode_step)(carry, tokens).jaxpr
-    num_leaves = len(jax.tree.leaves(carry))
-    return [
-        leaf_out is leaf_in
-        for leaf_in, leaf_out in zip(jaxpr.invars[:num_leaves], jaxpr.outvars[:num_leaves], strict=True)
-    ]
-
-
-def _reorder(carry: Carry, constant: list[bool], parents: Int[Array, "B M"]) -> Carry:
+def _reorder(carry: Carry, parents: Int[Array, "B M"]) -> Carry:
     """Give every beam slot the decoder state of the slot that it continues."""
-    leaves, structure = jax.tree.flatten(carry)
-    moved = [
-        leaf if is_constant else _take(leaf.reshape(*parents.shape, *leaf.shape[1:]), parents).reshape(leaf.shape)
-        for leaf, is_constant in zip(leaves, constant, strict=True)
-    ]
-    return jax.tree.unflatten(structure, moved)
+    return jax.tree.map(
+        lambda leaf: _take(leaf.reshape(*parents.shape, *leaf.shape[1:]), parents).reshape(leaf.shape), carry
+    )
 
 
 def _take(values: Array, indices: Int[Array, "B N"]) -> Array:

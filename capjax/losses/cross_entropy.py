@@ -7,40 +7,39 @@ thousand, one microbatch or many.
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 SumAndCount = tuple[Float[Array, ""], Float[Array, ""]]
 
 
-def masked_cross_entropy(
+def weighted_cross_entropy(
     logits: Float[Array, "B L V"],
     targets: Int[Array, "B L"],
-    mask: Bool[Array, "B L"] | Float[Array, "B L"],
+    weights: Float[Array, "B L"],
     label_smoothing: float = 0.0,
 ) -> SumAndCount:
-    """Sum the cross-entropy of the next word over the positions that count.
+    """Sum the weighted cross-entropy of the next word over the positions that count.
 
     Args:
         logits: float32 scores of every next word.
         targets: ids of the words that came.
-        mask: 1 where the target is a word or END, 0 at padding.
+        weights: factor of each position; 0 at padding.
         label_smoothing: ε in [0, 1): the target distribution is (1 - ε) onehot + ε / V (Szegedy et al. 2016, section
             7).
 
     Returns:
         The sum in nats and the number of positions.
     """
-    mask = mask.astype(jnp.float32)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     if label_smoothing:
         uniform = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
         losses = (1.0 - label_smoothing) * losses + label_smoothing * uniform
-    return jnp.sum(losses * mask), jnp.sum(mask)
+    return jnp.sum(losses * weights), jnp.sum(weights != 0).astype(jnp.float32)
 
 
 def next_word_accuracy(
-    logits: Float[Array, "B L V"], targets: Int[Array, "B L"], mask: Bool[Array, "B L"] | Float[Array, "B L"]
+    logits: Float[Array, "B L V"], targets: Int[Array, "B L"], weights: Float[Array, "B L"]
 ) -> SumAndCount:
     """Count the positions whose most probable word is the one that came, and all positions that count."""
-    mask = mask.astype(jnp.float32)
-    return jnp.sum((jnp.argmax(logits, axis=-1) == targets) * mask), jnp.sum(mask)
+    counts = (weights != 0).astype(jnp.float32)
+    return jnp.sum((jnp.argmax(logits, axis=-1) == targets) * counts), jnp.sum(counts)

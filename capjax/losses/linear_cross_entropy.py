@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 
 class WordSums(NamedTuple):
-    """Sums over the words of a batch: cross-entropy in nats, most probable words that were right, words."""
+    """Sums over the words of a batch: weighted cross-entropy in nats, most probable words that were right, words."""
 
     loss: Float[Array, ""]
     correct: Float[Array, ""]
@@ -27,46 +27,50 @@ def linear_cross_entropy(
     kernel: Float[Array, "D V"],
     bias: Float[Array, " V"],
     targets: Int[Array, " N"],
-    mask: Bool[Array, " N"],
+    weights: Float[Array, " N"],
     label_smoothing: float = 0.0,
     chunk_size: int = 128,
 ) -> WordSums:
-    """Sum cross-entropy and hits over the positions that count.
+    """Sum weighted cross-entropy, and hits, over the positions that count.
 
-    Equal to `masked_cross_entropy` and `next_word_accuracy` of the logits `hidden @ kernel + bias`, gradients included.
+    Equal to `weighted_cross_entropy` and `next_word_accuracy` of the logits `hidden @ kernel + bias`, gradients
+    included.
 
     Args:
         hidden: input of the last layer at N positions; the product is computed in its dtype, the softmax in float32.
         kernel: of the last layer.
         bias: of the last layer.
         targets: ids of the words that came.
-        mask: true where the target is a word or END.
-        label_smoothing: ε in [0, 1), see `masked_cross_entropy`.
+        weights: factor of each position's cross-entropy, of any sign; 0 where the target is padding, and no work is
+            done there. They get no gradient.
+        label_smoothing: ε in [0, 1), see `weighted_cross_entropy`.
         chunk_size: positions that go through the vocabulary at once: about 128 for the caches of a CPU, more for
             accelerators.
     """
-    order = jnp.argsort(~mask, stable=True)
+    chunk_size = min(chunk_size, hidden.shape[0])
+    counts = weights != 0
+    order = jnp.argsort(~counts, stable=True)
     padding = -hidden.shape[0] % chunk_size
     packed = jnp.pad(hidden[order], ((0, padding), (0, 0)))
-    packed_targets = jnp.pad(targets[order], (0, padding))
-    count = jnp.sum(mask, dtype=jnp.int32)
-    loss, correct = _packed(packed, kernel, bias, packed_targets, count, label_smoothing, chunk_size)
+    packed_targets, packed_weights = (jnp.pad(x[order], (0, padding)) for x in (targets, weights))
+    count = jnp.sum(counts, dtype=jnp.int32)
+    loss, correct = _packed(packed, kernel, bias, packed_targets, packed_weights, count, label_smoothing, chunk_size)
     return WordSums(loss, correct, count.astype(jnp.float32))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _packed(hidden, kernel, bias, targets, count, label_smoothing, chunk_size):
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _packed(hidden, kernel, bias, targets, weights, count, label_smoothing, chunk_size):
     """Sum over the first `count` rows; shapes as of `linear_cross_entropy`."""
-    return _over_chunks(hidden, kernel, bias, targets, count, label_smoothing, chunk_size, gradients=False)[0]
+    return _over_chunks(hidden, kernel, bias, targets, weights, count, label_smoothing, chunk_size, gradients=False)[0]
 
 
-def _packed_forward(hidden, kernel, bias, targets, count, label_smoothing, chunk_size):
-    return _over_chunks(hidden, kernel, bias, targets, count, label_smoothing, chunk_size, gradients=True)
+def _packed_forward(hidden, kernel, bias, targets, weights, count, label_smoothing, chunk_size):
+    return _over_chunks(hidden, kernel, bias, targets, weights, count, label_smoothing, chunk_size, gradients=True)
 
 
 def _packed_backward(label_smoothing, chunk_size, gradients, cotangents):
     loss_cotangent, _ = cotangents
-    return (*(loss_cotangent.astype(g.dtype) * g for g in gradients), None, None)
+    return (*(loss_cotangent.astype(g.dtype) * g for g in gradients), None, None, None)
 
 
 _packed.defvjp(_packed_forward, _packed_backward)
@@ -77,6 +81,7 @@ def _over_chunks(
     kernel: Float[Array, "D V"],
     bias: Float[Array, " V"],
     targets: Int[Array, " N"],
+    weights: Float[Array, " N"],
     count: Int[Array, ""],
     label_smoothing: float,
     chunk_size: int,
@@ -84,28 +89,28 @@ def _over_chunks(
 ) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], tuple[Array, ...]]:
     """Return (loss, correct) and, if wanted, the gradients of the loss by hidden, kernel and bias."""
     vocab_size = kernel.shape[1]
-    weights = kernel.astype(hidden.dtype)
+    matrix = kernel.astype(hidden.dtype)
 
     def one_chunk(state: tuple) -> tuple:
         start, loss, correct, grads = state
         h = jax.lax.dynamic_slice_in_dim(hidden, start, chunk_size)
         t = jax.lax.dynamic_slice_in_dim(targets, start, chunk_size)
-        counts = (start + jnp.arange(chunk_size) < count).astype(jnp.float32)
-        logits = (h @ weights).astype(jnp.float32) + bias[None]
+        w = jax.lax.dynamic_slice_in_dim(weights, start, chunk_size).astype(jnp.float32)
+        logits = (h @ matrix).astype(jnp.float32) + bias[None]
         log_normalizer = jax.nn.logsumexp(logits, axis=-1)
         of_target = jnp.take_along_axis(logits, t[:, None], axis=-1)[:, 0]
         losses = log_normalizer - of_target
         if label_smoothing:
             losses += label_smoothing * (of_target - jnp.mean(logits, axis=-1))
-        loss += jnp.sum(losses * counts)
-        correct += jnp.sum((jnp.argmax(logits, axis=-1) == t) * counts)
+        loss += jnp.sum(losses * w)
+        correct += jnp.sum((jnp.argmax(logits, axis=-1) == t) & (w != 0))
         if gradients:
             d_hidden, d_kernel, d_bias = grads
             d_logits = jnp.exp(logits - log_normalizer[:, None]) - label_smoothing / vocab_size
-            d_logits = (d_logits * counts[:, None]).at[jnp.arange(chunk_size), t].add(-(1 - label_smoothing) * counts)
+            d_logits = (d_logits * w[:, None]).at[jnp.arange(chunk_size), t].add(-(1 - label_smoothing) * w)
             d_bias += jnp.sum(d_logits, axis=0)
             d_logits = d_logits.astype(hidden.dtype)
-            d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, d_logits @ weights.T, start, axis=0)
+            d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, d_logits @ matrix.T, start, axis=0)
             d_kernel += (h.T @ d_logits).astype(jnp.float32)
             grads = d_hidden, d_kernel, d_bias
         return start + chunk_size, loss, correct, grads

@@ -1,6 +1,7 @@
 """Encoders and decoders as Flax modules. A new decoder is a file here and a line in `DECODERS`."""
 
-import inspect
+import dataclasses
+from typing import Any
 
 import flax.linen as nn
 
@@ -10,20 +11,33 @@ from capjax.models.init_inject import InitInjectDecoder
 
 DECODERS: dict[str, type[nn.Module]] = {"init_inject": InitInjectDecoder}
 
+# Given to a decoder by whoever builds it, or Flax's own.
+_NOT_SETTINGS = {"vocab_size", "dtype", "parent", "name"}
 
-def build_decoder(name: str, **settings: object) -> nn.Module:
-    """Make a decoder from its name in `DECODERS` and its attributes.
+
+def decoder_settings(name: str) -> dict[str, Any]:
+    """Return the settings of a decoder with their defaults: the fields of its dataclass.
 
     Raises:
-        CapjaxError: if there is no decoder of that name or it has no such attribute.
+        CapjaxError: if there is no decoder of that name.
     """
     if name not in DECODERS:
         raise CapjaxError(f"expected decoder.name out of {sorted(DECODERS)}, got {name!r}")
-    known = set(inspect.signature(DECODERS[name]).parameters) - {"parent", "name"}
-    unknown = sorted(set(settings) - known)
+    fields = dataclasses.fields(DECODERS[name])
+    return {field.name: field.default for field in fields if field.name not in _NOT_SETTINGS}
+
+
+def build_decoder(name: str, **settings: Any) -> nn.Module:
+    """Make a decoder from its name in `DECODERS`, its settings, `vocab_size` and `dtype`.
+
+    Raises:
+        CapjaxError: if there is no decoder of that name or it has no such setting.
+    """
+    known = decoder_settings(name)
+    unknown = sorted(set(settings) - set(known) - {"vocab_size", "dtype"})
     if unknown:
         raise CapjaxError(f"decoder {name!r} has no setting {unknown[0]!r}; it has {sorted(known)}")
     return DECODERS[name](**settings)
 
 
-__all__ = ["DECODERS", "Captioner", "InitInjectDecoder", "build_decoder"]
+__all__ = ["DECODERS", "Captioner", "InitInjectDecoder", "build_decoder", "decoder_settings"]

@@ -2,10 +2,13 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from capjax.models.decoder import DecoderOutput, OutputLayer, per_caption
+from capjax.models.dropout import dropout
 from capjax.models.recurrence import LSTM, LSTMCarry
-from capjax.types import Features
+from capjax.types import Features, RowKeys
 
 
 class InitInjectDecoder(nn.Module):
@@ -19,7 +22,7 @@ class InitInjectDecoder(nn.Module):
         embed_size: E, width of a word.
         hidden_size: D, LSTM units.
         image_bottleneck_size: units between the features and the state.
-        logit_bottleneck_size: units between the state and the logits.
+        logit_bottleneck_size: M, units between the state and the logits.
         normalize_features: standardise each image's features (layer normalisation) before they enter, for encoders
             whose features have no common scale.
         dropout_rate: share of word embeddings' and LSTM outputs' units dropped in training.
@@ -33,7 +36,7 @@ class InitInjectDecoder(nn.Module):
     logit_bottleneck_size: int = 120
     normalize_features: bool = False
     dropout_rate: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         def dense(size: int) -> nn.Dense:
@@ -46,37 +49,27 @@ class InitInjectDecoder(nn.Module):
         self.embedding = nn.Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
         self.lstm = LSTM(self.embed_size, self.hidden_size, dtype=self.dtype)
         self.logit_bottleneck = dense(self.logit_bottleneck_size)
-        self.logits = dense(self.vocab_size)
-        self.dropout = nn.Dropout(self.dropout_rate)
+        self.logits = OutputLayer(self.logit_bottleneck_size, self.vocab_size)
 
-    def init_carry(self, features: Features) -> LSTMCarry:
-        """Turn pooled features [B, F] into the LSTM's initial (c, h), both the same vector [B, D]."""
+    def start(self, features: Features) -> tuple[tuple[()], LSTMCarry]:
+        """Turn pooled features [N, F] into the LSTM's initial (c, h), both the same vector [N, D]; no context."""
         pooled = features.pooled.astype(self.dtype)
         if self.normalize_features:
             pooled = self.feature_norm(pooled)
         state = nn.elu(self.initial_state(nn.elu(self.image_bottleneck(pooled))))
-        return state, state
+        return (), (state, state)
 
-    def decode_step(self, carry: LSTMCarry, tokens: Int[Array, " B"]) -> tuple[LSTMCarry, Float[Array, "B V"]]:
+    def decode_step(
+        self, context: tuple[()], carry: LSTMCarry, tokens: Int[Array, " B"]
+    ) -> tuple[LSTMCarry, Float[Array, "B V"]]:
         """Feed one word per caption; return the new state and the logits of the next word."""
         carry, hidden = self.lstm.step(carry, self.embedding(tokens))
-        return carry, self.logits(nn.elu(self.logit_bottleneck(hidden))).astype(jnp.float32)
+        return carry, self.logits().logits(nn.elu(self.logit_bottleneck(hidden)))
 
-    def logit_inputs(self, features: Features, tokens: Int[Array, "B L"], train: bool = False) -> Float[Array, "B L M"]:
-        """Run under teacher forcing up to the last layer, `logits`, which the loss may fuse with itself.
-
-        Args:
-            features: of the image of each caption; `pooled` [B, F] is used.
-            tokens: the captions without their last id.
-            train: whether dropout acts (needs the `dropout` random stream).
-        """
-        words = self.dropout(self.embedding(tokens), deterministic=not train)
-        _, hidden = self.lstm(self.init_carry(features), words)
-        return nn.elu(self.logit_bottleneck(self.dropout(hidden, deterministic=not train)))
-
-    def __call__(self, features: Features, tokens: Int[Array, "B L"], train: bool = False) -> Float[Array, "B L V"]:
-        """Compute the float32 logits of every next word under teacher forcing; arguments of `logit_inputs`.
-
-        Position l predicts the word after `tokens[:, l]`.
-        """
-        return self.logits(self.logit_inputs(features, tokens, train)).astype(jnp.float32)
+    def __call__(self, features: Features, tokens: Int[Array, "B L"], keys: RowKeys | None = None) -> DecoderOutput:
+        """Run under teacher forcing; `tokens` are the captions without their last id, `keys` make dropout act."""
+        _, carry = self.start(features)
+        words = dropout(self.embedding(tokens), self.dropout_rate, keys, site=0)
+        _, hidden = self.lstm(per_caption(carry, tokens.shape[0]), words)
+        hidden = self.logit_bottleneck(dropout(hidden, self.dropout_rate, keys, site=1))
+        return DecoderOutput(nn.elu(hidden), self.logits())

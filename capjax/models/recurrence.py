@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 LSTMCarry = tuple[Float[Array, "B D"], Float[Array, "B D"]]
@@ -26,7 +27,7 @@ class LSTM(nn.Module):
     input_size: int
     hidden_size: int
     forget_bias: float = 1.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         shape = (self.input_size + self.hidden_size, 4 * self.hidden_size)

@@ -56,7 +56,11 @@ class EncoderConfig:
 
 
 class LoadedEncoder(NamedTuple):
-    """An encoder file in memory. `sha256` identifies the weights; it does not depend on `config.source`."""
+    """An encoder in memory.
+
+    `sha256` identifies its weights as float32 values: it is the same whether they came from an encoder file, in
+    whichever precision, or with a trained captioner.
+    """
 
     config: EncoderConfig
     variables: Variables
@@ -165,8 +169,12 @@ def load_encoder(path: str | os.PathLike) -> LoadedEncoder:
     sha256 = tensors_sha256(tensors)
     if sha256 != stored_sha256:
         raise CapjaxError(f"{path} is damaged: its tensors hash to {sha256}, its header says {stored_sha256}")
-    variables = unflatten({name: tensor.astype(np.float32) for name, tensor in tensors.items()})
-    return LoadedEncoder(config, variables, sha256)
+    return encoder_of(config, unflatten({name: tensor.astype(np.float32) for name, tensor in tensors.items()}))
+
+
+def encoder_of(config: EncoderConfig, variables: Variables) -> LoadedEncoder:
+    """Put an encoder's float32 variables together with their fingerprint."""
+    return LoadedEncoder(config, variables, tensors_sha256(flatten(variables)))
 
 
 def _parse_header(path: pathlib.Path, metadata: Mapping[str, str]) -> tuple[EncoderConfig, str]:

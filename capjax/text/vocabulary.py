@@ -1,6 +1,7 @@
 """Words to ids and back.
 
-Ids 0 to 3 are PAD, UNK, START and END in every vocabulary; the words follow, the most frequent first.
+The special ids 0 to 3 (`capjax.types.SPECIAL_IDS`: PAD, UNK, START, END) come first, then the words, the most frequent
+first.
 """
 
 import collections
@@ -17,9 +18,10 @@ import numpy as np
 from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
 from capjax.text import ptb_tokenizer
+from capjax.types import SPECIAL_IDS
 
 SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")
-PAD, UNK, START, END = range(4)
+"""How the special ids are written in a vocabulary file, in their order."""
 FORMAT_VERSION = 1
 
 
@@ -49,7 +51,8 @@ class Vocabulary:
     Attributes:
         words: every entry in id order, the four specials first; V of them.
         tokenizer: the name of the tokeniser, a key of `TOKENIZERS`.
-        ids: the id of every word.
+        ids: the id of every word that a caption may hold, the specials excluded: a caption in which somebody wrote
+            "<end>" neither ends there nor is padded, it holds an unknown word.
     """
 
     def __init__(self, words: Sequence[str], tokenizer: str) -> None:
@@ -65,10 +68,10 @@ class Vocabulary:
         self.words = tuple(words)
         self.tokenizer = tokenizer
         self._tokenize = tokenizer_named(tokenizer)
-        self.ids = {word: i for i, word in enumerate(self.words)}
+        self.ids = {word: i for i, word in enumerate(self.words) if i >= len(SPECIAL_WORDS)}
         if self.words[:4] != SPECIAL_WORDS:
             raise CapjaxError(f"expected a vocabulary to begin with {SPECIAL_WORDS}, got {self.words[:4]}")
-        if len(self.ids) != len(self.words):
+        if len(set(self.words)) != len(self.words):
             twice = [word for word, n in collections.Counter(self.words).items() if n > 1]
             raise CapjaxError(f"expected every word once in a vocabulary, got {twice[0]!r} more than once")
 
@@ -81,7 +84,8 @@ class Vocabulary:
         """
         tokenize = tokenizer_named(tokenizer)
         counts = collections.Counter(word for caption in captions for word in tokenize(caption))
-        kept = sorted((word for word, n in counts.items() if n >= min_count), key=lambda word: (-counts[word], word))
+        frequent = (word for word, n in counts.items() if n >= min_count and word not in SPECIAL_WORDS)
+        kept = sorted(frequent, key=lambda word: (-counts[word], word))
         if not kept:
             raise CapjaxError(
                 f"expected captions with words that occur {min_count} times or more, got {len(counts)} words, "
@@ -94,16 +98,16 @@ class Vocabulary:
 
     def encode(self, caption: str) -> np.ndarray:
         """Turn a caption into int32 ids [START, w1, …, wn, END]; unknown words become UNK."""
-        ids = [self.ids.get(word, UNK) for word in self._tokenize(caption)]
-        return np.asarray([START, *ids, END], np.int32)
+        ids = [self.ids.get(word, SPECIAL_IDS.unk) for word in self._tokenize(caption)]
+        return np.asarray([SPECIAL_IDS.start, *ids, SPECIAL_IDS.end], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids into a sentence: the words up to END, joined by spaces, without any special."""
         words = []
         for i in ids:
-            if i == END:
+            if i == SPECIAL_IDS.end:
                 break
-            if i > END:
+            if i >= len(SPECIAL_WORDS):
                 words.append(self.words[i])
         return " ".join(words)
 
@@ -125,8 +129,10 @@ class Vocabulary:
             CapjaxError: if the file is missing, is no vocabulary, or is of another version.
         """
         try:
-            content = json.loads(pathlib.Path(path).read_text())
+            content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
             version, words, tokenizer = content["format_version"], content["words"], content["tokenizer"]
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in (*words, tokenizer)):
+                raise TypeError("words is no list of texts, or tokenizer no text")
         except FileNotFoundError:
             raise CapjaxError(f"expected a vocabulary at {path}, found no file there") from None
         except (ValueError, KeyError, TypeError) as error:

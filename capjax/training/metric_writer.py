@@ -16,19 +16,21 @@ class MetricWriter:
     A resumed run drops the lines of steps it is going to repeat, so that every step stands once in the log.
     """
 
-    def __init__(self, workdir: pathlib.Path, first_step: int, enabled: bool = True) -> None:
+    def __init__(self, workdir: pathlib.Path, first_step: int, validated_step: int = 0, enabled: bool = True) -> None:
         """Open the log.
 
         Args:
             workdir: of the run.
             first_step: lines after this step are dropped; 0 starts anew.
+            validated_step: validations after this step, which are going to be repeated as well, are dropped.
             enabled: false on all processes but the first; `write` then does nothing.
         """
         self._file = None
         if not enabled:
             return
         path = workdir / "metrics.jsonl"
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step] if first_step else []
+        last = {True: min(validated_step, first_step), False: first_step}
+        kept = [line for line in _whole_lines(path) if (row := json.loads(line))["step"] <= last["val/loss" in row]]
         write_atomically(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._tensorboard = SummaryWriter(

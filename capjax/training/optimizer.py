@@ -16,36 +16,41 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adafactor": optax.adafactor,
     "lion": optax.lion,
 }
+WITH_WEIGHT_DECAY = ("adamw", "lion")
 
 
 def make_optimizer(
     name: str,
     schedule: optax.Schedule,
     *,
+    weight_decay: float = 0.0,
     clip_norm: float = 0.0,
     encoder_scale: float = 0.0,
-    **settings: Any,
 ) -> optax.GradientTransformation:
     """Build the gradient transformation of a run.
 
     Args:
         name: a key of `OPTIMIZERS`.
         schedule: learning rate of the decoder by step.
+        weight_decay: of adamw and lion, decoupled; exactly that, never a default of theirs.
         clip_norm: largest global norm of the decoder's and the encoder's gradient together; 0 for no clipping.
         encoder_scale: the encoder's learning rate as a share of the decoder's; 0 freezes it and keeps no state for it.
-        settings: further arguments of the optax optimiser.
 
     Raises:
-        CapjaxError: if the optimiser is unknown or takes no such setting.
+        CapjaxError: if the optimiser is unknown or has no weight decay to set.
     """
     if name not in OPTIMIZERS:
         raise CapjaxError(f"expected optimizer.name out of {sorted(OPTIMIZERS)}, got {name!r}")
 
+    if weight_decay and name not in WITH_WEIGHT_DECAY:
+        raise CapjaxError(
+            f"expected optimizer.weight_decay = 0 for {name!r}, got {weight_decay}; {' and '.join(WITH_WEIGHT_DECAY)} "
+            "decay weights"
+        )
+    settings = {"weight_decay": weight_decay} if name in WITH_WEIGHT_DECAY else {}
+
     def rule(scale: float) -> optax.GradientTransformation:
-        try:
-            return OPTIMIZERS[name](lambda step: scale * schedule(step), **settings)
-        except TypeError as error:
-            raise CapjaxError(f"optimizer {name!r} does not take these settings: {error}") from None
+        return OPTIMIZERS[name](lambda step: scale * schedule(step), **settings)
 
     parts = {"decoder": rule(1.0), "encoder": rule(encoder_scale) if encoder_scale else optax.set_to_zero()}
 

@@ -14,7 +14,7 @@ class TrainState(struct.PyTreeNode):
     """The state of a run between two steps.
 
     Attributes:
-        step: updates done.
+        step: batches seen; it is also the position in the data, and the label of checkpoints.
         params: trained parameters, under `decoder` and possibly `encoder`.
         batch_stats: BatchNorm statistics, under `encoder`; empty without one.
         opt_state: the optimiser's.
@@ -32,8 +32,8 @@ class TrainState(struct.PyTreeNode):
         return cls(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
 
     @property
-    def variables(self) -> dict[str, Any]:
-        """What the model is applied with."""
+    def eval_variables(self) -> dict[str, Any]:
+        """What the model is validated, kept and decoded with."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -43,7 +43,11 @@ def num_parameters(tree: Any) -> int:
 
 
 def parameter_overview(params: Any) -> str:
-    """Lay out name, shape, mean and standard deviation of every parameter, the encoder's in one line."""
+    """Lay out name, shape, mean and standard deviation of every parameter, the encoder's in one line.
+
+    Args:
+        params: arrays of this process, not spread over several: nothing is computed together with other processes.
+    """
     rows = []
     for part, tree in sorted(params.items()):
         if part == "encoder":

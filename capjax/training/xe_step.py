@@ -7,71 +7,51 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from capjax.losses.linear_cross_entropy import WordSums, linear_cross_entropy
 from capjax.models.captioner import Captioner
+from capjax.models.decoder import DecoderOutput
 from capjax.sharding import DATA_AXIS, batch_sharded, replicated
 from capjax.training.train_state import TrainState
+from capjax.types import Features, RowKeys
 
 Batch = dict[str, Any]
+Metrics = dict[str, Float[Array, ""]]
 
 
-def visual_input(batch: Batch) -> Any:
+def visual_input(batch: Batch) -> Array | Features:
     """Pick the images [N, H, W, 3] or the `Features` of a batch."""
     return batch["features"] if "features" in batch else batch["image"]
 
 
-def _forward(
-    params: Any,
-    batch_stats: Any,
-    batch: Batch,
-    key: PRNGKeyArray | None,
-    *,
-    model: Captioner,
-    mesh: Mesh,
-    label_smoothing: float,
-) -> tuple[Float[Array, ""], tuple[WordSums, Any]]:
-    """Compute the loss sum, with the sums to report and the new BatchNorm statistics; `key` given means training."""
-    train = key is not None
-    hidden, updates = model.apply(
-        {"params": params, "batch_stats": batch_stats},
-        visual_input(batch),
-        batch["tokens"][:, :-1],
-        train=train,
-        rngs={"dropout": key} if train else None,
-        mutable=["batch_stats"] if train else [],
-        method="logit_inputs",
-    )
-    sums = _sum_words(
-        hidden, params["decoder"]["logits"], batch["tokens"][:, 1:], batch["mask"], mesh=mesh, smoothing=label_smoothing
-    )
-    return sums.loss, (sums, updates.get("batch_stats", batch_stats))
+def row_keys(key: PRNGKeyArray, rows: Int[Array, " B"]) -> RowKeys:
+    """Fold the captions' rows in the global batch into the key of a step."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
 
 
-def _sum_words(
-    hidden: Float[Array, "B L M"],
-    last_layer: dict[str, Array],
+def sum_words(
+    output: DecoderOutput,
     targets: Int[Array, "B L"],
-    mask: Bool[Array, "B L"],
+    weights: Float[Array, "B L"],
     *,
     mesh: Mesh,
-    smoothing: float,
+    label_smoothing: float = 0.0,
 ) -> WordSums:
     """Put every device's own positions through the last layer and the loss, then add up."""
     chunk_size = 128 if jax.default_backend() == "cpu" else 4096
 
-    def on_one_device(hidden: Array, last_layer: dict[str, Array], targets: Array, mask: Array) -> WordSums:
-        flat = (x.reshape(-1, *x.shape[2:]) for x in (targets, mask))
+    def on_one_device(hidden: Array, projection: Any, targets: Array, weights: Array) -> WordSums:
+        flat = (x.reshape(-1, *x.shape[2:]) for x in (targets, weights))
         sums = linear_cross_entropy(
-            hidden.reshape(-1, hidden.shape[-1]), last_layer["kernel"], last_layer["bias"], *flat, smoothing, chunk_size
+            hidden.reshape(-1, hidden.shape[-1]), *projection, *flat, label_smoothing, chunk_size
         )
         return jax.tree.map(lambda x: x[None], sums)
 
     split = PartitionSpec(DATA_AXIS)
     sums = jax.shard_map(
         on_one_device, mesh=mesh, in_specs=(split, PartitionSpec(), split, split), out_specs=split, check_vma=False
-    )(hidden, last_layer, targets, mask)
+    )(output.hidden, output.projection, targets, weights)
     return jax.tree.map(jnp.sum, sums)
 
 
@@ -85,74 +65,93 @@ def train_step(
     mesh: Mesh,
     label_smoothing: float = 0.0,
     accumulate_steps: int = 1,
-) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+) -> tuple[TrainState, Metrics]:
     """Do one update on the global batch.
 
     Args:
         state: before the update; donated when jitted by `jit_train_step`.
         batch: see `capjax.data.input_pipeline`.
-        key: of the run; the step's number is folded in.
+        key: of the run; the step's number and the caption's row are folded in, so that dropout does not depend on how
+            the batch lies on devices or is cut into microbatches.
         model: the captioner.
         optimizer: the one `state` was created with.
         mesh: the devices.
-        label_smoothing: see `masked_cross_entropy`.
+        label_smoothing: see `weighted_cross_entropy`.
         accumulate_steps: microbatches that the batch is cut into to save memory. The update is the same as from the
-            whole batch, since gradients are summed and divided once by the count of all words.
+            whole batch (but for BatchNorm that is trained, whose statistics are those of a microbatch).
 
     Returns:
-        The new state, and scalars: `loss` in nats per word, `accuracy`, `num_words`, `gradient_norm`, `update_norm`.
+        The new state, and scalars: `loss` in nats per word, `accuracy`, `num_words`, `gradient_norm`, `update_norm`,
+        and the decoder's penalties by name. An update that is not finite is left out; its step counts all the same.
     """
-    key = jax.random.fold_in(key, state.step)
-    grad_fn = jax.value_and_grad(
-        partial(_forward, model=model, mesh=mesh, label_smoothing=label_smoothing), has_aux=True
-    )
+    num_captions = batch["tokens"].shape[0]
+    num_words = jnp.maximum(jnp.sum(batch["mask"].astype(jnp.float32)), 1.0)
+    batch = {**batch, "row": jnp.arange(num_captions)}
+    step_key = jax.random.fold_in(key, state.step)
 
-    def accumulate(carry: tuple[Any, WordSums, Any], inputs: tuple[Batch, PRNGKeyArray]) -> tuple[Any, None]:
-        gradient, sums, batch_stats = carry
-        (_, (new_sums, batch_stats)), new_gradient = grad_fn(state.params, batch_stats, *inputs)
-        return (*jax.tree.map(jnp.add, (gradient, sums), (new_gradient, new_sums)), batch_stats), None
+    def loss_of(params: Any, batch_stats: Any, part: Batch) -> tuple[Array, tuple[WordSums, dict[str, Array], Any]]:
+        output, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            visual_input(part),
+            part["tokens"][:, :-1],
+            row_keys(step_key, part["row"]),
+            mutable=["batch_stats"],
+        )
+        weights = part["mask"].astype(jnp.float32)
+        sums = sum_words(output, part["tokens"][:, 1:], weights, mesh=mesh, label_smoothing=label_smoothing)
+        penalties = {name: jnp.sum(values) / num_captions for name, values in output.penalties.items()}
+        loss = sums.loss / num_words + sum(penalties.values())
+        return loss, (sums, penalties, updates.get("batch_stats", batch_stats))
+
+    def gradient_of(batch_stats: Any, part: Batch) -> tuple[Any, tuple[Any, WordSums, dict[str, Array]]]:
+        gradient, (sums, penalties, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params, batch_stats, part)
+        return batch_stats, (gradient, sums, penalties)
 
     if accumulate_steps == 1:
-        (_, (sums, batch_stats)), gradient = grad_fn(state.params, state.batch_stats, batch, key)
+        batch_stats, (gradient, sums, penalties) = gradient_of(state.batch_stats, batch)
     else:
-        # Row r goes to microbatch r mod A, so that every device keeps its own rows.
-        parts = jax.tree.map(
-            lambda x: jnp.swapaxes(x.reshape(-1, accumulate_steps, *x.shape[1:]), 0, 1), _group_by_image(batch)
-        )
-        zeros = (jax.tree.map(jnp.zeros_like, state.params), WordSums(*3 * (jnp.zeros(()),)), state.batch_stats)
-        ungrouped = lambda carry, inputs: accumulate(carry, (_ungroup(inputs[0]), inputs[1]))  # noqa: E731
-        keys = jax.random.split(key, accumulate_steps)
-        (gradient, sums, batch_stats), _ = jax.lax.scan(ungrouped, zeros, (parts, keys))
+        parts = _microbatches(batch, accumulate_steps)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradient_of, state.batch_stats, first)[1]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    count = jnp.maximum(sums.count, 1.0)
-    gradient = jax.tree.map(lambda g: g / count, gradient)
+        def accumulate(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], None]:
+            batch_stats, totals = carry
+            batch_stats, terms = gradient_of(batch_stats, part)
+            return (batch_stats, jax.tree.map(jnp.add, totals, terms)), None
+
+        (batch_stats, (gradient, sums, penalties)), _ = jax.lax.scan(accumulate, (state.batch_stats, zeros), parts)
+
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     metrics = {
-        "loss": sums.loss / count,
-        "accuracy": sums.correct / count,
+        "loss": sums.loss / num_words,
+        "accuracy": sums.correct / num_words,
         "num_words": sums.count,
         "gradient_norm": optax.tree.norm(gradient),
         "update_norm": optax.tree.norm(updates),
+        **penalties,
     }
-    new_state = TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state)
-    # An update that is not finite is left out, so that the loop, which looks later, finds the state before it.
+    new = (optax.apply_updates(state.params, updates), batch_stats, opt_state)
     is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-    return jax.tree.map(partial(jnp.where, is_finite), new_state, state), metrics
+    old = (state.params, state.batch_stats, state.opt_state)
+    return TrainState(state.step + 1, *jax.tree.map(partial(jnp.where, is_finite), new, old)), metrics
 
 
-def _group_by_image(batch: Batch) -> Batch:
-    """Give captions a leading image axis, [B, …] to [N, B/N, …], so that an image and its captions stay together."""
+def _microbatches(batch: Batch, num_parts: int) -> Batch:
+    """Cut a batch: image n and its captions go to part n mod `num_parts`, so that every device keeps its own rows."""
     num_images = batch["valid"].shape[0]
-    return {k: v.reshape(num_images, -1, v.shape[-1]) if k in ("tokens", "mask") else v for k, v in batch.items()}
 
+    def cut(x: Array) -> Array:
+        by_image = x.reshape(num_images // num_parts, num_parts, x.shape[0] // num_images, *x.shape[1:])
+        return jnp.swapaxes(by_image, 0, 1).reshape(num_parts, -1, *x.shape[1:])
 
-def _ungroup(batch: Batch) -> Batch:
-    return {k: v.reshape(-1, v.shape[-1]) if k in ("tokens", "mask") else v for k, v in batch.items()}
+    return jax.tree.map(cut, batch)
 
 
 def validation_step(state: TrainState, batch: Batch, *, model: Captioner, mesh: Mesh) -> WordSums:
     """Add up loss, correct next words and words of one global batch, without dropout or label smoothing."""
-    return _forward(state.params, state.batch_stats, batch, None, model=model, mesh=mesh, label_smoothing=0.0)[1][0]
+    output = model.apply(state.eval_variables, visual_input(batch), batch["tokens"][:, :-1])
+    return sum_words(output, batch["tokens"][:, 1:], batch["mask"].astype(jnp.float32), mesh=mesh)
 
 
 def jit_train_step(mesh: Mesh, **static: Any) -> Any:

@@ -1,5 +1,7 @@
 """Cached features: what goes in comes out, nothing stale or half-written is taken for whole."""
 
+import concurrent.futures
+import dataclasses
 import pickle
 
 import numpy as np
@@ -48,7 +50,7 @@ def test_round_trip(tmp_path, dtype, tolerance):
 
 def test_interrupted_extraction_resumes_with_what_is_missing(tmp_path):
     values = fill(create_store(tmp_path, KEY, F, P), "train", 10)
-    store = open_store(tmp_path)
+    store = open_store(tmp_path, KEY)
     (tmp_path / "train" / "grid-00001.npy").unlink()
     assert store.missing_shards("train") == [range(4, 8)]
     with pytest.raises(CapjaxError, match="4 are missing"):
@@ -80,6 +82,54 @@ def test_other_images_are_refused(tmp_path):
         store.begin_split("train", records(5, first_id=1))
 
 
+def test_images_that_changed_under_their_names_are_refused(tmp_path):
+    store = create_store(tmp_path, KEY, F)
+    store.begin_split("train", records(5), images_sha256="abc")
+    for check in (store.begin_split, store.check_split):
+        with pytest.raises(CapjaxError, match="found others"):
+            check("train", records(5), "def")
+
+
+def test_captions_that_changed_are_noticed_and_taken_over_with_the_features_kept(tmp_path):
+    store = create_store(tmp_path, KEY, F, P)
+    values = fill(store, "train", 5)
+    changed = [dataclasses.replace(record, captions=("another",)) for record in records(5)]
+    store.check_split("train", records(5), "")
+    with pytest.raises(CapjaxError, match="run capjax features once more"):
+        store.check_split("train", changed, "")
+    store.begin_split("train", changed)
+    store.check_split("train", changed, "")
+    assert store.records("train") == changed and not store.missing_shards("train")
+    np.testing.assert_array_equal(store.features("train")[4].pooled, values[4, 0])
+
+
+def test_names_and_captions_with_line_separators_come_back(tmp_path):
+    odd = [CaptionRecord(7, "a\u2028b\u0085c.jpg", ("one\u2029two\x1dthree",))]
+    store = create_store(tmp_path, KEY, F)
+    store.begin_split("train", odd)
+    assert store.records("train") == odd
+
+
+def test_two_extractors_at_once_leave_one_whole_store(tmp_path):
+    """Each writes every shard, again and again: none meets a half-written one, none trips over the other's files."""
+    store = create_store(tmp_path, KEY, F)
+    store.begin_split("train", records(8))
+    values = np.arange(8 * F, dtype=np.float32).reshape(8, F)
+
+    def write(_):
+        for rows in store.shards("train"):
+            store.write_shard("train", rows, Features(values[list(rows)]))
+        for rows in store.shards("train"):
+            np.testing.assert_array_equal(store.features("train")[rows.start].pooled, values[rows.start])
+
+    write(0)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(40)))
+    assert {path.name for path in (tmp_path / "train").iterdir()} == {
+        "captions.jsonl", "images.sha256", "pooled-00000.npy", "pooled-00001.npy",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("features", "message"),
     [
@@ -108,7 +158,7 @@ def test_truncated_shard_is_refused(tmp_path):
 
 def test_missing_store_and_split(tmp_path):
     with pytest.raises(CapjaxError, match="found none"):
-        open_store(tmp_path / "nowhere")
+        open_store(tmp_path / "nowhere", {})
     with pytest.raises(CapjaxError, match="got 'test'"):
         create_store(tmp_path, KEY, F).records("test")
 
@@ -120,9 +170,9 @@ def test_importing_features_matches_by_file_name(tmp_path):
     grid = rng.integers(0, 255, (6, P, F)).astype(np.uint8)
     scale = rng.random(F).astype(np.float32)
     np.savez(tmp_path / "x.npz", file_name=np.asarray(names), pooled=pooled, grid=grid, grid_scale=scale)
-    counts = import_npz(tmp_path / "x.npz", tmp_path / "store", {"train": records(8), "val": records(2)})
+    counts = import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(8), "val": records(2)})
     assert counts == {"train": (6, 2), "val": (2, 0)}
-    store = open_store(tmp_path / "store")
+    store = open_store(tmp_path / "store", {"dataset": "toys"})
     rows = store.features("train", grid=True)
     for i, record in enumerate(store.records("train")):
         at = names.index(record.file_name)
@@ -141,10 +191,10 @@ def test_importing_something_else_is_a_clear_error(tmp_path, content):
     else:
         np.savez(path, **content)
     with pytest.raises(CapjaxError, match=r"x\.npz"):
-        import_npz(path, tmp_path / "store", {"train": records(2)})
+        import_npz(path, tmp_path / "store", "toys", {"train": records(2)})
 
 
 def test_importing_features_of_other_images_is_an_error(tmp_path):
     np.savez(tmp_path / "x.npz", file_name=np.asarray(["z.jpg"]), pooled=np.zeros((1, F)))
     with pytest.raises(CapjaxError, match="none of its file names"):
-        import_npz(tmp_path / "x.npz", tmp_path / "store", {"train": records(2)})
+        import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)})

@@ -11,7 +11,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from capjax.decoding import DecoderSettings, build_search
-from capjax.decoding.beam_search import constant_leaves
 from capjax.types import SpecialIds
 
 many_tables = hypothesis_settings(max_examples=6, deadline=None, derandomize=True, database=None)
@@ -130,16 +129,3 @@ def test_a_long_caption_may_win_late():
     hypotheses = build_search(settings, SpecialIds())(decode_step, jnp.zeros(1, jnp.int32), None)
     assert hypotheses.tokens[0, 0].tolist() == [4] * 6 + [3, 0]
     assert hypotheses.log_probs[0, 0] == pytest.approx(np.log(0.2), abs=1e-4)
-
-
-def test_leaves_handed_on_untouched_are_found_and_not_moved():
-    def decode_step(carry, tokens):
-        return {"grid": carry["grid"], "state": carry["state"] + carry["grid"][:, 0]}, carry["grid"]
-
-    carry = {"grid": jnp.ones((2, 7)), "state": jnp.zeros(2)}
-    assert constant_leaves(decode_step, carry) == [True, False]
-
-    def swapping_step(carry, tokens):
-        return {"grid": carry["other"], "other": carry["grid"]}, carry["grid"]
-
-    assert constant_leaves(swapping_step, {"grid": carry["grid"], "other": carry["grid"]}) == [False, False]

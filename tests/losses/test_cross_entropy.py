@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capjax.losses.cross_entropy import masked_cross_entropy, next_word_accuracy
+from capjax.losses.cross_entropy import next_word_accuracy, weighted_cross_entropy
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def example():
 
 def test_hand_worked_value():
     logits = jnp.log(jnp.asarray([[[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]]))
-    loss, count = masked_cross_entropy(logits, jnp.asarray([[0, 1]]), jnp.asarray([[True, True]]))
+    loss, count = weighted_cross_entropy(logits, jnp.asarray([[0, 1]]), jnp.asarray([[1.0, 1.0]]))
     assert count == 2
     np.testing.assert_allclose(loss, np.log(2) + np.log(1 / 0.8), rtol=1e-6)
 
@@ -28,7 +28,7 @@ def test_hand_worked_value():
 def test_equals_torch(example, smoothing):
     torch = pytest.importorskip("torch")
     logits, targets, mask = example
-    loss, count = masked_cross_entropy(logits, targets, mask, smoothing)
+    loss, count = weighted_cross_entropy(logits, targets, mask.astype(np.float32), smoothing)
     expected = torch.nn.functional.cross_entropy(
         torch.tensor(logits[mask]),
         torch.tensor(targets[mask], dtype=torch.int64),
@@ -41,7 +41,7 @@ def test_equals_torch(example, smoothing):
 
 def test_padding_has_no_gradient(example):
     logits, targets, mask = example
-    gradient = jax.grad(lambda x: masked_cross_entropy(x, targets, mask, 0.1)[0])(logits)
+    gradient = jax.grad(lambda x: weighted_cross_entropy(x, targets, mask.astype(np.float32), 0.1)[0])(logits)
     assert np.abs(gradient[mask]).min() > 0
     np.testing.assert_array_equal(gradient[~mask], 0.0)
 

@@ -61,7 +61,7 @@ def test_logits_and_gradients_equal_reference(example):
     weights = np.random.default_rng(2).normal(size=(B, L, V)).astype(np.float32)
 
     def objective(params, pooled):
-        return jnp.sum(decoder.apply(params, Features(pooled), tokens) * weights)
+        return jnp.sum(decoder.apply(params, Features(pooled), tokens).logits * weights)
 
     value, (param_grads, feature_grads) = jax.value_and_grad(objective, argnums=(0, 1))(params, features.pooled)
 
@@ -69,7 +69,7 @@ def test_logits_and_gradients_equal_reference(example):
     logits = torch_captioner(torch_params, pooled, torch.tensor(np.asarray(tokens), dtype=torch.int64))
     (logits * torch.tensor(weights)).sum().backward()
 
-    np.testing.assert_allclose(decoder.apply(params, features, tokens), logits.detach(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(decoder.apply(params, features, tokens).logits, logits.detach(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(float(value), float((logits.detach() * torch.tensor(weights)).sum()), rtol=1e-4)
     np.testing.assert_allclose(feature_grads, pooled.grad, rtol=1e-3, atol=1e-5)
     jax.tree.map(
@@ -94,17 +94,19 @@ def test_parameters_have_the_reference_shapes():
 
 def test_step_by_step_equals_scan(example):
     decoder, params, features, tokens = example
-    carry = decoder.apply(params, features, method="init_carry")
+    context, carry = decoder.apply(params, features, method="start")
     stepped = []
     for t in range(L):
-        carry, logits = decoder.apply(params, carry, tokens[:, t], method="decode_step")
+        carry, logits = decoder.apply(params, context, carry, tokens[:, t], method="decode_step")
         stepped.append(logits)
-    np.testing.assert_allclose(jnp.stack(stepped, 1), decoder.apply(params, features, tokens), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        jnp.stack(stepped, 1), decoder.apply(params, features, tokens).logits, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_initial_cell_and_hidden_state_are_the_same_vector(example):
     decoder, params, features, _ = example
-    c, h = decoder.apply(params, features, method="init_carry")
+    _, (c, h) = decoder.apply(params, features, method="start")
     np.testing.assert_array_equal(c, h)
 
 
@@ -124,24 +126,26 @@ def test_captions_that_share_an_image_see_its_features(example):
     model = Captioner(decoder)
     variables = {"params": {"decoder": params["params"]}}
     shared = Features(features.pooled[:1])
-    together = model.apply(variables, shared, tokens)
-    repeated = model.apply(variables, Features(jnp.repeat(shared.pooled, B, axis=0)), tokens)
+    together = model.apply(variables, shared, tokens).logits
+    repeated = model.apply(variables, Features(jnp.repeat(shared.pooled, B, axis=0)), tokens).logits
     np.testing.assert_array_equal(together, repeated)
 
 
 def test_dropout_acts_in_training_only(example):
     _, params, features, tokens = example
     decoder = InitInjectDecoder(V, E, D, 5, 8, dropout_rate=0.5)
-    plain = decoder.apply(params, features, tokens)
-    dropped = decoder.apply(params, features, tokens, train=True, rngs={"dropout": jax.random.key(0)})
-    again = decoder.apply(params, features, tokens, train=True, rngs={"dropout": jax.random.key(0)})
-    np.testing.assert_array_equal(dropped, again)
+    keys = jax.random.split(jax.random.key(0), B)
+    plain, dropped = (decoder.apply(params, features, tokens, keys=k).logits for k in (None, keys))
     assert not np.allclose(plain, dropped)
+    # What is dropped of a caption goes with its key, wherever it stands in a batch.
+    turned = Features(features.pooled[::-1])
+    again = decoder.apply(params, turned, tokens[::-1], keys=keys[::-1]).logits
+    np.testing.assert_allclose(again[::-1], dropped, rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_stays_close_and_returns_float32(example):
     decoder, params, features, tokens = example
     half = decoder.clone(dtype=jnp.bfloat16)
-    logits = half.apply(params, features, tokens)
+    logits = half.apply(params, features, tokens).logits
     assert logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, decoder.apply(params, features, tokens), atol=0.1)
+    np.testing.assert_allclose(logits, decoder.apply(params, features, tokens).logits, atol=0.1)

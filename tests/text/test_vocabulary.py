@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from capjax.errors import CapjaxError
-from capjax.text.vocabulary import END, PAD, START, UNK, Vocabulary, split_words
+from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary, split_words
+from capjax.types import SPECIAL_IDS
 
+PAD, UNK, START, END = SPECIAL_IDS.pad, SPECIAL_IDS.unk, SPECIAL_IDS.start, SPECIAL_IDS.end
 CAPTIONS = ["A dog runs.", "a DOG sits", "the dog's ball", "a cat"]
 
 
@@ -24,8 +26,18 @@ def test_rare_words_become_unk():
     np.testing.assert_array_equal(vocabulary.encode("A dog barks"), [START, 4, 5, UNK, END])
 
 
-def test_special_ids_are_distinct():
-    assert len({PAD, UNK, START, END}) == 4
+def test_special_ids_stand_where_their_names_do():
+    assert (PAD, UNK, START, END) == tuple(map(SPECIAL_WORDS.index, ("<pad>", "<unk>", "<start>", "<end>")))
+
+
+def test_captions_that_hold_special_words_neither_end_nor_pad_themselves():
+    captions = ["a dog <end> runs <pad> fast <start> <unk>"] * 3
+    vocabulary = Vocabulary.build(captions, "ptb", min_count=2)
+    assert vocabulary.words == (*SPECIAL_WORDS, "a", "dog", "fast", "runs")
+    ids = vocabulary.encode(captions[0])
+    np.testing.assert_array_equal(ids, [START, 4, 5, UNK, 7, UNK, 6, UNK, UNK, END])
+    assert vocabulary.decode(ids) == "a dog runs fast"
+    assert not set(vocabulary.ids.values()) & {PAD, UNK, START, END}
 
 
 def test_specials_never_reach_the_reader():
@@ -55,12 +67,17 @@ def test_saving_and_loading(tmp_path):
         (json.dumps({"words": []}), "expected a capjax vocabulary"),
         (json.dumps({"format_version": 9, "words": [], "tokenizer": "words"}), "expected vocabulary format 1"),
         (json.dumps({"format_version": 1, "words": ["a"], "tokenizer": "words"}), "to begin with"),
+        (json.dumps({"format_version": 1, "words": 3, "tokenizer": "words"}), "expected a capjax vocabulary"),
+        (json.dumps({"format_version": 1, "words": [*SPECIAL_WORDS, 3], "tokenizer": "words"}), "capjax vocabulary"),
+        (json.dumps({"format_version": 1, "words": [], "tokenizer": ["ptb"]}), "expected a capjax vocabulary"),
+        ("[]", "expected a capjax vocabulary"),
+        (b"\xff\xfe{", "expected a capjax vocabulary"),
     ],
 )
 def test_bad_files_are_one_clear_error(tmp_path, content, expected):
     path = tmp_path / "vocabulary.json"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(CapjaxError, match=expected) as error:
         Vocabulary.load(path)
     assert "\n" not in str(error.value)

@@ -1,0 +1,243 @@
+"""Captions for images: models restored from their directories, photos read, sentences generated."""
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from capjax import assembly
+from capjax import config as configuration
+from capjax.checkpoint import load_model_directory
+from capjax.decoding.ensemble import ensemble
+from capjax.decoding.hypotheses import Hypotheses
+from capjax.decoding.sampling import image_keys
+from capjax.decoding.settings import DecoderSettings, build_search
+from capjax.errors import CapjaxError
+from capjax.images import IMAGE_SUFFIXES, Preprocessing, decode_image, list_images, preprocess
+from capjax.models import Captioner
+from capjax.pretrained.encoder_file import EncoderConfig, LoadedEncoder, encoder_of
+from capjax.sharding import DATA_AXIS, gather_rows, gather_to_host, shard_batch
+from capjax.text.vocabulary import Vocabulary
+from capjax.types import SPECIAL_IDS
+
+
+class Caption(NamedTuple):
+    """A generated sentence.
+
+    `log_prob` is the natural logarithm, summed over its words and END; `alternatives` are ranked below.
+    """
+
+    image_id: int
+    text: str
+    log_prob: float
+    alternatives: tuple[tuple[str, float], ...] = ()
+
+
+class Generator:
+    """Turns batches of images or features into captions, on all devices of a mesh.
+
+    A search is compiled once for each settings and shape of batch; the programs used last are kept.
+    """
+
+    def __init__(self, models: Sequence[Captioner], vocabulary: Vocabulary, mesh: Mesh, max_programs: int = 8) -> None:
+        """Prepare to decode.
+
+        Args:
+            models: one captioner, or several that are averaged (an ensemble); all share the vocabulary.
+            vocabulary: turns ids into words.
+            mesh: the devices that batches are divided over.
+            max_programs: compiled searches that are kept.
+        """
+        self._models, self._vocabulary, self._mesh = tuple(models), vocabulary, mesh
+        self._program = functools.lru_cache(max_programs)(self._build)
+
+    def __call__(
+        self,
+        variables: Sequence[Mapping[str, Any]],
+        batches: Iterable[Mapping[str, Any]],
+        settings: DecoderSettings,
+    ) -> Iterator[Caption]:
+        """Caption every valid image of this run's batches, on all processes alike.
+
+        Args:
+            variables: of each model.
+            batches: this process's parts, see `capjax.data.input_pipeline.image_batches`.
+            settings: of the search.
+
+        Yields:
+            One caption per image, in the order of the global batches.
+
+        Raises:
+            CapjaxError: if the settings name words that the vocabulary lacks.
+        """
+        for batch in batches:
+            visual = batch["features"] if "features" in batch else batch["image"]
+            keys = np.asarray(jax.random.key_data(image_keys(settings.seed, batch["image_id"])))
+            shapes = tuple(x.shape for x in jax.tree.leaves(visual))
+            program = self._program(replace(settings, seed=DecoderSettings.seed), shapes)
+            found = program(variables, *shard_batch((visual, keys), self._mesh))
+            tokens, log_probs = gather_to_host(found.tokens), gather_to_host(found.log_probs)
+            ids, valid = gather_rows(batch["image_id"]), gather_rows(batch["valid"])
+            for image_id, rows, scores in zip(ids[valid], tokens[valid], log_probs[valid], strict=True):
+                ranked = [
+                    (self._vocabulary.decode(row), float(s)) for row, s in zip(rows, scores, strict=True) if s > -np.inf
+                ]
+                best = ranked[0] if ranked else ("", float("-inf"))
+                yield Caption(int(image_id), *best, tuple(ranked[1:]))
+
+    def _build(self, settings: DecoderSettings, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        """Make the program for one search; `shapes` distinguish those that are kept."""
+        del shapes
+        search = build_search(settings.with_token_ids(self._vocabulary.ids), SPECIAL_IDS)
+
+        def generate(variables: Sequence[Any], visual: Any, keys: jax.Array) -> Hypotheses:
+            steps, carries = [], []
+            for model, weights in zip(self._models, variables, strict=True):
+                context, carry = model.apply(weights, visual, method="start")
+                carries.append(carry)
+                steps.append(partial(model.apply, weights, context, method="decode_step"))
+            step, carry = (steps[0], carries[0]) if len(steps) == 1 else (ensemble(steps), tuple(carries))
+            return search(step, carry, jax.random.wrap_key_data(keys))
+
+        # Each device searches for the captions of its own images: no communication, and an end of its own.
+        split = PartitionSpec(DATA_AXIS)
+        return jax.jit(
+            jax.shard_map(
+                generate, mesh=self._mesh, in_specs=(PartitionSpec(), split, split), out_specs=split, check_vma=False
+            )
+        )
+
+
+class LoadedModel(NamedTuple):
+    """A model directory turned into something that captions.
+
+    Attributes:
+        path: of the directory, for messages.
+        captioner: the model.
+        variables: its weights, NumPy arrays.
+        vocabulary: of its captions.
+        config: of the run that trained it.
+        encoder: the encoder it sees with, its weights those of `variables`; None if it was trained on features made
+            elsewhere.
+        features: the key of the feature store it was trained on, None if it was trained on images.
+    """
+
+    path: str
+    captioner: Captioner
+    variables: dict[str, Any]
+    vocabulary: Vocabulary
+    config: ConfigDict
+    encoder: LoadedEncoder | None
+    features: dict[str, Any] | None
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How it wants to see images; None if it cannot."""
+        return self.encoder and assembly.preprocessing_from(self.config, self.encoder)
+
+    @property
+    def search(self) -> DecoderSettings:
+        """The search that it was configured with."""
+        return DecoderSettings.from_dict(self.config.search.to_dict())
+
+
+def load_model(path: str) -> LoadedModel:
+    """Restore a model directory.
+
+    Raises:
+        CapjaxError: if it is none, is damaged, or is of another version.
+    """
+    directory = load_model_directory(configuration.local_path(path))
+    config = configuration.from_dict(directory.config, f"{path}/model.json")
+    encoder = None
+    if directory.encoder:
+        try:
+            architecture = EncoderConfig(**directory.encoder)
+            weights = {part: directory.variables[part]["encoder"] for part in ("params", "batch_stats")}
+        except (TypeError, KeyError) as error:
+            raise CapjaxError(f"expected an encoder that capjax knows in {path}/model.json, got {error}") from None
+        encoder = encoder_of(architecture, weights)
+    captioner = assembly.captioner_from(config, len(directory.vocabulary), encoder and encoder.config)
+    return LoadedModel(path, captioner, directory.variables, directory.vocabulary, config, encoder, directory.features)
+
+
+def load_ensemble(paths: str) -> list[LoadedModel]:
+    """Restore the comma-separated model directories of an ensemble.
+
+    Raises:
+        CapjaxError: if one cannot be restored, or they do not speak the same words or see images alike.
+    """
+    models = [load_model(path) for path in paths.split(",")]
+    for model in models:
+        if model.vocabulary.words != models[0].vocabulary.words:
+            raise CapjaxError(f"expected models with one vocabulary for an ensemble, {model.path} has another")
+        if model.preprocessing != models[0].preprocessing:
+            raise CapjaxError(
+                f"expected models that see images alike for an ensemble, {model.path} preprocesses differently"
+            )
+    return models
+
+
+def find_photos(paths: Sequence[str]) -> list[pathlib.Path]:
+    """List the files named, and the images in the folders named, in order.
+
+    Raises:
+        CapjaxError: if that is nothing.
+    """
+    found: list[pathlib.Path] = []
+    for path in map(pathlib.Path, paths):
+        found += list_images(path) if path.is_dir() else [path]
+    if not found:
+        raise CapjaxError(f"expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(paths)}, found none")
+    return found
+
+
+class Photos(NamedTuple):
+    """Photos read for captioning.
+
+    Attributes:
+        images: those that could be read, preprocessed.
+        ids: an id for each image, from the content of its file.
+        errors: for every file, why it could not be read, or None.
+    """
+
+    images: list[UInt8[np.ndarray, "S S 3"]]
+    ids: list[int]
+    errors: list[str | None]
+
+
+def read_photos(files: Sequence[pathlib.Path], preprocessing: Preprocessing) -> Photos:
+    """Read what can be read of some photos."""
+    photos = Photos([], [], [])
+    for file in files:
+        error = None
+        try:
+            content = file.read_bytes()
+            photos.images.append(preprocess(decode_image(content), preprocessing))
+            photos.ids.append(int.from_bytes(hashlib.sha256(content).digest()[:4]))
+        except OSError as failure:
+            error = f"cannot read the file: {failure.strerror or failure}"
+        except CapjaxError as failure:
+            error = str(failure)
+        photos.errors.append(error)
+    return photos
+
+
+def photo_batch(photos: Photos, batch_size: int, preprocessing: Preprocessing) -> dict[str, np.ndarray]:
+    """Make a batch of the images that were read, filled up to `batch_size` with black ones that are not valid."""
+    padding = batch_size - len(photos.images)
+    black = np.zeros((preprocessing.image_size, preprocessing.image_size, 3), np.uint8)
+    return {
+        "image": np.stack([*photos.images, *padding * [black]]),
+        "image_id": np.asarray(photos.ids + padding * [0], np.int64),
+        "valid": np.arange(batch_size) < len(photos.images),
+    }

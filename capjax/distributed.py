@@ -1,0 +1,70 @@
+"""Several processes as one run: how they find each other, and how they are stopped together."""
+
+import argparse
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+from capjax.errors import CapjaxError
+
+
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a job that several processes, on one host or many, can do together."""
+    group = parser.add_argument_group("several processes", "start the same command in each")
+    group.add_argument("--distributed", action="store_true", help="find the others as Slurm, TPU pods or GKE tell")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="find the others through process 0 instead")
+    group.add_argument("--num_processes", type=int, help="with --coordinator: how many there are")
+    group.add_argument("--process_id", type=int, help="with --coordinator: which one this is, from 0")
+
+
+def join_processes(args: argparse.Namespace) -> None:
+    """Join the other processes as the arguments say; before the first use of a device.
+
+    Raises:
+        CapjaxError: if the arguments are incomplete or the others cannot be found.
+    """
+    given = (args.coordinator, args.num_processes, args.process_id)
+    if given == (None, None, None) and not args.distributed:
+        return
+    if given != (None, None, None) and None in given:
+        raise CapjaxError("expected --coordinator, --num_processes and --process_id together, got only some of them")
+    try:
+        jax.distributed.initialize(*given)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CapjaxError(f"expected to join the other processes, could not: {reason}") from None
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[int], bool]]:
+    """Give a function that tells, after every step, whether the run is to save that step and end.
+
+    One process notes SIGTERM and Ctrl-C; a second such signal has its usual effect. Several processes, which must all
+    save the same step, are told by JAX's preemption service: a SIGTERM to any of them makes them agree on a step that
+    none has passed yet. The function must be called with every step.
+    """
+    if jax.distributed.is_initialized():
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    received = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal received
+        received = True
+        restore()
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    for number in previous:
+        signal.signal(number, note)
+    try:
+        yield lambda step: received
+    finally:
+        restore()

@@ -1,0 +1,62 @@
+"""The metrics of the steps since the last log line."""
+
+import time
+
+import jax
+import numpy as np
+
+from capjax.errors import CapjaxError
+from capjax.training.xe_step import Metrics
+
+
+class LogWindow:
+    """Collects metrics on the devices, so that the loop need not wait for them, and averages them when asked."""
+
+    def __init__(self) -> None:
+        """Start empty, and the clock."""
+        self._waiting: list[tuple[int, Metrics]] = []
+        self._rows: list[dict[str, np.ndarray]] = []
+        self._start = time.perf_counter()
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Take in the metrics of a step."""
+        self._waiting.append((step, metrics))
+
+    def check(self) -> None:
+        """Wait for the steps so far and look at their losses; called before anything that is made of them is kept.
+
+        Raises:
+            CapjaxError: naming the first step whose loss or gradient was not finite.
+        """
+        for step, metrics in jax.device_get(self._waiting):
+            if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
+                raise CapjaxError(
+                    f"the loss or its gradient was not finite at step {step} (loss {metrics['loss']}, gradient norm "
+                    f"{metrics['gradient_norm']}); the checkpoints are from before: lower the learning rate or set "
+                    "optimizer.clip_norm, and begin another run"
+                )
+            self._rows.append(metrics)
+        self._waiting.clear()
+
+    def summarise(self) -> dict[str, float]:
+        """Average the metrics, weighted by words, and start anew.
+
+        Returns:
+            Scalars by name, `train/loss` and so on, and `train/words_per_second`; empty after no step.
+
+        Raises:
+            CapjaxError: as `check`.
+        """
+        self.check()
+        rows, self._rows = self._rows, []
+        seconds, self._start = time.perf_counter() - self._start, time.perf_counter()
+        if not rows:
+            return {}
+        words = np.asarray([row.pop("num_words") for row in rows], np.float64)
+        weights = words / max(words.sum(), 1.0)
+        mean = {f"train/{name}": float(np.dot(weights, [row[name] for row in rows])) for name in rows[0]}
+        return mean | {"train/words_per_second": float(words.sum()) / seconds}
+
+    def restart_clock(self) -> None:
+        """Leave the time until now out of the speed: it went to a validation."""
+        self._start = time.perf_counter()

@@ -1,0 +1,152 @@
+"""Models restored from their directories: those of earlier versions too, whole ones only, compiled once."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from capjax.captioning import Generator, find_photos, load_ensemble, load_model, photo_batch, read_photos
+from capjax.cli import main
+from capjax.decoding.settings import DecoderSettings
+from capjax.errors import CapjaxError
+from capjax.models import Captioner
+from capjax.sharding import make_mesh, replicate
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "model_0_1"
+
+
+@pytest.fixture
+def golden(tmp_path):
+    """A copy of the model directory that capjax 0.1 wrote."""
+    shutil.copytree(GOLDEN / "model", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_model_of_capjax_0_1_says_what_it_said(capsys, monkeypatch):
+    monkeypatch.chdir(GOLDEN)
+    assert main(["caption", "--model=model", "--json", "--beam_size=3", "--num_captions=2", "photos"]) == 0
+    then = [json.loads(line) for line in (GOLDEN / "captions.jsonl").read_text().splitlines()]
+    now = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(now) == 8
+    for a, b in zip(now, then, strict=True):
+        assert (a["file"], a["caption"]) == (b["file"], b["caption"])
+        assert a["log_prob"] == pytest.approx(b["log_prob"], abs=1e-4)
+        assert [x["caption"] for x in a["alternatives"]] == [x["caption"] for x in b["alternatives"]]
+
+
+def test_fields_that_a_stored_configuration_lacks_have_their_defaults(golden):
+    header = json.loads((golden / "model.json").read_text())
+    assert "dtype" not in header["config"]["encoder"], "the stored one is older than that field"
+    assert load_model(str(golden)).config.encoder.dtype == "float32"
+
+
+def change(path, edit):
+    header = json.loads(path.read_text())
+    edit(header)
+    path.write_text(json.dumps(header))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda h: h["config"]["train"].update(warp=9), r"train\.warp.*does not know"),
+        (lambda h: h["config"]["decoder"].update(name="cnn"), r"decoder\.name"),
+        (lambda h: h["config"]["train"].update(batch_size="many"), r"train\.batch_size.*'many'"),
+        (lambda h: h["config"].update(train=3), "expected train"),
+        (lambda h: h.pop("config"), "'config'"),
+        (lambda h: h.pop("weights"), "'weights'"),
+        (lambda h: h.pop("weights_sha256"), "'weights_sha256'"),
+        (lambda h: h.pop("vocabulary_sha256"), "'vocabulary_sha256'"),
+        (lambda h: h.pop("encoder"), "'encoder'"),
+        (lambda h: h.update(encoder={"colour": 1}), "colour"),
+        (lambda h: h.update(weights="../model/" + h["weights"]), "do not trust"),
+        (lambda h: h.update(weights=os.path.abspath(h["weights"])), "do not trust"),
+        (lambda h: h.update(vocabulary="../../vocabulary.json"), "do not trust"),
+    ],
+)
+def test_model_descriptions_that_cannot_be_used_are_one_clear_line(golden, edit, message):
+    change(golden / "model.json", edit)
+    with pytest.raises(CapjaxError, match=message) as error:
+        load_model(str(golden))
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_read_again(golden, monkeypatch):
+    whole = load_model(str(golden))
+    shutil.copytree(golden, golden.parent / "newer")
+    newer = golden.parent / "newer" / "model.json"
+    change(newer, lambda h: h.update(weights="weights-new.safetensors", scores={"step": 7}))
+    original = pathlib.Path.read_bytes
+
+    def replace_first(path):
+        monkeypatch.setattr(pathlib.Path, "read_bytes", original)
+        path.rename(path.with_name("weights-new.safetensors"))  # as `save_model` removes what the older model had
+        newer.replace(golden / "model.json")
+        return original(path)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", replace_first)
+    again = load_model(str(golden))
+    jax.tree.map(np.testing.assert_array_equal, again.variables, whole.variables)
+
+
+def test_a_program_is_compiled_once_for_each_search_and_shape_and_the_last_are_kept(golden):
+    traces = []
+
+    class CountingCaptioner(Captioner):
+        def start(self, *args):
+            traces.append(1)
+            return super().start(*args)
+
+    model = load_model(str(golden))
+    parts = {name: getattr(model.captioner, name) for name in ("decoder", "encoder")}
+    mesh = make_mesh()
+    generator = Generator([CountingCaptioner(**parts)], model.vocabulary, mesh, max_programs=2)
+    variables = replicate([model.variables], mesh)
+    photos = read_photos(find_photos([str(GOLDEN / "photos")]), model.preprocessing)
+    batch = {size: photo_batch(photos, size, model.preprocessing) for size in (8, 16)}
+    greedy, sample, beam = (
+        DecoderSettings.from_dict({"method": m, "max_length": 8}) for m in ("greedy", "sample", "beam")
+    )
+
+    def trace(size, settings):
+        traces.clear()
+        captions = list(generator(variables, [batch[size], batch[size]], settings))
+        assert len(captions) == 16
+        return len(traces)
+
+    assert trace(8, greedy) == 1
+    assert trace(8, greedy) == 0
+    assert trace(16, greedy) == 1, "another shape"
+    assert trace(8, sample) == 1
+    assert trace(8, sample.updated({"seed": 5})) == 0, "the seed is no part of the program"
+    assert trace(8, beam) == 1
+    assert trace(8, sample) == 0, "two are kept"
+    assert trace(8, greedy) == 1, "and not three"
+
+
+def test_an_ensemble_shares_words_and_eyes(golden):
+    shutil.copytree(golden, golden.parent / "other")
+    change(golden.parent / "other" / "model.json", lambda h: h["config"]["encoder"].update(crop="none"))
+    with pytest.raises(CapjaxError, match="other preprocesses differently"):
+        load_ensemble(f"{golden},{golden.parent / 'other'}")
+
+
+@pytest.mark.parametrize("size", ["0", "-1"])
+def test_a_batch_of_no_photos_is_refused(golden, capsys, size):
+    assert main(["caption", f"--model={golden}", f"--batch_size={size}", str(GOLDEN / "photos")]) == 1
+    assert "--batch_size of at least 1" in capsys.readouterr().err
+
+
+def test_a_folder_that_links_to_itself_is_listed_once(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path)
+    shutil.copy(GOLDEN / "photos" / "00.png", tmp_path)
+    assert find_photos([str(tmp_path)]) == [tmp_path / "00.png"]
+
+
+def test_buckets_are_refused_in_one_line(capsys):
+    assert main(["caption", "--model=gs://bucket/model", "x.jpg"]) == 1
+    assert "mount the bucket" in capsys.readouterr().err
