@@ -1,6 +1,11 @@
-"""A tiny run for tests: a feature store whose captions can be told from the features, and a configuration for it."""
+"""Tiny runs for tests: a feature store whose captions can be told from the features, a configuration, processes."""
 
+import json
+import os
 import pathlib
+import socket
+import subprocess
+import sys
 
 import numpy as np
 
@@ -13,12 +18,12 @@ SHAPES = ("circle", "square", "star", "heart")
 NUM_FEATURES = 8
 
 
-def make_store(path: pathlib.Path, num_images: int = 24) -> None:
+def make_store(path: pathlib.Path, num_images: int = 24, num_val_images: int | None = None) -> None:
     """Write features that hold a colour and a shape, with two captions that name them, for train and val."""
-    store = create_store(path, {"made": "for tests"}, NUM_FEATURES)
+    store = create_store(path, {"dataset": "coco/2014", "imported": "for tests"}, NUM_FEATURES)
     rng = np.random.default_rng(0)
-    for split, first_id in (("train", 0), ("val", 1000)):
-        kinds = [(rng.integers(4), rng.integers(4)) for _ in range(num_images)]
+    for split, first_id, size in (("train", 0, num_images), ("val", 1000, num_val_images or num_images)):
+        kinds = [(rng.integers(4), rng.integers(4)) for _ in range(size)]
         records = [
             CaptionRecord(
                 first_id + i, f"{i}.jpg", (f"a {COLOURS[c]} {SHAPES[s]}", f"one {SHAPES[s]} that is {COLOURS[c]}")
@@ -57,3 +62,36 @@ def write_config_file(path: pathlib.Path, store: pathlib.Path) -> pathlib.Path:
         f"from tests.training_runs import tiny_config\n\n\ndef get_config():\n    return tiny_config({str(store)!r})\n"
     )
     return path
+
+
+def read_jsonl(path: pathlib.Path) -> list[dict]:
+    """Read a log."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def start_capjax(*arguments: str, devices: int = 1) -> subprocess.Popen:
+    """Start the program with some simulated devices."""
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_NUM_CPU_DEVICES": str(devices)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "capjax", *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_processes(*arguments: str, devices: int = 1, num_processes: int = 2) -> list[subprocess.Popen]:
+    """Start the processes of one run on loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    together = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={num_processes}"]
+    return [start_capjax(*arguments, *together, f"--process_id={i}", devices=devices) for i in range(num_processes)]
+
+
+def finish(*runs: subprocess.Popen, status: int = 0) -> list[str]:
+    """Wait for processes and return what they said; all must end with `status`."""
+    said = [run.communicate(timeout=300)[1] for run in runs]
+    assert [run.returncode for run in runs] == [status] * len(runs), "\n".join(text[-3000:] for text in said)
+    return said

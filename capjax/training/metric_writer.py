@@ -9,6 +9,8 @@ from typing import Self
 
 from tensorboardX import SummaryWriter
 
+from capjax.disk import write_atomically
+
 
 class MetricWriter:
     """Appends scalars to `<workdir>/metrics.jsonl` and to TensorBoard files in `<workdir>/tensorboard`.

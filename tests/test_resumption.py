@@ -1,0 +1,225 @@
+"""Runs that stop go on as if they had not: exactly, after kills and signals, in one process at a time."""
+
+import contextlib
+import random
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from capjax.checkpoint import load_model_directory
+from capjax.errors import CapjaxError
+from capjax.train import train
+from capjax.training.metric_writer import MetricWriter
+from capjax.training.progress import Progress
+from tests.training_runs import (
+    finish,
+    make_store,
+    read_jsonl,
+    start_capjax,
+    start_processes,
+    tiny_config,
+    write_config_file,
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("features") / "store"
+    make_store(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(store, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    state = train(tiny_config(store), workdir)
+    return workdir, jax.device_get(state)
+
+
+def assert_equal_params(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    jax.tree.map(np.testing.assert_array_equal, a.opt_state, b.opt_state)
+
+
+@pytest.mark.parametrize("stop_at", [3, 8])
+def test_resuming_is_exact(store, finished, tmp_path, stop_at):
+    config = tiny_config(store)
+    config.train.num_steps = stop_at
+    train(config, tmp_path)
+    state = train(tiny_config(store), tmp_path)
+    assert_equal_params(jax.device_get(state), finished[1])
+    steps = [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl") if "train/loss" in row]
+    assert steps == sorted(set(steps))
+
+
+def test_other_configuration_is_refused_on_resume(store, finished, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    config = tiny_config(store)
+    config.optimizer.learning_rate = 0.5
+    with pytest.raises(CapjaxError, match=r"optimizer\.learning_rate = 0\.02"):
+        train(config, workdir)
+
+
+def test_truncated_checkpoint_is_one_clear_error_and_an_older_one_serves(store, finished, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    for file in (workdir / "checkpoints" / "12" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CapjaxError, match="delete that folder") as error:
+        train(tiny_config(store), workdir)
+    assert "\n" not in str(error.value)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    assert_equal_params(jax.device_get(train(tiny_config(store), workdir)), finished[1])
+
+
+def wait_for(condition, *runs, seconds=240):
+    """Wait until a condition holds, as long as the runs live."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        assert all(run.poll() is None for run in runs), [run.stderr.read()[-3000:] for run in runs]
+        time.sleep(0.02)
+
+
+def has_lines(log):
+    return lambda: log.exists() and log.read_text().count("\n") > 0
+
+
+def endless(store, tmp_path):
+    """Write a configuration that trains for hours and saves only when it is stopped."""
+    config_file = write_config_file(tmp_path / "config.py", store)
+    forever = [f"--config.{name}=1000000" for name in ("train.num_steps", "train.checkpoint_every", "eval.every")]
+    return ["train", f"--config={config_file}", *forever]
+
+
+def test_killed_at_a_random_moment_it_resumes_to_the_same_parameters(store, tmp_path):
+    config_file = write_config_file(tmp_path / "config.py", store)
+    command = ["train", f"--config={config_file}", "--config.train.num_steps=60"]
+    command += ["--config.train.checkpoint_every=3", "--config.eval.every=60"]
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    whole = start_capjax(*command, f"--workdir={tmp_path / 'whole'}")
+    killed = start_capjax(*command, f"--workdir={tmp_path / 'killed'}")
+    wait_for(lambda: any(path.name.isdigit() for path in checkpoints.glob("*")), killed)
+    time.sleep(random.Random(0).random() * 0.3)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, "it ended before it could be killed"
+
+    (said, _) = finish(start_capjax(*command, f"--workdir={tmp_path / 'killed'}"), whole)
+    assert "resuming" in said
+    a, b = (load_model_directory(tmp_path / name / "model") for name in ("killed", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, a.variables, b.variables)
+    assert not list(checkpoints.glob("*tmp*"))
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(store, tmp_path):
+    workdir = tmp_path / "run"
+    run = start_capjax(*endless(store, tmp_path), f"--workdir={workdir}")
+    wait_for(has_lines(workdir / "metrics.jsonl"), run)
+    run.send_signal(signal.SIGTERM)
+    (said,) = finish(run, status=1)
+    assert "which is saved; the same command goes on" in said
+    assert "Traceback" not in said
+    (saved,) = (int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+    assert f"interrupted after step {saved}," in said
+
+
+def test_a_signal_to_one_of_two_processes_saves_the_same_step_on_both(store, tmp_path):
+    workdir = tmp_path / "run"
+    runs = start_processes(*endless(store, tmp_path), f"--workdir={workdir}")
+    wait_for(has_lines(workdir / "metrics.jsonl"), *runs)
+    runs[1].send_signal(signal.SIGTERM)
+    said = finish(*runs, status=1)
+    (saved,) = (int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+    for text in said:
+        assert f"interrupted after step {saved}, which is saved" in text
+        assert "Traceback" not in text
+    # It goes on, here with one process, from the next batch.
+    config = tiny_config(store)
+    config.train.num_steps = saved + 1
+    config.train.checkpoint_every = config.eval.every = 1_000_000
+    assert int(train(config, workdir).step) == saved + 1
+
+
+@pytest.mark.parametrize("at_step", [6, 12])
+def test_a_validation_that_a_signal_cut_off_is_made_up_for(store, finished, tmp_path, monkeypatch, at_step):
+    """Step 6 has a validation; step 12 is the last."""
+
+    @contextlib.contextmanager
+    def stop_at_step():
+        yield lambda step: step == at_step
+
+    with monkeypatch.context() as patch:
+        patch.setattr("capjax.train.stop_requests", stop_at_step)
+        with pytest.raises(CapjaxError, match=f"interrupted after step {at_step}, which is saved"):
+            train(tiny_config(store), tmp_path)
+    state = train(tiny_config(store), tmp_path)
+    assert_equal_params(jax.device_get(state), finished[1])
+    rows, expected = (read_jsonl(path / "metrics.jsonl") for path in (tmp_path, finished[0]))
+    validations, expected = ([row for row in log if "val/loss" in row] for log in (rows, expected))
+    assert validations == expected
+    assert load_model_directory(tmp_path / "model").scores == load_model_directory(finished[0] / "model").scores
+
+
+def test_another_metric_may_choose_the_model_in_a_resumed_run(store, tmp_path):
+    config = tiny_config(store)
+    config.eval.best_metric = "accuracy"  # at most 1, where a loss starts above 2
+    config.train.num_steps = 6
+    train(config, tmp_path)
+    config.eval.best_metric, config.train.num_steps = "loss", 60
+    train(config, tmp_path)
+    losses = {row["step"]: row["val/loss"] for row in read_jsonl(tmp_path / "metrics.jsonl") if "val/loss" in row}
+    best = min(losses, key=losses.get)
+    assert best > 6
+    assert load_model_directory(tmp_path / "model").scores["step"] == best
+
+
+def test_progress_compares_like_with_like_and_a_tie_is_no_improvement():
+    scores = [{"val/loss": a, "val/CIDEr-D": b} for a, b in ((3.0, 0.5), (2.0, 0.5), (2.5, 0.6), (1.0, 0.1))]
+    progress = Progress()
+    for step, row in enumerate(scores[:2], 1):
+        progress = progress.after(step, row, "CIDEr-D")
+    assert (progress.best_step, progress.validations_since_best, progress.validated_step) == (1, 1, 2)
+    progress = Progress.from_dict(progress.to_dict() | {"from_another_version": 1})
+    progress = progress.after(3, scores[2], "loss")  # 2.5 against the 3.0 of the model that is kept
+    assert (progress.best_step, progress.best("loss"), progress.validations_since_best) == (3, 2.5, 0)
+
+
+@pytest.mark.parametrize("workers", [(0, 2), (2, 0)])
+def test_the_number_of_workers_may_change(store, finished, tmp_path, workers):
+    config = tiny_config(store)
+    config.train.num_steps, config.train.num_workers = 5, workers[0]
+    train(config, tmp_path)
+    config.train.num_steps, config.train.num_workers = 12, workers[1]
+    assert_equal_params(jax.device_get(train(config, tmp_path)), finished[1])
+
+
+def test_a_second_run_in_a_workdir_is_refused_until_the_first_is_gone(store, tmp_path):
+    workdir = tmp_path / "run"
+    first = start_capjax(*endless(store, tmp_path), f"--workdir={workdir}")
+    wait_for(has_lines(workdir / "metrics.jsonl"), first)
+    with pytest.raises(CapjaxError, match=r"another process trains in .*--distributed") as error:
+        train(tiny_config(store), workdir)
+    assert "\n" not in str(error.value)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    config = tiny_config(store)
+    config.train.num_steps = 1
+    assert int(train(config, workdir).step) == 1, "a crash leaves no lock"
+
+
+def test_a_repeated_validation_stands_once_in_the_log(tmp_path):
+    with MetricWriter(tmp_path, 0) as log:
+        for step in (4, 6, 8):
+            log.write(step, {"train/loss": 1.0})
+            log.write(step, {"val/loss": 1.0})
+    with MetricWriter(tmp_path, first_step=6, validated_step=4) as log:
+        log.write(6, {"val/loss": 2.0})
+    rows = [(row["step"], *sorted(row)[1:], row.get("val/loss")) for row in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert [(step, value) for step, *_, value in rows] == [(4, None), (4, 1.0), (6, None), (6, 2.0)]

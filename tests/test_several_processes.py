@@ -1,0 +1,54 @@
+"""Several processes are one run: the same batches, losses and updates, the same captions, the same features."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from capjax.checkpoint import load_model_directory
+from capjax.train import train
+from tests.training_runs import (
+    finish,
+    make_store,
+    read_jsonl,
+    start_capjax,
+    start_processes,
+    tiny_config,
+    write_config_file,
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("features") / "store"
+    make_store(path, num_images=22)
+    return path
+
+
+def test_two_processes_train_like_one(store, tmp_path):
+    """With dropout, which belongs to the caption: the same words are dropped wherever it lies."""
+    config_file = write_config_file(tmp_path / "config.py", store)
+    command = ["train", f"--config={config_file}", "--config.decoder.dropout_rate=0.3"]
+    runs = start_processes(*command, f"--workdir={tmp_path / 'two'}", devices=2)
+    finish(*runs, start_capjax(*command, f"--workdir={tmp_path / 'one'}"))
+    one, two = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for a, b in zip(one, two, strict=True):
+        for name in set(a) - {"train/words_per_second"}:
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5), name
+    one, two = (load_model_directory(tmp_path / name / "model") for name in ("one", "two"))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), one.variables, two.variables)
+
+
+def test_two_processes_evaluate_like_one(store, tmp_path):
+    train(tiny_config(store), tmp_path / "run")
+    command = ["evaluate", f"--model={tmp_path / 'run' / 'model'}", "--split=val", "--batch_size=8"]
+    command += ["--metrics=CIDEr-D", "--bootstrap_samples=0"]
+    runs = start_processes(*command, f"--out={tmp_path / 'two'}", devices=2)
+    finish(*runs, start_capjax(*command, f"--out={tmp_path / 'one'}"))
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert sorted(row["image_id"] for row in two) == [1000 + i for i in range(22)]
+    assert one == two
+    scores = [(tmp_path / name / "per_image.jsonl").read_text() for name in ("one", "two")]
+    assert scores[0] == scores[1]
