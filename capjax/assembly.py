@@ -144,7 +144,7 @@ def open_split(config: ConfigDict, split: str, encoder: LoadedEncoder | None) ->
         dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
         if encoder is None:  # another program may have left out images
             known = {record.image_id for record in records}
-            store.check_split(split, [r for r in dataset.records(split) if r.image_id in known], "")
+            store.check_split(split, [r for r in dataset.records(split) if r.image_id in known])
         else:
             store.check_split(split, dataset.records(split), dataset.images_sha256(split))
     return records, rows

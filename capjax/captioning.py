@@ -21,6 +21,7 @@ from capjax.decoding.ensemble import ensemble
 from capjax.decoding.hypotheses import Hypotheses
 from capjax.decoding.sampling import image_keys
 from capjax.decoding.settings import DecoderSettings, build_search
+from capjax.disk import local_path
 from capjax.errors import CapjaxError
 from capjax.images import IMAGE_SUFFIXES, Preprocessing, decode_image, list_images, preprocess
 from capjax.models import Captioner
@@ -156,7 +157,7 @@ def load_model(path: str) -> LoadedModel:
     Raises:
         CapjaxError: if it is none, is damaged, or is of another version.
     """
-    directory = load_model_directory(configuration.local_path(path))
+    directory = load_model_directory(local_path(path))
     config = configuration.from_dict(directory.config, f"{path}/model.json")
     encoder = None
     if directory.encoder:

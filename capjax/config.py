@@ -13,7 +13,6 @@ import inspect
 import json
 import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from ml_collections import ConfigDict
 
 from capjax import __version__
 from capjax.decoding.settings import DecoderSettings
-from capjax.disk import write_atomically
+from capjax.disk import local_path, write_atomically
 from capjax.errors import CapjaxError
 from capjax.models import decoder_settings
 
@@ -215,20 +214,6 @@ def check(config: ConfigDict) -> None:
     for name in ("dataset.data_dir", "features.dir"):
         section, field = name.split(".")
         local_path(values[section][field])
-
-
-def local_path(text: str) -> pathlib.Path:
-    """Turn an argument into a path on a mounted file system.
-
-    Raises:
-        CapjaxError: if it is the address of a bucket, which would silently become a local folder of that name.
-    """
-    if scheme := re.match(r"([a-z][a-z0-9+.-]*):/", text):
-        raise CapjaxError(
-            f"expected a folder on a mounted file system, got {text!r}; mount the bucket (gcsfuse for {scheme[1]}:) "
-            "and name the folder"
-        )
-    return pathlib.Path(text)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

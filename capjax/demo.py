@@ -9,6 +9,7 @@ import pathlib
 import sys
 import time
 
+from capjax.disk import local_path
 from capjax.metrics.coco_caption import DEFAULT_METRICS
 
 METRICS = [name for name in DEFAULT_METRICS if name != "METEOR"]  # METEOR's word lists are not part of capjax
@@ -16,9 +17,7 @@ METRICS = [name for name in DEFAULT_METRICS if name != "METEOR"]  # METEOR's wor
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `capjax demo`."""
-    parser.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("demo"), help="folder to write (default: demo)"
-    )
+    parser.add_argument("--out", type=local_path, default=pathlib.Path("demo"), help="folder to write (default: demo)")
     parser.add_argument("--from_scratch", action="store_true", help="train the encoder as well, from random weights")
 
 

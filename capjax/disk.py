@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import pathlib
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -35,6 +36,20 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview |
             temporary.unlink()
         reason = error.strerror or error
         raise CapjaxError(f"cannot write {path}: {reason}; choose another place or make room") from error
+
+
+def local_path(text: str) -> pathlib.Path:
+    """Turn an argument into a path on a mounted file system.
+
+    Raises:
+        CapjaxError: if it is the address of a bucket, which would silently become a local folder of that name.
+    """
+    if scheme := re.match(r"([a-z][a-z0-9+.-]*):/", text):
+        raise CapjaxError(
+            f"expected a folder on a mounted file system, got {text!r}; mount the bucket (gcsfuse for {scheme[1]}:) "
+            "and name the folder"
+        )
+    return pathlib.Path(text)
 
 
 def inside(folder: pathlib.Path, name: str) -> pathlib.Path | None:

@@ -24,7 +24,7 @@ from capjax.data import feature_store
 from capjax.data.input_pipeline import ImageRows, Rows, image_batches
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
-from capjax.disk import inside
+from capjax.disk import inside, local_path
 from capjax.distributed import add_process_arguments, join_processes
 from capjax.errors import CapjaxError
 from capjax.metrics.coco_caption import DEFAULT_METRICS, References, score
@@ -302,11 +302,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `capjax evaluate`."""
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory; several, with commas, vote")
     parser.add_argument("--split", default="test", help="split of the dataset (default: test)")
-    parser.add_argument("--out", type=pathlib.Path, help="folder to write (default: DIR/../evaluation-SPLIT)")
+    parser.add_argument("--out", type=local_path, help="folder to write (default: DIR/../evaluation-SPLIT)")
     parser.add_argument("--dataset", help="another dataset than the model was trained on")
     parser.add_argument("--data_dir", help="folder of prepared datasets")
     parser.add_argument("--features_dir", help="feature store to read; '' reads images")
-    parser.add_argument("--images", type=pathlib.Path, help="folder with the photos, by file name, to show on the page")
+    parser.add_argument("--images", type=local_path, help="folder with the photos, by file name, to show on the page")
     parser.add_argument("--batch_size", type=int, default=64, help="images decoded at once (default: 64)")
     parser.add_argument("--max_images", type=int, default=0, help="the first so many images; 0: all")
     parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help="comma-separated names of metrics")
@@ -336,6 +336,7 @@ def run(args: argparse.Namespace) -> int:
                 f"the model's features in {config.features.dir} are of another dataset; name those of {args.dataset} "
                 "with --features_dir=DIR, or look at its images with --features_dir="
             )
+    configuration.check(config)
     first = pathlib.Path(models[0].path)
     log = first.parent / "metrics.jsonl"
     evaluate(

@@ -21,7 +21,7 @@ from capjax import assembly, resumption
 from capjax import config as configuration
 from capjax.assembly import Setup
 from capjax.checkpoint import Checkpoints, ModelDirectory, quiet_orbax, save_model
-from capjax.disk import exclusive
+from capjax.disk import exclusive, local_path
 from capjax.distributed import add_process_arguments, join_processes, stop_requests
 from capjax.errors import CapjaxError
 from capjax.report import read_log, write_curves
@@ -190,23 +190,22 @@ def model_directory(setup: Setup, state: TrainState, scores: dict[str, float]) -
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `capjax train`."""
     configuration.add_config_arguments(parser)
-    parser.add_argument("--workdir", required=True, help="folder of the run; resumes what it holds")
+    parser.add_argument("--workdir", required=True, type=local_path, help="folder of the run; resumes what it holds")
     add_process_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, and draw the curves."""
     config = configuration.load_config(args.config, args.overrides)
-    workdir = configuration.local_path(args.workdir)
     quiet_orbax()
     join_processes(args)
     try:
-        train(config, workdir)
+        train(config, args.workdir)
     finally:
-        log = workdir / "metrics.jsonl"
+        log = args.workdir / "metrics.jsonl"
         if jax.process_index() == 0 and log.exists() and read_log(log):
             try:
-                write_curves(workdir / "curves.png", read_log(log))
+                write_curves(args.workdir / "curves.png", read_log(log))
             except CapjaxError as error:  # the run's own error, if any, matters more
                 say(f"no curves: {error}")
     return 0

@@ -6,63 +6,21 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from capjax.cli import main
 from capjax.text.vocabulary import SPECIAL_WORDS
-
-COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), "yellow": (240, 210, 50)}
-ENCODER = [
-    "--config.encoder.weights=random",
-    "--config.encoder.depth_multiplier=0.25",
-    "--config.encoder.final_endpoint=mixed0",
-    "--config.encoder.image_size=75",
-]
-
-
-def draw(path, colour, shape):
-    image = Image.new("RGB", (96, 80), "white")
-    getattr(ImageDraw.Draw(image), shape)((20, 15, 75, 65), fill=COLOURS[colour])
-    image.save(path)
+from tests.toy_project import COLOURS, ENCODER, config, prepare
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A user's folder after prepare, features and train."""
     root = tmp_path_factory.mktemp("project")
-    (root / "photos").mkdir()
-    rows = ["file,caption,split"]
-    for i in range(32):
-        colour, shape = list(COLOURS)[i % 4], ("ellipse", "rectangle")[i // 4 % 2]
-        draw(root / "photos" / f"{i:02d}.png", colour, shape)
-        noun = {"ellipse": "circle", "rectangle": "box"}[shape]
-        split = "val" if i >= 24 else "train"
-        rows += [f"{i:02d}.png,a {colour} {noun},{split}", f"{i:02d}.png,there is a {colour} {noun},{split}"]
-    (root / "captions.csv").write_text("\n".join(rows) + "\n")
-    data_dir = f"--data_dir={root / 'data'}"
-    source = [f"--images={root / 'photos'}", f"--captions={root / 'captions.csv'}"]
-    assert main(["data", "prepare", "folder", "--name=toys", *source, data_dir]) == 0
+    prepare(root)
     assert main(["features", *config(root)]) == 0
     assert main(["train", *config(root), f"--workdir={root / 'run'}"]) == 0
     return root
-
-
-def config(root):
-    recipe = pathlib.Path(__file__).parent.parent / "configs" / "folder.py"
-    changes = {
-        "dataset.data_dir": root / "data",
-        "features.dir": root / "features",
-        "features.batch_size": 8,
-        "decoder.dropout_rate": 0.0,
-        "optimizer.learning_rate": 5e-3,
-        "train.num_steps": 120,
-        "train.batch_size": 16,
-        "train.max_tokens": 8,
-        "eval.every": 60,
-        "eval.batch_size": 8,
-        "search.max_length": 8,
-    }
-    return [f"--config={recipe}:toys", *ENCODER, *(f"--config.{name}={value}" for name, value in changes.items())]
 
 
 def test_captions_of_files_and_folders(project, capsys):
@@ -131,6 +89,7 @@ def test_evaluation_scores_every_image_once(project, tmp_path):
     assert metrics["settings"]["num_images"] == 8
     page = (tmp_path / "report.html").read_text()
     assert "data:image/jpeg" in page and "CIDEr-D" in page
+    assert (tmp_path / "sheet.png").exists()
 
     beams = tmp_path / "beams"
     assert main([*command, f"--out={beams}", "--beam_size=3", "--num_captions=2"]) == 0
@@ -178,17 +137,6 @@ def test_fine_tuning_changes_the_encoder_and_freezing_does_not(project, tmp_path
     assert np.abs(pick(variables["tuned"]) - pick(before)).max() > 0
 
 
-def test_features_of_another_encoder_are_refused(project, capsys):
-    arguments = [*config(project), "--config.seed=1"]
-    assert main(["features", *arguments]) == 1
-    assert "weights_sha256" in capsys.readouterr().err
-
-
-def test_finished_extraction_has_nothing_left_to_do(project, capsys):
-    assert main(["features", *config(project)]) == 0
-    assert "features of 0 images" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -198,6 +146,10 @@ def test_finished_extraction_has_nothing_left_to_do(project, capsys):
         (["caption", "--model={model}", "{photos}", "--beam_size=0"], "beam_size is at least 1"),
         (["caption", "--model={model}", "{photos}", "--must_not_contain=zebra"], "zebra"),
         (["evaluate", "--model={model}", "--split=tset"], "'tset'"),
+        (["evaluate", "--model={model}", "--split=val", "--batch_size=0"], "--batch_size of at least 1"),
+        (["evaluate", "--model={model}", "--split=val", "--max_images=-1"], "--max_images of at least 0"),
+        (["evaluate", "--model={model}", "--split=val", "--bootstrap_samples=1"], "--bootstrap_samples"),
+        (["evaluate", "--model={model}", "--split=val", "--features_dir=gs://x"], "mount the bucket"),
         (["train", "--config=nowhere.py", "--workdir={empty}"], "nowhere.py"),
         (["train", "--config=scenes", "--workdir={empty}", "--config.train.num_stepz=1"], "train.num_steps"),
         (["features", "--config=scenes", *ENCODER, "--config.dataset.name=senes"], "senes"),

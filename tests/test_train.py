@@ -95,13 +95,13 @@ def test_early_stopping_and_the_same_command_again(store, tmp_path):
 def test_few_validation_images_are_scored_by_the_training_captions(tmp_path, capsys):
     make_store(tmp_path / "store", num_images=24, num_val_images=1)
     config = tiny_config(tmp_path / "store")
-    config.train.num_steps = config.eval.every = 300
+    config.train.num_steps = config.eval.every = 100
     train(config, tmp_path / "run")
     last = read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]
     # By the document frequencies of one image, which are log 1, every caption scores 0.
     said = coco_caption.References({1000: ("a red star", "one star that is red")})
     assert coco_caption.score(said, {1000: "a red star"}, metrics=("CIDEr-D",)).corpus["CIDEr-D"] == 0
-    assert last["val/CIDEr-D"] > 1.0
+    assert last["val/CIDEr-D"] > 0.3
     assert "fewer than 100 validation images" in capsys.readouterr().err
 
 

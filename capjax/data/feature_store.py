@@ -77,10 +77,13 @@ class FeatureStore:
         write_atomically(folder / "images.sha256", images_sha256)
         write_atomically(folder / "captions.jsonl", "\n".join(lines) + "\n")
 
-    def check_split(self, split: str, records: Sequence[CaptionRecord], images_sha256: str) -> None:
+    def check_split(self, split: str, records: Sequence[CaptionRecord], images_sha256: str | None = None) -> None:
         """Refuse a split whose features or captions are not those of the dataset as it is now.
 
-        Args: as of `begin_split`.
+        Args:
+            split: its name.
+            records: of the dataset.
+            images_sha256: fingerprint of its images; None leaves them uncompared.
 
         Raises:
             CapjaxError: if images or captions have changed.
@@ -92,9 +95,9 @@ class FeatureStore:
                 "again; run capjax features once more: it takes the new captions and keeps the features"
             )
 
-    def _check_images(self, split: str, records: Sequence[CaptionRecord], images_sha256: str) -> None:
+    def _check_images(self, split: str, records: Sequence[CaptionRecord], images_sha256: str | None) -> None:
         path = self.path / split / "images.sha256"
-        changed = path.exists() and path.read_text() != images_sha256
+        changed = images_sha256 is not None and path.exists() and path.read_text() != images_sha256
         if changed or [r.image_id for r in self.records(split)] != [r.image_id for r in records]:
             raise CapjaxError(
                 f"expected split {split!r} of the feature store {self.path} to hold the images of the dataset, "

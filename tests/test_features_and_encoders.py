@@ -1,0 +1,204 @@
+"""Whose eyes see: cached features serve the encoder that made them, of the images as they are, and no other."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from capjax.captioning import load_model
+from capjax.cli import main
+from capjax.data.feature_store import open_store
+from tests.toy_project import changed, config, draw, prepare, prepare_again
+from tests.training_runs import finish, start_processes
+
+SHORT = changed({"train.num_steps": 2, "eval.every": 2})
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Prepared toys with features, and three models: on the features, fine-tuned on images, on imported features."""
+    root = tmp_path_factory.mktemp("shared")
+    prepare(root)
+    assert main(["features", *config(root)]) == 0
+    assert main(["train", *config(root), *SHORT, f"--workdir={root / 'cached'}"]) == 0
+    tuned = changed({"features.dir": "", "encoder.learning_rate_scale": 0.1})
+    assert main(["train", *config(root), *SHORT, *tuned, f"--workdir={root / 'tuned'}"]) == 0
+    names = [f"{i:02d}.png" for i in range(32)]
+    np.savez(root / "x.npz", file_name=names, pooled=np.random.default_rng(0).normal(size=(32, 6)))
+    assert main(["features", *imported(root), f"--import={root / 'x.npz'}"]) == 0
+    assert main(["train", *imported(root), *SHORT, f"--workdir={root / 'imported'}"]) == 0
+    return root
+
+
+def imported(root):
+    return [*config(root), *changed({"encoder.weights": "", "features.dir": root / "features-imported"})]
+
+
+@pytest.fixture
+def project(shared, tmp_path):
+    """A copy of the data and features that a test may change; the models stay where they are."""
+    for name in ("photos", "data", "features", "features-imported"):
+        shutil.copytree(shared / name, tmp_path / name)
+    shutil.copy(shared / "captions.csv", tmp_path)
+    return tmp_path
+
+
+def evaluate(root, model, *options):
+    command = ["evaluate", f"--model={model}", "--split=val", f"--out={root / 'evaluation'}", *options]
+    status = main([*command, f"--data_dir={root / 'data'}", "--metrics=CIDEr-D", "--bootstrap_samples=0"])
+    return status or {
+        row["image_id"]: row["caption"] for row in json.loads((root / "evaluation" / "results.json").read_text())
+    }
+
+
+def refuses(capsys, command, message):
+    assert main(command) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("capjax: error: ")]
+    assert len(lines) == 1 and message in lines[0], lines
+
+
+def test_features_of_another_encoder_are_refused(project, capsys):
+    refuses(capsys, ["features", *config(project), "--config.seed=1"], "weights_sha256")
+    refuses(capsys, ["train", *config(project), "--config.seed=1", f"--workdir={project / 'run'}"], "weights_sha256")
+    half = changed({"encoder.dtype": "bfloat16"})
+    refuses(capsys, ["features", *config(project), *half], "compute_dtype = 'bfloat16'")
+
+
+def test_finished_extraction_has_nothing_left_to_do(project, capsys):
+    assert main(["features", *config(project)]) == 0
+    assert "features of 0 images" in capsys.readouterr().err
+
+
+def test_new_captions_are_noticed_and_taken_over_without_encoding_again(project, capsys):
+    text = (project / "captions.csv").read_text()
+    (project / "captions.csv").write_text(text.replace("there is a", "here you see a"))
+    assert prepare_again(project, "--overwrite") == 0
+    train = ["train", *config(project), *SHORT, f"--workdir={project / 'run'}"]
+    refuses(capsys, train, "run capjax features once more")
+    assert main(["features", *config(project)]) == 0
+    assert "features of 0 images" in capsys.readouterr().err
+    assert main(train) == 0
+    assert "here" in load_model(str(project / "run" / "model")).vocabulary.ids
+
+
+def test_a_photo_that_changed_under_its_name_is_noticed(project, capsys):
+    draw(project / "photos" / "03.png", "blue", "rectangle")
+    assert prepare_again(project, "--overwrite") == 0
+    refuses(capsys, ["train", *config(project), f"--workdir={project / 'run'}"], "found others")
+    refuses(capsys, ["features", *config(project)], "found others")
+
+
+def test_imported_features_with_other_captions_are_noticed(project, capsys):
+    text = (project / "captions.csv").read_text()
+    (project / "captions.csv").write_text(text.replace("there is a", "here you see a"))
+    assert prepare_again(project, "--overwrite") == 0
+    refuses(capsys, ["train", *imported(project), f"--workdir={project / 'run'}"], "run capjax features once more")
+
+
+def test_a_model_on_another_machine_looks_with_its_own_encoder(shared, project, capsys):
+    """Neither the features nor the encoder's file are there: the model directory and the dataset are enough."""
+    shutil.copytree(shared / "cached" / "model", project / "model")
+    header = json.loads((project / "model" / "model.json").read_text())
+    header["config"]["features"]["dir"] = "/nowhere/features"
+    header["config"]["encoder"]["weights"] = "/nowhere/encoder.safetensors"
+    (project / "model" / "model.json").write_text(json.dumps(header))
+    elsewhere = evaluate(project, project / "model")
+    assert "looking at the images" in capsys.readouterr().err
+    assert elsewhere == evaluate(project, shared / "cached" / "model")
+
+
+def test_a_fine_tuned_encoder_takes_no_features_of_the_original(shared, project, capsys):
+    assert evaluate(project, shared / "tuned" / "model", f"--features_dir={project / 'features'}") == 1
+    assert "weights_sha256" in capsys.readouterr().err
+    assert len(evaluate(project, shared / "tuned" / "model")) == 8
+
+
+def test_an_ensemble_decodes_nobody_elses_features(shared, project, capsys):
+    both = f"{shared / 'cached' / 'model'},{shared / 'tuned' / 'model'}"
+    assert evaluate(project, both) == 1
+    assert "sees with another encoder; --features_dir=" in capsys.readouterr().err
+    assert len(evaluate(project, both, "--features_dir=")) == 8
+
+
+def test_imported_features_of_another_dataset_must_be_named(shared, project, capsys):
+    model = shared / "imported" / "model"
+    assert len(evaluate(project, model)) == 8
+    shutil.copytree(project / "data" / "folder" / "toys", project / "data" / "folder" / "others")
+    assert evaluate(project, model, "--dataset=folder/others") == 1
+    assert "of another dataset" in capsys.readouterr().err
+    store = f"--features_dir={project / 'features-imported'}"
+    assert evaluate(project, model, "--dataset=folder/others", store) == 1
+    assert "dataset = 'folder/others'" in capsys.readouterr().err
+    assert evaluate(project, model, "--features_dir=") == 1
+    assert "nothing to see images with" in capsys.readouterr().err
+
+
+def test_features_of_another_size_are_one_clear_line(shared, project, capsys):
+    assert evaluate(project, shared / "imported" / "model", f"--features_dir={project / 'features'}") == 1
+    assert "numbers an image" in capsys.readouterr().err
+
+
+def test_two_processes_extract_what_one_does_holes_filled(project, shared):
+    """The first shards are there already, and the processes look at different times: none is left out."""
+    command = ["features", *config(project), *changed({"features.batch_size": 4})]
+    store = project / "features"
+    (store / "train" / "pooled-00000.npy").unlink()
+    shutil.rmtree(store / "val")
+    finish(*start_processes(*command))
+    one, two = (open_store(root / "features", {}) for root in (shared, project))
+    assert one.splits == two.splits
+    for split in one.splits:
+        assert one.records(split) == two.records(split)
+        for a, b in zip(one.features(split), two.features(split), strict=True):
+            np.testing.assert_allclose(a.pooled, b.pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_shards_are_dealt_by_number_whatever_is_there(project, monkeypatch):
+    from capjax.data import feature_store
+
+    monkeypatch.setattr(feature_store, "ROWS_PER_SHARD", 4)
+    shutil.rmtree(project / "features")
+    monkeypatch.setattr("jax.process_count", lambda: 3)
+    written = []
+    for process in (0, 2, 1):  # one after the other, so that each finds what the others wrote
+        monkeypatch.setattr("jax.process_index", lambda process=process: process)
+        assert main(["features", *config(project)]) == 0
+        shards = sorted((project / "features").glob("*/pooled-*.npy"))
+        written.append(len(shards) - sum(written))
+    assert written == [3, 2, 3] and sum(written) == 8
+    assert not open_store(project / "features", {}).missing_shards("train")
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "sub/../../secret.png"])
+def test_file_names_do_not_lead_out_of_the_folder_of_photos(shared, project, name):
+    """A dataset that somebody else prepared may name anything; a page is shared."""
+    draw(project / "secret.png", "red", "ellipse")
+    (project / "empty" / "sub").mkdir(parents=True)
+    path = next((project / "data" / "folder" / "toys").glob("*/captions-val.jsonl"))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"file_name": name}) + "\n" for row in rows))
+    model, images = shared / "tuned" / "model", project / "empty"
+    assert evaluate(project, model, f"--images={images}")
+    assert "data:image" not in (project / "evaluation" / "report.html").read_text()
+    draw(images / "sub" / "fine.png", "red", "ellipse")
+    path.write_text("".join(json.dumps(row | {"file_name": "sub/fine.png"}) + "\n" for row in rows))
+    assert evaluate(project, model, f"--images={images}")
+    assert "data:image" in (project / "evaluation" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "argument", "num_workers"),
+    [("coco_finetune", "", 2), ("scenes", ":from_scratch", 0)],
+    ids=["coco_finetune", "from_scratch"],
+)
+def test_recipes_that_train_on_images_do(shared, tmp_path, recipe, argument, num_workers):
+    """At their own settings of augmentation, precision, BatchNorm and captions per image; small sizes."""
+    small = {"features.dir": "", "train.batch_size": 80, "train.num_steps": 2, "eval.every": 2}
+    small |= {f"decoder.{name}": 16 for name in ("embed_size", "hidden_size")}
+    small |= {"optimizer.warmup_steps": 0, "vocabulary.min_count": 1, "train.num_workers": num_workers}
+    command = ["train", *config(shared, recipe, argument), *changed(small), f"--workdir={tmp_path / 'run'}"]
+    assert main(command) == 0
+    before, after = load_model(str(shared / "cached" / "model")), load_model(str(tmp_path / "run" / "model"))
+    assert after.encoder.sha256 != before.encoder.sha256, "the encoder is trained"
+    assert main(["caption", f"--model={tmp_path / 'run' / 'model'}", str(shared / "photos" / "00.png")]) == 0
