@@ -323,6 +323,8 @@ def run(args: argparse.Namespace) -> int:
             raise CapjaxError(f"expected --{name} of at least {least}, got {getattr(args, name)}")
     if args.bootstrap_samples < 0 or args.bootstrap_samples == 1:
         raise CapjaxError(f"expected --bootstrap_samples of 0 (none) or at least 2, got {args.bootstrap_samples}")
+    for path in (args.data_dir, args.features_dir):
+        local_path(path or "")
     join_processes(args)
     models = load_ensemble(args.model)
     config = models[0].config
@@ -336,7 +338,6 @@ def run(args: argparse.Namespace) -> int:
                 f"the model's features in {config.features.dir} are of another dataset; name those of {args.dataset} "
                 "with --features_dir=DIR, or look at its images with --features_dir="
             )
-    configuration.check(config)
     first = pathlib.Path(models[0].path)
     log = first.parent / "metrics.jsonl"
     evaluate(
