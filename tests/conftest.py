@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -11,7 +12,22 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import jaxtyping
 import pytest
+
+# Every call of the package is checked against its annotations, shapes and dtypes included; JAXTYPING_DISABLE=1 leaves
+# that out. It has to come before the first import of capjax, and does not reach the processes that tests start. An int
+# passes for a float, as PEP 484 has it and beartype by itself does not.
+jaxtyping.install_import_hook("capjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+@pytest.fixture
+def wrong_types_allowed() -> Iterator[None]:
+    """Switch the check of annotations off, for tests of how the program itself refuses what has the wrong type."""
+    was_off = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", was_off)
 
 
 @pytest.fixture(scope="session")

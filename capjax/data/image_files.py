@@ -6,7 +6,7 @@ import struct
 import threading
 import zipfile
 import zlib
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from capjax.errors import CapjaxError
 from capjax.images import ImageError, check_file_size, is_image_name, list_images, read_image_file
@@ -24,6 +24,7 @@ _ZIP_ERRORS = (
 )
 
 
+@runtime_checkable
 class ImageStore(Protocol):
     """A place that holds image files by name."""
 

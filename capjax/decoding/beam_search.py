@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from capjax.decoding.hypotheses import Hypotheses
 from capjax.decoding.length_penalty import NO_LENGTH_PENALTY, LengthPenalty
@@ -40,8 +40,8 @@ class Selector(Protocol):
     """
 
     num_groups: int
-    initial: np.ndarray
-    accepting: np.ndarray
+    initial: Bool[np.ndarray, " M"]
+    accepting: Bool[np.ndarray, " M"]
 
     def __call__(self, offsets: Float[Array, "B M"], logits: Float[Array, "B M V"]) -> Candidates:
         """Choose M of the candidates (m, v), whose scores are offsets[m] + logits[m, v]: one for every slot."""
@@ -131,7 +131,7 @@ def beam_search(
     group_captions = -(-num_captions // num_groups)
     constrain = chain(processors, special_ids.end)
 
-    def unfinished(state: _State) -> Array:
+    def unfinished(state: _State) -> Bool[Array, ""]:
         return (state.step < max_length) & jnp.any(state.scores > -jnp.inf)
 
     def advance(state: _State) -> _State:
@@ -203,8 +203,8 @@ def _reorder(carry: Carry, parents: Int[Array, "B M"]) -> Carry:
     )
 
 
-def _take(values: Array, indices: Int[Array, "B N"]) -> Array:
-    """Return values[b, indices[b, n]] for values of shape [B, M, ...]."""
+def _take(values: Shaped[Array, "B M *rest"], indices: Int[Array, "B N"]) -> Shaped[Array, "B N *rest"]:
+    """Return values[b, indices[b, n]]."""
     return jax.vmap(lambda row, index: row[index])(values, indices)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from capjax.decoding.beam_search import Candidates, best_candidates, slot_candidates
 
@@ -52,8 +52,8 @@ class ConstrainedSelector:
             chosen.append(best_candidates(arriving, self.beam_size))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *chosen)
 
-    def _arrivals(self, vocabulary_size: int) -> np.ndarray:
-        """Return the transition table [S, V]: the state after a token, -1 where the token is not allowed."""
+    def _arrivals(self, vocabulary_size: int) -> Int[np.ndarray, "S {vocabulary_size}"]:
+        """Return the transition table: the state after a token, -1 where the token is not allowed."""
         met = np.zeros(vocabulary_size, int)
         for bit, alternatives in enumerate(self.constraints):
             met[list(alternatives)] |= 1 << bit

@@ -36,8 +36,8 @@ def chain(processors: Sequence[LogitsProcessor], end: int) -> LogitsProcessor:
     return process
 
 
-def token_mask(token_ids: Sequence[int], vocabulary_size: int) -> np.ndarray:
-    """Return a bool mask [V] that is true at `token_ids`.
+def token_mask(token_ids: Sequence[int], vocabulary_size: int) -> Bool[np.ndarray, " {vocabulary_size}"]:
+    """Return a mask [V] that is true at `token_ids`.
 
     Raises:
       CapjaxError: an id lies outside the vocabulary.
@@ -139,7 +139,9 @@ def keep_top_p(p: float) -> LogitsProcessor:
         def at_least(threshold_bits: Int[Array, " N"]) -> Bool[Array, "N V"]:
             return probs >= jax.lax.bitcast_convert_type(threshold_bits, jnp.float32)[:, None]
 
-        def halve(_: Int[Array, ""], bounds: tuple[Int[Array, " N"], Int[Array, " N"]]) -> tuple[Array, Array]:
+        Bounds = tuple[Int[Array, " N"], Int[Array, " N"]]
+
+        def halve(_: Int[Array, ""], bounds: Bounds) -> Bounds:
             low, high = bounds
             middle = (low + high) // 2
             enough = jnp.sum(jnp.where(at_least(middle), probs, 0.0), axis=-1) >= p

@@ -13,7 +13,7 @@ from capjax.decoding.rollout import batch_size, rollout
 from capjax.types import Carry, DecodeStep, SpecialIds
 
 
-def image_keys(seed: int, image_ids: Sequence[int] | np.ndarray) -> Key[Array, " B"]:
+def image_keys(seed: int, image_ids: Sequence[int] | Int[np.ndarray, " B"]) -> Key[Array, " B"]:
     """Return one random key per image, a function of the seed and the image's id alone (its lowest 32 bits).
 
     A caption sampled with it does not depend on which images share the batch.

@@ -9,7 +9,7 @@ BLOCK_SIZE = 100
 
 def block_top_k(
     values: Float[Array, "*rows V"], k: int, block_size: int = BLOCK_SIZE
-) -> tuple[Float[Array, "*rows k"], Int[Array, "*rows k"]]:
+) -> tuple[Float[Array, "*rows {k}"], Int[Array, "*rows {k}"]]:
     """Return the k largest values of the last axis and their indices: equal to `jax.lax.top_k`, ties included.
 
     The maximum of every block of the vocabulary comes first; only the k best blocks (of equal ones the earliest) are

@@ -9,13 +9,13 @@ import functools
 import numpy as np
 from jaxtyping import Float, Int
 
-from capjax.metrics.metric_result import MetricResult
+from capjax.metrics.metric_result import MetricResult, Reduced
 from capjax.metrics.ngrams import MAX_ORDER, CountedCaptions, find, group_keys
 
 _SMALL = 1e-9
 _TINY = 1e-15
 
-ReferenceMaxima = list[tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"]]]
+ReferenceMaxima = list[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]
 
 
 def reference_maxima(references: CountedCaptions, image_of_caption: Int[np.ndarray, " B"]) -> ReferenceMaxima:
@@ -72,7 +72,9 @@ def _closest_lengths(
     return np.minimum.reduceat(ranks, firsts) % big
 
 
-def _bleu_from_sums(sums: Float[np.ndarray, "*samples S"], num_images: int, max_order: int) -> np.ndarray:
+def _bleu_from_sums(
+    sums: Float[np.ndarray, "*samples S"], num_images: int, max_order: int
+) -> Float[Reduced, "*samples"]:
     """Papineni et al. 2002, section 2.3, from summed matches, n-grams, length and reference length."""
     correct, guesses = sums[..., :MAX_ORDER], sums[..., MAX_ORDER : 2 * MAX_ORDER]
     length, reference_length = sums[..., -2], sums[..., -1]

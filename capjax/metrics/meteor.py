@@ -7,13 +7,13 @@ WordNet and paraphrases come from the installed `pycocoevalcap` (`meteor_resourc
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from tqdm import tqdm
 
 from capjax.metrics.meteor_alignment import Sentence, alignment_statistics
 from capjax.metrics.meteor_resources import load_lexicon, load_paraphrases
 from capjax.metrics.meteor_text import meteor_words
-from capjax.metrics.metric_result import MetricResult
+from capjax.metrics.metric_result import MetricResult, Reduced
 
 # Denkowski and Lavie 2014, English ranking task.
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
@@ -89,6 +89,6 @@ def meteor_from_sums(sums: Float[np.ndarray, "*samples S"]) -> Float[np.ndarray,
     return np.where(np.isnan(scores), 0.0, np.maximum(scores, 0.0))
 
 
-def _is_perfect(sums: Float[np.ndarray, "*samples S"]) -> np.ndarray:
+def _is_perfect(sums: Float[np.ndarray, "*samples S"]) -> Bool[Reduced, "*samples"]:
     stages = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 2, 2)
     return (stages.sum(axis=(-3, -2)) == sums[..., 0:2]).all(axis=-1) & (sums[..., _CHUNKS] == 1)

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-Combine = Callable[[Float[np.ndarray, "*samples S"], int], Float[np.ndarray, "*samples"]]
+Reduced = np.ndarray | np.number | np.bool_
+"""What NumPy makes of an array by reducing its last axis: a scalar of its own, no array, if that was the only one."""
+
+Combine = Callable[[Float[np.ndarray, "*samples S"], int], Float[Reduced, "*samples"]]
 """Statistics summed over that many images -> corpus score; any number of sums at once."""
 
 

@@ -2,7 +2,8 @@
 
 Words get numbers, an n-gram gets the number of its first n-1 words and its last word packed into one int64, and that
 again a dense number. Counting, document frequencies and the comparison of a caption with its references are then sorts
-and binary searches over whole corpora instead of Python loops over tuples.
+and binary searches over whole corpora instead of Python loops over tuples. In the shapes, an axis `_` has another size
+for each order of n-grams.
 """
 
 import io
@@ -37,7 +38,7 @@ class NgramTable:
     """The numbers of words and n-grams: `keys[n]` is sorted, and an (n+1)-gram's number is its place there."""
 
     words: Mapping[str, int]
-    keys: tuple[Int[np.ndarray, " K"], ...]
+    keys: tuple[Int[np.ndarray, " _"], ...]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class CountedCaptions:
     lengths: Int[np.ndarray, " B"]
     orders: tuple[NgramCounts, ...]
     new_words: tuple[str, ...] = ()
-    new_keys: tuple[Int[np.ndarray, " K"], ...] = tuple(np.empty(0, np.int64) for _ in range(MAX_ORDER))
+    new_keys: tuple[Int[np.ndarray, " _"], ...] = tuple(np.empty(0, np.int64) for _ in range(MAX_ORDER))
 
 
 def count_ngrams(captions: Sequence[Sequence[str]], table: NgramTable | None = None) -> CountedCaptions:
@@ -111,7 +112,9 @@ def ungroup_ngrams(keys: Int[np.ndarray, " G"]) -> Int[np.ndarray, " G"]:
     return keys & _LOW_MASK
 
 
-def _number(packed: Int[np.ndarray, " A"], known: Int[np.ndarray, " K"]) -> tuple[np.ndarray, np.ndarray]:
+def _number(
+    packed: Int[np.ndarray, " A"], known: Int[np.ndarray, " K"]
+) -> tuple[Int[np.ndarray, " A"], Int[np.ndarray, " new"]]:
     numbers = find(packed, known)
     unknown = numbers < 0
     new_keys, inverse = np.unique(packed[unknown], return_inverse=True)
@@ -133,7 +136,7 @@ class DocumentFrequencies:
     """
 
     table: NgramTable
-    counts: tuple[Int[np.ndarray, " K"], ...]
+    counts: tuple[Int[np.ndarray, " _"], ...]
     num_images: int
 
     @classmethod
@@ -148,16 +151,16 @@ class DocumentFrequencies:
             counts.append(np.bincount(ungroup_ngrams(once_an_image), minlength=len(keys)))
         return cls(references.table, tuple(counts), int(image_of_caption.max(initial=-1)) + 1)
 
-    def inverse(self, captions: CountedCaptions) -> tuple[Float[np.ndarray, " K"], ...]:
+    def inverse(self, captions: CountedCaptions) -> tuple[Float[np.ndarray, " _"], ...]:
         """Return log(images / df) of every n-gram that `captions` numbers, by order; df is 1 for one never seen."""
         frequencies = self._own(captions) if captions.table is self.table else self._translated(captions)
         return tuple(np.log(float(self.num_images)) - np.log(np.maximum(1.0, counts)) for counts in frequencies)
 
-    def _own(self, captions: CountedCaptions) -> list[np.ndarray]:
+    def _own(self, captions: CountedCaptions) -> list[Int[np.ndarray, " _"]]:
         new = captions.new_keys
         return [np.concatenate([counts, np.zeros(len(new[n]), np.int64)]) for n, counts in enumerate(self.counts)]
 
-    def _translated(self, captions: CountedCaptions) -> list[np.ndarray]:
+    def _translated(self, captions: CountedCaptions) -> list[Int[np.ndarray, " _"]]:
         words = (*captions.table.words, *captions.new_words)
         word_map = np.fromiter((self.table.words.get(word, -1) for word in words), np.int64, len(words))
         numbers = word_map

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from capjax.errors import CapjaxError
@@ -227,7 +228,7 @@ class ConvUnit(nn.Module):
     conv: Conv
     filters: int
     convention: Convention
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N h w F"]:
@@ -257,7 +258,7 @@ class InceptionBlock(nn.Module):
     depth_multiplier: float
     min_depth: int
     convention: Convention
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N h w F"]:
@@ -302,7 +303,7 @@ class InceptionV3(nn.Module):
     convention: Convention = "keras"
     input_scaling: InputScaling = "symmetric"
     num_classes: int | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         if self.convention not in _BATCH_NORM_MOMENTUM:

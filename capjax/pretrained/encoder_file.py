@@ -21,6 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import traverse_util
+from jax.typing import DTypeLike
 
 from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
@@ -48,7 +49,7 @@ class EncoderConfig:
     image_size: int = 299
     source: str = ""
 
-    def build(self, dtype: Any = jnp.float32) -> inception_v3.InceptionV3:
+    def build(self, dtype: DTypeLike = jnp.float32) -> inception_v3.InceptionV3:
         """Build the module, computing in `dtype`."""
         fields = dataclasses.asdict(self)
         del fields["image_size"], fields["source"]
@@ -124,7 +125,7 @@ def check_shapes(
 
 
 def save_encoder(
-    path: str | os.PathLike, config: EncoderConfig, variables: Variables, storage_dtype: Any = np.float32
+    path: str | os.PathLike, config: EncoderConfig, variables: Variables, storage_dtype: DTypeLike = np.float32
 ) -> str:
     """Write an encoder file, atomically.
 

@@ -17,6 +17,9 @@ from capjax.errors import CapjaxError
 
 Layers = dict[str, dict[str, np.ndarray]]
 
+# What stands where a group is expected: in files of another make, also a dataset.
+_Node = h5py.Group | h5py.Dataset
+
 _MOMENTS = ("beta", "moving_mean", "moving_variance")
 _BATCH_NORM_VARS = {3: _MOMENTS, 4: ("gamma", *_MOMENTS)}
 
@@ -41,7 +44,7 @@ def read_layers(path: str | os.PathLike) -> Layers:
     raise CapjaxError(f"{path} is HDF5 but not Keras weights: expected the attribute layer_names or a group `layers`")
 
 
-def _attribute_pieces(group: h5py.Group, name: str) -> Iterator[str]:
+def _attribute_pieces(group: _Node, name: str) -> Iterator[str]:
     """Yield the strings of an attribute that Keras may have split into name0, name1, …"""
     pieces = [name] if name in group.attrs else []
     while f"{name}{len(pieces)}" in group.attrs:
@@ -51,7 +54,7 @@ def _attribute_pieces(group: h5py.Group, name: str) -> Iterator[str]:
             yield value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _read_legacy(root: h5py.Group) -> Layers:
+def _read_legacy(root: _Node) -> Layers:
     layers: Layers = {}
     for group_name in _attribute_pieces(root, "layer_names"):
         for path in _attribute_pieces(root[group_name], "weight_names"):
@@ -61,10 +64,10 @@ def _read_legacy(root: h5py.Group) -> Layers:
     return layers
 
 
-def _read_keras_3(root: h5py.Group) -> Layers:
+def _read_keras_3(root: _Node) -> Layers:
     layers: Layers = {}
 
-    def visit(path: str, item: h5py.Group | h5py.Dataset) -> None:
+    def visit(path: str, item: _Node) -> None:
         if not path.endswith("vars") or not len(item):
             return
         if "name" not in item.attrs:

@@ -44,7 +44,7 @@ def random_encoder(config: encoder_file.EncoderConfig, seed: int) -> encoder_fil
     return encoder_file.unflatten(tensors)
 
 
-def random_images(num_images: int, size: int, seed: int) -> UInt8[np.ndarray, "N size size 3"]:
+def random_images(num_images: int, size: int, seed: int) -> UInt8[np.ndarray, "{num_images} {size} {size} 3"]:
     """Draw square images with the spectrum of photographs: random phases, amplitudes that fall with the frequency."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])

@@ -19,7 +19,7 @@ from capjax.errors import CapjaxError
 from capjax.models import inception_v3
 from capjax.pretrained import encoder_file, inception_map
 
-Blocks = dict[str, np.ndarray]
+Blocks = dict[str, Float[np.ndarray, "N _ _ _"]]
 """Outputs [N, h, w, F] by name of the endpoint."""
 
 
@@ -53,7 +53,7 @@ def compare_blocks(
     return {name: relative_rms(ours[name], theirs[name]) for name in inception_v3.ENDPOINTS}
 
 
-def relative_rms(found: np.ndarray, expected: np.ndarray) -> float:
+def relative_rms(found: Float[np.ndarray, "*shape"], expected: Float[np.ndarray, "*shape"]) -> float:
     """Return ‖found - expected‖ / ‖expected‖, in float64."""
     expected = expected.astype(np.float64)
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))

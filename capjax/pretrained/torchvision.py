@@ -17,7 +17,7 @@ import reprlib
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -65,11 +65,12 @@ _MALFORMED += (pickle.UnpicklingError, EOFError)
 _DAMAGED = (OSError, zipfile.BadZipFile, struct.error, RuntimeError)
 
 
-def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> _Tensor:
+# The arguments come from the pickle: in a damaged one they are anything.
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _rebuild_parameter(tensor: _Tensor, *_: Any) -> _Tensor:
+def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
@@ -143,7 +144,7 @@ def _open_zip(archive: zipfile.ZipFile, num_bytes: int) -> tuple[Any, ReadStorag
     return _TensorUnpickler(io.BytesIO(archive.read(members["data.pkl"]))).load(), read_storage
 
 
-def _open_legacy(stream: BinaryIO) -> tuple[Any, ReadStorage]:
+def _open_legacy(stream: io.BytesIO) -> tuple[Any, ReadStorage]:
     if _TensorUnpickler(stream).load() != _LEGACY_MAGIC:
         raise CapjaxError("a pickle, but not one that PyTorch wrote")
     _protocol_version, system, state = (_TensorUnpickler(stream).load() for _ in range(3))

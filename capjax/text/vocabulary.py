@@ -11,9 +11,9 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Self
 
 import numpy as np
+from jaxtyping import Int, Int32
 
 from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
@@ -76,7 +76,7 @@ class Vocabulary:
             raise CapjaxError(f"expected every word once in a vocabulary, got {twice[0]!r} more than once")
 
     @classmethod
-    def build(cls, captions: Iterable[str], tokenizer: str = "words", min_count: int = 5) -> Self:
+    def build(cls, captions: Iterable[str], tokenizer: str = "words", min_count: int = 5) -> "Vocabulary":
         """Collect the words that occur at least `min_count` times, the most frequent first, ties by spelling.
 
         Raises:
@@ -96,12 +96,12 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.words)
 
-    def encode(self, caption: str) -> np.ndarray:
-        """Turn a caption into int32 ids [START, w1, …, wn, END]; unknown words become UNK."""
+    def encode(self, caption: str) -> Int32[np.ndarray, " L"]:
+        """Turn a caption into ids [START, w1, …, wn, END]; unknown words become UNK."""
         ids = [self.ids.get(word, SPECIAL_IDS.unk) for word in self._tokenize(caption)]
         return np.asarray([SPECIAL_IDS.start, *ids, SPECIAL_IDS.end], np.int32)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | Int[np.ndarray, " L"]) -> str:
         """Turn ids into a sentence: the words up to END, joined by spaces, without any special."""
         words = []
         for i in ids:
@@ -122,7 +122,7 @@ class Vocabulary:
         write_atomically(path, json.dumps(content, ensure_ascii=False, indent=0))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
         """Read what `save` wrote.
 
         Raises:

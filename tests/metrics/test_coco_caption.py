@@ -118,6 +118,7 @@ def test_a_metric_that_cannot_run_is_skipped_with_its_reason(monkeypatch: pytest
         ({1: ["a"]}, {1: None}, "a caption as text for image 1"),
     ],
 )
+@pytest.mark.usefixtures("wrong_types_allowed")
 def test_errors(references: dict, hypotheses: dict, message: str) -> None:
     with pytest.raises(CapjaxError, match=message):
         score(references, hypotheses)

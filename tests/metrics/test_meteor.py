@@ -27,13 +27,14 @@ def test_golden_scores() -> None:
     references, systems = make_golden["load_captions"]()
     published = json.loads((GOLDEN / "published_scores.json").read_text())
     # Both sets of captions as one: reading the paraphrase table takes longer than all the rest.
-    truth = {(name, n): texts for name in systems for n, texts in references.items()}
-    hypotheses = {(name, n): text for name, system in systems.items() for n, text in system.items()}
+    number = len(references)
+    truth = {place * number + n: texts for place in range(len(systems)) for n, texts in references.items()}
+    hypotheses = {place * number + n: system[n] for place, system in enumerate(systems.values()) for n in references}
     found = coco_caption.score(truth, hypotheses, ("METEOR",))
     assert found.skipped == {}
     expected = [value for name in systems for value in published[name][1]["METEOR"]]
     np.testing.assert_allclose(list(found.per_image["METEOR"].values()), expected, atol=1e-9, rtol=0)
-    result, number = found.results["METEOR"], len(references)
+    result = found.results["METEOR"]
     for place, name in enumerate(systems):
         sums = result.statistics[place * number : (place + 1) * number].sum(axis=0)
         assert result.combine(sums, number) == pytest.approx(published[name][0]["METEOR"], abs=1e-9)

@@ -259,6 +259,7 @@ def test_smallest_image_leaves_one_position_and_a_smaller_one_is_refused(endpoin
         ({"input_scaling": "unit"}, "input_scaling must be symmetric or imagenet, got 'unit'"),
     ],
 )
+@pytest.mark.usefixtures("wrong_types_allowed")
 def test_unknown_options_are_refused(fields, message):
     with pytest.raises(CapjaxError, match=message):
         encoder_file.variable_shapes(encoder_file.EncoderConfig(**fields))

@@ -40,7 +40,7 @@ HILLS: dict[Background, tuple[tuple[int, int, int], ...]] = {
 """Colours of the far and the near hills."""
 
 
-def render_scene(scene: Scene, size: int = 128) -> UInt8[np.ndarray, "H W 3"]:
+def render_scene(scene: Scene, size: int = 128) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Paint a scene as a square RGB picture of `size` pixels a side; the same scene gives the same pixels."""
     rng = Random(scene.texture_seed)
     canvas = _paint_background(scene.background, size, rng)
