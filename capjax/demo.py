@@ -9,9 +9,11 @@ import pathlib
 import sys
 import time
 
-from capjax.disk import local_path
+from capjax import data
+from capjax.disk import local_path, write_atomically
 from capjax.metrics.coco_caption import DEFAULT_METRICS
 
+NUM_PICTURES = 8
 METRICS = [name for name in DEFAULT_METRICS if name != "METEOR"]  # METEOR's word lists are not part of capjax
 
 
@@ -39,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         if status := args.main(command):
             return status
 
+    _write_pictures(out)
     report = json.loads((evaluation / "metrics.json").read_text())
     print(
         f"{report['settings']['num_images']} test pictures with held-out combinations of colour, shape and time of "
@@ -47,6 +50,14 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"page: {evaluation / 'report.html'}")
     print(f"sheet: {evaluation / 'sheet.png'}, curves: {out / 'run' / 'curves.png'}")
-    print(f"the demo took {time.perf_counter() - started:.0f} s; caption more pictures with")
-    print(f"  capjax caption --model={model} PICTURE…")
+    print(f"the demo took {time.perf_counter() - started:.0f} s; caption pictures by yourself with")
+    print(f"  capjax caption --model={model} {out / 'pictures'}")
     return 0
+
+
+def _write_pictures(out: pathlib.Path) -> None:
+    """Write some test pictures as files, for the user to caption."""
+    dataset = data.load("scenes", out / "data")
+    images = dataset.images("test")
+    for i, record in enumerate(dataset.records("test")[:NUM_PICTURES]):
+        write_atomically(out / "pictures" / record.file_name, images[i])

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.vocabulary.tokenizer = "ptb"
     config.encoder.weights = "inception_v3.safetensors"
     config.encoder.learning_rate_scale = 0.1
+    config.encoder.dtype = "bfloat16"
     config.decoder.embed_size = 512
     config.decoder.hidden_size = 512
     config.decoder.image_bottleneck_size = 512

@@ -366,7 +366,7 @@ def import_npz(
     return counts
 
 
-def _sha256(*arrays: np.ndarray | None) -> str:
+def _sha256(*arrays: np.ndarray | np.generic | None) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         if array is not None:

@@ -18,7 +18,7 @@ for any number of them.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -36,6 +36,7 @@ READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 CROP_MARGIN = 346 / 299
 
 
+@runtime_checkable
 class Rows(Protocol):
     """The visual input of every record: `FeatureRows`, or `ImageRows`."""
 

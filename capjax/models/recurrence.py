@@ -34,11 +34,11 @@ class LSTM(nn.Module):
         self.kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
         self.bias = self.param("bias", nn.initializers.zeros, shape[1:])
 
-    def _project_input(self, x: Float[Array, "... E"]) -> Float[Array, "... 4D"]:
+    def _project_input(self, x: Float[Array, "... E"]) -> Float[Array, "... gates"]:
         projected = x.astype(self.dtype) @ self.kernel[: self.input_size].astype(self.dtype)
         return projected + self.bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
-    def _advance(self, carry: LSTMCarry, projected: Float[Array, "B 4D"]) -> tuple[LSTMCarry, Float[Array, "B D"]]:
+    def _advance(self, carry: LSTMCarry, projected: Float[Array, "B gates"]) -> tuple[LSTMCarry, Float[Array, "B D"]]:
         c, h = carry
         gates = projected + h @ self.kernel[self.input_size :].astype(self.dtype)
         i, j, f, o = jnp.split(gates, 4, axis=-1)

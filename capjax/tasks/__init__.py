@@ -1,7 +1,7 @@
 """What a captioner is trained for. A new objective is a file here and a line in `TASKS`; the loop is `capjax.train`."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from capjax.assembly import Setup
 from capjax.errors import CapjaxError
@@ -10,6 +10,7 @@ from capjax.training.train_state import TrainState
 from capjax.training.xe_step import Batch, Metrics
 
 
+@runtime_checkable
 class Task(Protocol):
     """An objective: where its state begins, what it draws, what it does with it.
 

@@ -5,7 +5,6 @@ import math
 import pathlib
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
 
 from tensorboardX import SummaryWriter
 
@@ -49,7 +48,7 @@ class MetricWriter:
         for name, value in scalars.items():
             self._tensorboard.add_scalar(name, float(value), step)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MetricWriter":
         return self
 
     def __exit__(

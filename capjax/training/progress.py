@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 LARGER_IS_BETTER = {"CIDEr-D": True, "accuracy": True, "loss": False}
 """The metrics that may choose the model that is kept."""
@@ -28,7 +28,7 @@ class Progress:
         """Return the best model's score in a metric; None before the first validation."""
         return self.best_scores.get(f"val/{metric}")
 
-    def after(self, step: int, scores: Mapping[str, float], metric: str) -> Self:
+    def after(self, step: int, scores: Mapping[str, float], metric: str) -> "Progress":
         """Take in a validation; `best_step` is `step` if it was better than all before. A tie is no improvement."""
         sign, best = (1 if LARGER_IS_BETTER[metric] else -1), self.best(metric)
         if best is None or sign * scores[f"val/{metric}"] > sign * best:
@@ -40,7 +40,7 @@ class Progress:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "Progress":
         """Restore what `to_dict` returned; fields of other versions are passed over."""
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})

@@ -1,13 +1,12 @@
 """Everything that a training step changes."""
 
-from typing import Any, Self
+from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Int
 
 
 class TrainState(struct.PyTreeNode):
@@ -20,13 +19,13 @@ class TrainState(struct.PyTreeNode):
         opt_state: the optimiser's.
     """
 
-    step: Int[Array, ""]
+    step: Any  # Int[Array, ""], but for the shapes and shardings that stand in its place in trees of their own
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
 
     @classmethod
-    def create(cls, variables: dict[str, Any], optimizer: optax.GradientTransformation) -> Self:
+    def create(cls, variables: dict[str, Any], optimizer: optax.GradientTransformation) -> "TrainState":
         """Start from a model's variables."""
         params = variables["params"]
         return cls(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))

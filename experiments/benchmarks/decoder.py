@@ -13,6 +13,7 @@ import pathlib
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from capjax.models import Captioner, InitInjectDecoder
 from capjax.sharding import make_mesh, replicate, shard_batch
 from capjax.training.train_state import TrainState
 from capjax.training.xe_step import jit_train_step
-from capjax.types import Features, SpecialIds
+from capjax.types import SPECIAL_IDS, Features
 
 SIZES = {
     "reference (100/300/120, V 8,769)": {"vocab": 8769, "embed": 100, "hidden": 300, "bottleneck": 120},
@@ -177,14 +178,12 @@ def benchmark(label: str, sizes: dict[str, int], rounds: int) -> list[str]:
         ):
             if name == "beam 3" and batch_size == 256:
                 continue
-            search = build_search(settings, SpecialIds())
+            search = build_search(settings, SPECIAL_IDS)
 
             @jax.jit
             def caption(weights: object, features: Features, search: Callable = search) -> object:
-                def decode_step(carry: object, tokens: jax.Array) -> object:
-                    return model.apply(weights, carry, tokens, method="decode_step")
-
-                return search(decode_step, model.apply(weights, features, method="init_carry"), None)
+                context, carry = model.apply(weights, features, method="start")
+                return search(partial(model.apply, weights, context, method="decode_step"), carry, None)
 
             features = Features(jnp.asarray(pooled))
             theirs_in = torch.tensor(pooled)

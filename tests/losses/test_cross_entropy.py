@@ -28,7 +28,7 @@ def test_hand_worked_value():
 def test_equals_torch(example, smoothing):
     torch = pytest.importorskip("torch")
     logits, targets, mask = example
-    loss, count = weighted_cross_entropy(logits, targets, mask.astype(np.float32), smoothing)
+    loss, count = weighted_cross_entropy(*map(jnp.asarray, (logits, targets, mask.astype(np.float32))), smoothing)
     expected = torch.nn.functional.cross_entropy(
         torch.tensor(logits[mask]),
         torch.tensor(targets[mask], dtype=torch.int64),
@@ -41,7 +41,8 @@ def test_equals_torch(example, smoothing):
 
 def test_padding_has_no_gradient(example):
     logits, targets, mask = example
-    gradient = jax.grad(lambda x: weighted_cross_entropy(x, targets, mask.astype(np.float32), 0.1)[0])(logits)
+    fixed = jnp.asarray(targets), jnp.asarray(mask, jnp.float32)
+    gradient = jax.grad(lambda x: weighted_cross_entropy(x, *fixed, 0.1)[0])(jnp.asarray(logits))
     assert np.abs(gradient[mask]).min() > 0
     np.testing.assert_array_equal(gradient[~mask], 0.0)
 
