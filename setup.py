@@ -58,6 +58,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            "pillow-heif>=0.18",
             "beartype>=0.20",
             "keras>=3.8",
             "torch==2.13.0",

@@ -80,6 +80,30 @@ def pad_captions(captions: Sequence[np.ndarray], max_tokens: int) -> dict[str, n
     return {"tokens": tokens, "mask": tokens[:, 1:] != SPECIAL_IDS.pad}
 
 
+@dataclass(frozen=True)
+class _DrawExample(grain.transforms.RandomMap):
+    """From the number of an image to the image with some of its captions; goes to worker processes."""
+
+    records: Sequence[CaptionRecord]
+    captions: Sequence[Sequence[np.ndarray]]
+    rows: Rows
+    captions_per_image: int
+    max_tokens: int
+    augment: bool
+
+    def random_map(self, i: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Choose captions without repetition while there are enough, and a crop if images are augmented."""
+        choice = self.captions[i]
+        chosen = np.resize(rng.permutation(len(choice))[: self.captions_per_image], self.captions_per_image)
+        row = self.rows.random_crop(i, rng) if self.augment else self.rows[i]
+        return {
+            "features" if isinstance(row, Features) else "image": row,
+            **pad_captions([choice[c] for c in chosen], self.max_tokens),
+            "image_id": np.int64(self.records[i].image_id),
+            "valid": np.True_,
+        }
+
+
 def training_batches(
     records: Sequence[CaptionRecord],
     rows: Rows,
@@ -124,19 +148,6 @@ def training_batches(
             f"processes, got {batch_size}"
         )
 
-    def example(i: int, rng: np.random.Generator) -> dict[str, Any]:
-        choice = captions[i]
-        chosen = rng.permutation(len(choice))[:captions_per_image]
-        if len(chosen) < captions_per_image:
-            chosen = np.resize(chosen, captions_per_image)
-        row = rows.random_crop(i, rng) if augment else rows[i]
-        return {
-            "features" if isinstance(row, Features) else "image": row,
-            **pad_captions([choice[c] for c in chosen], max_tokens),
-            "image_id": np.int64(records[i].image_id),
-            "valid": np.True_,
-        }
-
     if augment and not isinstance(rows, ImageRows):
         raise CapjaxError("augmentation needs images, got cached features; set train.augment = False")
     local_batches = (
@@ -144,7 +155,7 @@ def training_batches(
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(example)
+        .random_map(_DrawExample(records, captions, rows, captions_per_image, max_tokens, augment))
         .batch(batch_size // captions_per_image // process_count, drop_remainder=True)
         .map(_flatten_captions)
     )

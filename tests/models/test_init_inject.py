@@ -112,9 +112,7 @@ def test_initial_cell_and_hidden_state_are_the_same_vector(example):
 
 def test_lstm_forget_bias_is_added_in_the_cell():
     lstm = LSTM(E, D)
-    x, c, h = (
-        jnp.asarray(np.random.default_rng(i).normal(size=(B, n)), jnp.float32) for i, n in enumerate((E, D, D))
-    )
+    x, c, h = (jnp.asarray(np.random.default_rng(i).normal(size=(B, n)), jnp.float32) for i, n in enumerate((E, D, D)))
     params = random_like(lstm.init(jax.random.key(0), (c, h), x, method="step"))
     (new_c, new_h), out = lstm.apply(params, (c, h), x, method="step")
     expected = torch_lstm_cell(*map(torch.tensor, map(np.asarray, (x, c, h))), **as_torch(params["params"]))
