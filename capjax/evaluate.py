@@ -227,10 +227,17 @@ def evaluate(
     title = f"{config.dataset.name}, {split}"
     note = judge.note(split) if judge else "Captions that a model wrote, with what people wrote of the same images."
     write_page(out / "report.html", _page(report, shown, settings, title, note, log))
-    told = ", ".join(f"{name} {value}" for name, value in settings.to_dict().items())
-    write_sheet(out / "sheet.png", spread(shown, _SHEET_SIZE), heading=f"{title}: {len(shown):,} images, {told}")
+    heading = f"{title}{f' ({judge.KIND})' if judge else ''}: {len(shown):,} images, decoded with {_told(settings)}"
+    write_sheet(out / "sheet.png", spread(shown, _SHEET_SIZE), heading=heading)
     print(f"{len(captions):,} captions, {len(captions) / seconds:,.1f} a second; wrote {out}")
     return report
+
+
+def _told(settings: DecoderSettings) -> str:
+    """Name the method and what was set beside it."""
+    usual = DecoderSettings(settings.method).to_dict()
+    changed = (f"{name} {value}" for name, value in settings.to_dict().items() if value != usual[name])
+    return ", ".join([settings.method, *changed])
 
 
 def _judge(dataset: str) -> Any:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from capjax import assembly
 from capjax.config import decoder_config, from_dict, load_config, to_dict
@@ -14,7 +15,7 @@ from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
 from capjax.models import DECODERS
 from capjax.pretrained.encoder_file import EncoderConfig
-from capjax.sharding import make_mesh, replicate, shard_batch
+from capjax.sharding import DATA_AXIS, replicate, shard_batch
 from capjax.training.optimizer import make_optimizer
 from capjax.training.schedules import make_schedule
 from capjax.training.train_state import TrainState
@@ -54,7 +55,7 @@ def test_recipe_builds_and_takes_a_step(spec):
     model = assembly.captioner_from(config, VOCAB_SIZE, None)
     features = Features(np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32))
     tokens = np.full((8 * config.train.captions_per_image, config.train.max_tokens), 5, np.int32)
-    mesh = make_mesh()
+    mesh = Mesh(np.asarray(jax.devices()[:1]), (DATA_AXIS,))
     variables = jax.jit(model.init)(jax.random.key(0), features, tokens[:, :-1])
     state = replicate(TrainState.create(variables, optimizer), mesh)
     step = jit_train_step(mesh, model=model, optimizer=optimizer)
@@ -99,7 +100,7 @@ def test_defaults_are_the_reference_system():
         (["features.dir=x", "encoder.train_batch_norm=true"], r"train_batch_norm.*train from images"),
         (["features.dir=gs://bucket/features"], "mount the bucket"),
         (["dataset.data_dir=s3://bucket"], "mount the bucket"),
-        (["decoder.name=lstm"], r"decoder\.name out of \['init_inject'"),
+        (["decoder.name=lstm"], r"decoder\.name out of \['att2in'"),
     ],
 )
 def test_values_that_make_no_sense_are_clear_errors(overrides, message):

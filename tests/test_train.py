@@ -46,7 +46,8 @@ def test_log_and_model_of_a_run(finished):
 
 def test_learns_to_name_what_the_features_hold(store, tmp_path):
     config = tiny_config(store)
-    config.train.num_steps = config.eval.every = 300
+    config.train.num_steps = config.eval.every = 150
+    config.optimizer.learning_rate = 0.04
     train(config, tmp_path)
     last = read_jsonl(tmp_path / "metrics.jsonl")[-1]
     # The two captions of an image differ from their first word on: half the images' first words cannot be known.
@@ -95,7 +96,8 @@ def test_early_stopping_and_the_same_command_again(store, tmp_path):
 def test_few_validation_images_are_scored_by_the_training_captions(tmp_path, capsys):
     make_store(tmp_path / "store", num_images=24, num_val_images=1)
     config = tiny_config(tmp_path / "store")
-    config.train.num_steps = config.eval.every = 100
+    config.train.num_steps = config.eval.every = 60
+    config.optimizer.learning_rate = 0.04
     train(config, tmp_path / "run")
     last = read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]
     # By the document frequencies of one image, which are log 1, every caption scores 0.

@@ -6,10 +6,22 @@ from typing import Any
 import flax.linen as nn
 
 from capjax.errors import CapjaxError
+from capjax.models.att2in import Att2inDecoder
 from capjax.models.captioner import Captioner
 from capjax.models.init_inject import InitInjectDecoder
+from capjax.models.show_and_tell import ShowAndTellDecoder
+from capjax.models.soft_attention import SoftAttentionDecoder
+from capjax.models.transformer import TransformerDecoder
+from capjax.models.up_down import UpDownDecoder
 
-DECODERS: dict[str, type[nn.Module]] = {"init_inject": InitInjectDecoder}
+DECODERS: dict[str, type[nn.Module]] = {
+    "init_inject": InitInjectDecoder,
+    "show_and_tell": ShowAndTellDecoder,
+    "soft_attention": SoftAttentionDecoder,
+    "att2in": Att2inDecoder,
+    "up_down": UpDownDecoder,
+    "transformer": TransformerDecoder,
+}
 
 # Given to a decoder by whoever builds it, or Flax's own.
 _NOT_SETTINGS = {"vocab_size", "dtype", "parent", "name"}

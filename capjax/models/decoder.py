@@ -50,7 +50,8 @@ class DecoderOutput(NamedTuple):
         projection: the last layer, which the loss may fuse with itself.
         extras: anything else worth looking at, by name, leading axis B: attention maps. Who does not ask for them does
             not pay for them, since XLA leaves out what nobody reads.
-        penalties: regularisers by name, one number a caption; training adds their means to the loss.
+        penalties: regularisers by name, one number in nats a caption, which training adds to the cross-entropy of its
+            words.
     """
 
     hidden: Float[Array, "B L M"]
@@ -87,6 +88,25 @@ class Decoder(Protocol):
         `keys` given means training: dropout acts.
         """
         ...
+
+
+def scan_words(step: Any, decoder: nn.Module, carry: Carry, words: Any, context: Context) -> tuple[Carry, Any]:
+    """Scan a step of a decoder over the words of captions, its parameters and the context the same at every word.
+
+    Args:
+        step: method of the decoder's class, (self, carry, word, context) -> (carry, output).
+        decoder: the module.
+        carry: state before the first word, leaves [B, …].
+        words: inputs by word, leaves [B, L, …].
+        context: of the images.
+
+    Returns:
+        The last state, and the outputs, leaves [B, L, …].
+    """
+    scan = nn.scan(
+        step, variable_broadcast="params", split_rngs={"params": False}, in_axes=(1, nn.broadcast), out_axes=1
+    )
+    return scan(decoder, carry, words, context)
 
 
 def per_caption(tree: Any, num_captions: int) -> Any:

@@ -9,6 +9,12 @@ LSTMCarry = tuple[Float[Array, "B D"], Float[Array, "B D"]]
 """(c, h), the cell and the hidden state, in the order Flax uses."""
 
 
+def zero_carry(num_rows: int, hidden_size: int, dtype: DTypeLike) -> LSTMCarry:
+    """Return the state (c, h) of an LSTM that has seen nothing."""
+    zeros = jnp.zeros((num_rows, hidden_size), dtype)
+    return zeros, zeros
+
+
 class LSTM(nn.Module):
     """Long short-term memory with the parameters and equations of TensorFlow 1's `LSTMCell`.
 
@@ -34,11 +40,13 @@ class LSTM(nn.Module):
         self.kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
         self.bias = self.param("bias", nn.initializers.zeros, shape[1:])
 
-    def _project_input(self, x: Float[Array, "... E"]) -> Float[Array, "... gates"]:
+    def project(self, x: Float[Array, "... E"]) -> Float[Array, "... gates"]:
+        """Compute the input's share of the gates [..., 4 D], which needs no recurrence."""
         projected = x.astype(self.dtype) @ self.kernel[: self.input_size].astype(self.dtype)
         return projected + self.bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
-    def _advance(self, carry: LSTMCarry, projected: Float[Array, "B gates"]) -> tuple[LSTMCarry, Float[Array, "B D"]]:
+    def advance(self, carry: LSTMCarry, projected: Float[Array, "B gates"]) -> tuple[LSTMCarry, Float[Array, "B D"]]:
+        """Take one time step from the share of the input, and of whatever else acts on the gates."""
         c, h = carry
         gates = projected + h @ self.kernel[self.input_size :].astype(self.dtype)
         i, j, f, o = jnp.split(gates, 4, axis=-1)
@@ -48,11 +56,11 @@ class LSTM(nn.Module):
 
     def step(self, carry: LSTMCarry, x: Float[Array, "B E"]) -> tuple[LSTMCarry, Float[Array, "B D"]]:
         """Take one time step; return the new (c, h) and the output h."""
-        return self._advance(carry, self._project_input(x))
+        return self.advance(carry, self.project(x))
 
     def __call__(self, carry: LSTMCarry, xs: Float[Array, "B L E"]) -> tuple[LSTMCarry, Float[Array, "B L D"]]:
         """Run over a sequence; return the last (c, h) and the outputs at every step."""
-        # The input's share of the gates needs no recurrence: one large product outside of the scan.
-        projected = self._project_input(xs)
-        scan = nn.scan(LSTM._advance, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
+        # One large product outside of the scan.
+        projected = self.project(xs)
+        scan = nn.scan(LSTM.advance, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
         return scan(self, carry, projected)

@@ -82,11 +82,11 @@ def train_step(
 
     Returns:
         The new state, and scalars: `loss` in nats per word, `accuracy`, `num_words`, `gradient_norm`, `update_norm`,
-        and the decoder's penalties by name. An update that is not finite is left out; its step counts all the same.
+        and the decoder's penalties by name, in nats per word as well. An update that is not finite is left out; its
+        step counts all the same.
     """
-    num_captions = batch["tokens"].shape[0]
     num_words = jnp.maximum(jnp.sum(batch["mask"].astype(jnp.float32)), 1.0)
-    batch = {**batch, "row": jnp.arange(num_captions)}
+    batch = {**batch, "row": jnp.arange(batch["tokens"].shape[0])}
     step_key = jax.random.fold_in(key, state.step)
 
     def loss_of(params: Any, batch_stats: Any, part: Batch) -> tuple[Array, tuple[WordSums, dict[str, Array], Any]]:
@@ -99,7 +99,7 @@ def train_step(
         )
         weights = part["mask"].astype(jnp.float32)
         sums = sum_words(output, part["tokens"][:, 1:], weights, mesh=mesh, label_smoothing=label_smoothing)
-        penalties = {name: jnp.sum(values) / num_captions for name, values in output.penalties.items()}
+        penalties = {name: jnp.sum(values) / num_words for name, values in output.penalties.items()}
         loss = sums.loss / num_words + sum(penalties.values())
         return loss, (sums, penalties, updates.get("batch_stats", batch_stats))
 

@@ -4,6 +4,7 @@ from capjax.data.scenes.builder import scene_of
 from capjax.data.scenes.claims import caption_is_true
 from capjax.types import CaptionRecord
 
+KIND = "rendered, not photographs"
 _NOTE = """This page is about scenes, a data set that capjax renders itself: coloured shapes, not photographs. It shows
 that the whole way works, from pictures to sentences; its scores say nothing about photographs.
 
