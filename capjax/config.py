@@ -82,12 +82,20 @@ def default_config() -> ConfigDict:
     config.train.max_tokens = 20  # ids kept of a caption, START included
     config.train.label_smoothing = 0.0
     config.train.accumulate_steps = 1  # microbatches of one update
+    config.train.ema_decay = 0.0  # of a moving average of the weights, which then is validated and kept; 0 for none
     config.train.dtype = "float32"  # of the decoder's computation: "bfloat16" on accelerators
     config.train.augment = False  # random crops, when training from images
     config.train.num_workers = 0  # processes that decode images
     config.train.log_every = 50
     config.train.checkpoint_every = 1000
     config.train.keep_checkpoints = 2
+
+    # Words are fed as people wrote them with a probability that falls (Bengio et al. 2015), or always.
+    config.scheduled_sampling = ConfigDict()
+    config.scheduled_sampling.schedule = ""  # "linear", "exponential", "inverse_sigmoid"; "" always
+    config.scheduled_sampling.k = 1.0  # its constant, see `capjax.training.scheduled_sampling`
+    config.scheduled_sampling.slope = 0.0  # fall of the linear schedule by step
+    config.scheduled_sampling.minimum = 0.0  # where the linear schedule ends
 
     config.eval = ConfigDict()
     config.eval.every = 1000  # steps between two validations
@@ -191,6 +199,8 @@ def check(config: ConfigDict) -> None:
     train, encoder = config.train, config.encoder
     if not 0 <= train.label_smoothing < 1:
         raise CapjaxError(f"expected train.label_smoothing in [0, 1), got {train.label_smoothing}")
+    if not 0 <= train.ema_decay < 1:
+        raise CapjaxError(f"expected train.ema_decay in [0, 1), got {train.ema_decay}")
     if train.batch_size % train.captions_per_image:
         raise CapjaxError(
             f"expected train.captions_per_image that divides train.batch_size ({train.batch_size}), "

@@ -9,6 +9,7 @@ from capjax.assembly import Setup
 from capjax.data.input_pipeline import training_batches
 from capjax.sharding import check_divides, replicate, shard_batch
 from capjax.training.optimizer import make_optimizer
+from capjax.training.scheduled_sampling import make_teacher_share
 from capjax.training.schedules import make_schedule
 from capjax.training.train_state import TrainState
 from capjax.training.xe_step import Batch, Metrics, jit_train_step
@@ -51,6 +52,8 @@ class CrossEntropy:
             optimizer=self._optimizer,
             label_smoothing=config.train.label_smoothing,
             accumulate_steps=config.train.accumulate_steps,
+            teacher_share=make_teacher_share(**config.scheduled_sampling.to_dict()),
+            ema_decay=config.train.ema_decay,
         )
 
     def init(self) -> TrainState:
@@ -58,7 +61,8 @@ class CrossEntropy:
         setup = self._setup
         features = assembly.first_features(setup.rows, setup.encoder, setup.config.encoder.grid)
         variables = assembly.initial_variables(setup.model, self._init_key, features, setup.encoder)
-        return replicate(TrainState.create(variables, self._optimizer), setup.mesh)
+        keep_ema = setup.config.train.ema_decay > 0
+        return replicate(TrainState.create(variables, self._optimizer, keep_ema), setup.mesh)
 
     def batches(self, first_batch: int) -> Iterator[Batch]:
         """Go on with the global batches after `first_batch` of them."""

@@ -17,23 +17,29 @@ class TrainState(struct.PyTreeNode):
         params: trained parameters, under `decoder` and possibly `encoder`.
         batch_stats: BatchNorm statistics, under `encoder`; empty without one.
         opt_state: the optimiser's.
+        ema_params: exponential moving average of `params`; empty where none is kept.
     """
 
     step: Any  # Int[Array, ""], but for the shapes and shardings that stand in its place in trees of their own
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+    ema_params: Any
 
     @classmethod
-    def create(cls, variables: dict[str, Any], optimizer: optax.GradientTransformation) -> "TrainState":
+    def create(
+        cls, variables: dict[str, Any], optimizer: optax.GradientTransformation, keep_ema: bool = False
+    ) -> "TrainState":
         """Start from a model's variables."""
         params = variables["params"]
-        return cls(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
+        # A copy: the state's memory is given away at every step, each array of it once.
+        ema = jax.tree.map(jnp.copy, params) if keep_ema else {}
+        return cls(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params), ema)
 
     @property
     def eval_variables(self) -> dict[str, Any]:
         """What the model is validated, kept and decoded with."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        return {"params": self.ema_params or self.params, "batch_stats": self.batch_stats}
 
 
 def num_parameters(tree: Any) -> int:

@@ -13,6 +13,7 @@ from capjax.losses.linear_cross_entropy import WordSums, linear_cross_entropy
 from capjax.models.captioner import Captioner
 from capjax.models.decoder import DecoderOutput
 from capjax.sharding import DATA_AXIS, batch_sharded, replicated
+from capjax.training.scheduled_sampling import TeacherShare, mix_in_samples
 from capjax.training.train_state import TrainState
 from capjax.types import Features, RowKeys
 
@@ -65,6 +66,8 @@ def train_step(
     mesh: Mesh,
     label_smoothing: float = 0.0,
     accumulate_steps: int = 1,
+    teacher_share: TeacherShare | None = None,
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """Do one update on the global batch.
 
@@ -79,6 +82,8 @@ def train_step(
         label_smoothing: see `weighted_cross_entropy`.
         accumulate_steps: microbatches that the batch is cut into to save memory. The update is the same as from the
             whole batch (but for BatchNorm that is trained, whose statistics are those of a microbatch).
+        teacher_share: for scheduled sampling, the share of words that are fed as people wrote them, by step.
+        ema_decay: of the moving average of the parameters, 0 for none; shorter at first, (1 + step) / (10 + step).
 
     Returns:
         The new state, and scalars: `loss` in nats per word, `accuracy`, `num_words`, `gradient_norm`, `update_norm`,
@@ -90,13 +95,11 @@ def train_step(
     step_key = jax.random.fold_in(key, state.step)
 
     def loss_of(params: Any, batch_stats: Any, part: Batch) -> tuple[Array, tuple[WordSums, dict[str, Array], Any]]:
-        output, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            visual_input(part),
-            part["tokens"][:, :-1],
-            row_keys(step_key, part["row"]),
-            mutable=["batch_stats"],
-        )
+        variables, keys = {"params": params, "batch_stats": batch_stats}, row_keys(step_key, part["row"])
+        inputs, words = visual_input(part), part["tokens"][:, :-1]
+        if teacher_share is not None:
+            words = mix_in_samples(model, variables, inputs, words, keys, teacher_share(state.step))
+        output, updates = model.apply(variables, inputs, words, keys, mutable=["batch_stats"])
         weights = part["mask"].astype(jnp.float32)
         sums = sum_words(output, part["tokens"][:, 1:], weights, mesh=mesh, label_smoothing=label_smoothing)
         penalties = {name: jnp.sum(values) / num_words for name, values in output.penalties.items()}
@@ -131,9 +134,12 @@ def train_step(
         "update_norm": optax.tree.norm(updates),
         **penalties,
     }
-    new = (optax.apply_updates(state.params, updates), batch_stats, opt_state)
+    params = optax.apply_updates(state.params, updates)
+    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    ema = optax.incremental_update(params, state.ema_params, 1.0 - decay) if state.ema_params else {}
+    new = (params, batch_stats, opt_state, ema)
     is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-    old = (state.params, state.batch_stats, state.opt_state)
+    old = (state.params, state.batch_stats, state.opt_state, state.ema_params)
     return TrainState(state.step + 1, *jax.tree.map(partial(jnp.where, is_finite), new, old)), metrics
 
 
