@@ -13,6 +13,7 @@ A model directory holds what captioning needs and nothing else:
 model.json names the other two and is replaced last, so the directory is whole at any moment.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -60,7 +61,8 @@ class Checkpoints:
                 shutil.rmtree(leftover, ignore_errors=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self.directory = directory
-        self._manager = ocp.CheckpointManager(directory, options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "host": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, host: dict[str, Any], wait: bool = False) -> None:
         """Save a step in the background; the previous checkpoint stays until this one is whole.
@@ -86,7 +88,8 @@ class Checkpoints:
         """Restore the newest checkpoint.
 
         Args:
-            like: a state of the shapes, dtypes and shardings to restore to.
+            like: a state of the shapes, dtypes and shardings to restore to, a dataclass. What a checkpoint of an older
+                capjax lacks of it stays as it is.
 
         Returns:
             What was saved, or None when there is no checkpoint.
@@ -97,9 +100,13 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore())
         try:
+            saved = self._manager.item_metadata(step)["state"].keys()
+            fields = {
+                field.name: getattr(like, field.name) for field in dataclasses.fields(like) if field.name in saved
+            }
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, fields)
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore())
             restored = self._manager.restore(step, args=args)
         except Exception as error:  # Orbax raises whatever its storage layers raise.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -108,7 +115,8 @@ class Checkpoints:
                 f"({reason[:200]}); delete that folder to go on from the one before, or choose another workdir"
             ) from None
         # capjax 0.1 saved the same values once for each process.
-        return Restored(restored.state, restored.host.get("processes", [restored.host])[0])
+        host = restored.host.get("processes", [restored.host])[0]
+        return Restored(dataclasses.replace(like, **restored.state), host)
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -7,10 +7,12 @@ import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
-from capjax.checkpoint import load_model_directory
+from capjax.checkpoint import Checkpoints, load_model_directory
 from capjax.errors import CapjaxError
 from capjax.train import train
 from capjax.training.metric_writer import MetricWriter
@@ -223,3 +225,29 @@ def test_a_repeated_validation_stands_once_in_the_log(tmp_path):
         log.write(6, {"val/loss": 2.0})
     rows = [(row["step"], *sorted(row)[1:], row.get("val/loss")) for row in read_jsonl(tmp_path / "metrics.jsonl")]
     assert [(step, value) for step, *_, value in rows] == [(4, None), (4, 1.0), (6, None), (6, 2.0)]
+
+
+@struct.dataclass
+class OlderState:
+    step: jax.Array
+    weights: dict
+
+
+@struct.dataclass
+class NewerState:
+    step: jax.Array
+    weights: dict
+    average: dict
+
+
+def test_a_checkpoint_that_lacks_a_newer_field_is_restored(tmp_path):
+    weights = {"kernel": jnp.arange(4.0)}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(3, OlderState(jnp.asarray(3), weights), {"processes": [{"said": "once a process"}]})
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        zeros = {"kernel": jnp.zeros(4)}
+        state, host = checkpoints.restore(NewerState(jnp.asarray(0), zeros, {"kernel": jnp.ones(4)}))
+    assert host == {"said": "once a process"}
+    assert int(state.step) == 3
+    np.testing.assert_array_equal(state.weights["kernel"], weights["kernel"])
+    np.testing.assert_array_equal(state.average["kernel"], 1.0)

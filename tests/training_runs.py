@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import orbax.checkpoint as ocp
 
 from capjax.config import default_config
 from capjax.data.feature_store import create_store
@@ -62,6 +63,12 @@ def write_config_file(path: pathlib.Path, store: pathlib.Path) -> pathlib.Path:
         f"from tests.training_runs import tiny_config\n\n\ndef get_config():\n    return tiny_config({str(store)!r})\n"
     )
     return path
+
+
+def saved_step(checkpoints: pathlib.Path) -> int:
+    """Read the step that the newest checkpoint of a run really holds."""
+    newest = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    return int(ocp.StandardCheckpointer().restore(checkpoints / str(newest) / "state")["step"])
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict]:
