@@ -21,7 +21,7 @@ from capjax.data.input_pipeline import ImageRows, Rows
 from capjax.errors import CapjaxError
 from capjax.images import Preprocessing
 from capjax.models import Captioner, build_decoder
-from capjax.pretrained.encoder_file import EncoderConfig, LoadedEncoder, encoder_of, load_encoder
+from capjax.pretrained.encoder_file import EncoderConfig, LoadedEncoder, cut_encoder, encoder_of, load_encoder
 from capjax.pretrained.random_encoder import random_encoder
 from capjax.text.vocabulary import Vocabulary
 from capjax.types import CaptionRecord, Features
@@ -31,6 +31,11 @@ SCENES_ENCODER = pathlib.Path(__file__).parent / "pretrained" / "scenes_encoder.
 
 def encoder_from(config: ConfigDict) -> LoadedEncoder | None:
     """Load the encoder that `config.encoder` names; None where features come from elsewhere."""
+    encoder = _whole_encoder(config)
+    return cut_encoder(encoder, config.encoder.endpoint) if encoder and config.encoder.endpoint else encoder
+
+
+def _whole_encoder(config: ConfigDict) -> LoadedEncoder | None:
     section = config.encoder
     match section.weights:
         case "":

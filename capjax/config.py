@@ -47,6 +47,7 @@ def default_config() -> ConfigDict:
     config.encoder = ConfigDict()
     # A file of `capjax weights`, "scenes" (ships with capjax), "random", or "" where features were imported.
     config.encoder.weights = "inception_v3.safetensors"
+    config.encoder.endpoint = ""  # cut the weights off behind this block, such as "mixed9"; "" takes them whole
     config.encoder.grid = False  # feed the decoder grid features as well
     config.encoder.learning_rate_scale = 0.0  # share of the decoder's learning rate; 0 freezes the encoder
     config.encoder.train_batch_norm = False  # use and update batch statistics while fine-tuning

@@ -178,6 +178,24 @@ def encoder_of(config: EncoderConfig, variables: Variables) -> LoadedEncoder:
     return LoadedEncoder(config, variables, tensors_sha256(flatten(variables)))
 
 
+def cut_encoder(encoder: LoadedEncoder, endpoint: str) -> LoadedEncoder:
+    """Leave away what comes behind a block, the classifier included.
+
+    Args:
+        encoder: the whole network.
+        endpoint: name of the block whose output becomes the features.
+
+    Raises:
+        CapjaxError: if the network has no such block.
+    """
+    blocks = inception_v3.ENDPOINTS[: inception_v3.ENDPOINTS.index(encoder.config.final_endpoint) + 1]
+    if endpoint not in blocks:
+        raise CapjaxError(f"expected encoder.endpoint out of {', '.join(blocks)} for these weights, got {endpoint!r}")
+    config = dataclasses.replace(encoder.config, final_endpoint=endpoint, num_classes=None)
+    tensors = flatten(encoder.variables)
+    return encoder_of(config, unflatten({name: tensors[name] for name in variable_shapes(config)}))
+
+
 def _parse_header(path: pathlib.Path, metadata: Mapping[str, str]) -> tuple[EncoderConfig, str]:
     if METADATA_KEY not in metadata:
         raise CapjaxError(f"{path} is no capjax encoder file; convert other weights with `capjax weights convert`")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import resource
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors
@@ -11,7 +12,7 @@ import safetensors.numpy
 
 from capjax.errors import CapjaxError
 from capjax.pretrained import encoder_file
-from capjax.pretrained.random_encoder import random_encoder
+from capjax.pretrained.random_encoder import random_encoder, random_images
 
 CONFIG = encoder_file.EncoderConfig(
     convention="torchvision", depth_multiplier=0.1, min_depth=4, final_endpoint="mixed0", num_classes=3, image_size=75
@@ -192,3 +193,24 @@ def test_numbers_that_numpy_does_not_know_are_one_line(saved):
     saved.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
     with pytest.raises(CapjaxError, match="cannot read the encoder"):
         encoder_file.load_encoder(saved)
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_a_network_is_cut_behind_any_of_its_blocks(num_classes):
+    """The features are what the whole network computes on its way there."""
+    whole = encoder_file.EncoderConfig(
+        depth_multiplier=0.1, final_endpoint="mixed4", image_size=139, num_classes=num_classes
+    )
+    encoder = encoder_file.encoder_of(whole, random_encoder(whole, 0))
+    images = jnp.asarray(random_images(2, 139, seed=0))
+    shapes = {}
+    for endpoint in ("mixed0", "mixed3", "mixed4"):
+        cut = encoder_file.cut_encoder(encoder, endpoint)
+        features = cut.config.build().apply(cut.variables, images)
+        _, endpoints = whole.build().apply(encoder.variables, images, capture_intermediates=True)
+        (expected,) = endpoints["intermediates"][endpoint]["__call__"]
+        np.testing.assert_allclose(features.pooled, expected.mean(axis=(1, 2)), rtol=1e-4, atol=1e-5)
+        shapes[endpoint] = cut.sha256
+    assert len(set(shapes.values())) == 3
+    with pytest.raises(CapjaxError, match=r"encoder\.endpoint out of mixed0, .*mixed4 for these weights, got 'mixed7'"):
+        encoder_file.cut_encoder(encoder, "mixed7")
