@@ -26,4 +26,7 @@ def get_config(features: str = "inception_v3") -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.train.label_smoothing = 0.1
+    config.train.num_steps = 3_500
+    config.train.checkpoint_every = 500
+    config.eval.every = 500
     return config
