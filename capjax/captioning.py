@@ -98,6 +98,13 @@ class Generator:
     def _build(self, settings: DecoderSettings, shapes: tuple[tuple[int, ...], ...]) -> Any:
         """Make the program for one search; `shapes` distinguish those that are kept."""
         del shapes
+        for model in self._models:
+            longest = getattr(model.decoder, "max_length", settings.max_length)
+            if settings.max_length > longest:
+                raise CapjaxError(
+                    f"expected a search for at most {longest} words, for which the decoder was built, "
+                    f"got max_length {settings.max_length}"
+                )
         search = build_search(settings.with_token_ids(self._vocabulary.ids), SPECIAL_IDS)
 
         def generate(variables: Sequence[Any], visual: Any, keys: jax.Array) -> Hypotheses:

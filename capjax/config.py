@@ -212,6 +212,12 @@ def check(config: ConfigDict) -> None:
             f"expected train.accumulate_steps that divides the {train.batch_size // train.captions_per_image} images "
             f"of a batch, got {train.accumulate_steps}"
         )
+    longest = config.decoder.get("max_length")
+    if longest is not None and longest < max(config.search.max_length, train.max_tokens - 1):
+        raise CapjaxError(
+            f"expected decoder.max_length of at least search.max_length ({config.search.max_length}) and the words of "
+            f"train.max_tokens ({train.max_tokens}), got {longest}"
+        )
     for name, choices in {"train.dtype": DTYPES, "encoder.dtype": DTYPES, "features.dtype": STORED_DTYPES}.items():
         section, field = name.split(".")
         if values[section][field] not in choices:

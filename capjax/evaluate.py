@@ -236,7 +236,8 @@ def evaluate(
 def _told(settings: DecoderSettings) -> str:
     """Name the method and what was set beside it."""
     usual = DecoderSettings(settings.method).to_dict()
-    changed = (f"{name} {value}" for name, value in settings.to_dict().items() if value != usual[name])
+    told = (name for name, value in settings.to_dict().items() if value != usual[name] or name == "beam_size")
+    changed = (f"{name} {getattr(settings, name)}" for name in told)
     return ", ".join([settings.method, *changed])
 
 

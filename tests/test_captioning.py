@@ -15,6 +15,7 @@ from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
 from capjax.models import Captioner
 from capjax.sharding import make_mesh, replicate
+from tests.models.test_decoders import images, small
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "model_0_1"
 
@@ -133,6 +134,15 @@ def test_an_ensemble_shares_words_and_eyes(golden):
     change(golden.parent / "other" / "model.json", lambda h: h["config"]["encoder"].update(crop="none"))
     with pytest.raises(CapjaxError, match="other preprocesses differently"):
         load_ensemble(f"{golden},{golden.parent / 'other'}")
+
+
+def test_a_search_longer_than_the_decoder_was_built_for_is_refused():
+    decoder = small("transformer", max_length=9)
+    generator = Generator([Captioner(decoder)], load_model(str(GOLDEN / "model")).vocabulary, make_mesh())
+    features = jax.tree.map(np.asarray, images(8))
+    batch = {"features": features, "image_id": np.arange(8), "valid": np.ones(8, bool)}
+    with pytest.raises(CapjaxError, match=r"at most 9 words.*got max_length 10"):
+        next(generator([{}], [batch], DecoderSettings(max_length=10)))
 
 
 @pytest.mark.parametrize("size", ["0", "-1"])

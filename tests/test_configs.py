@@ -110,6 +110,7 @@ def test_defaults_are_the_reference_system():
         (["features.dir=x", "encoder.train_batch_norm=true"], r"train_batch_norm.*train from images"),
         (["features.dir=gs://bucket/features"], "mount the bucket"),
         (["dataset.data_dir=s3://bucket"], "mount the bucket"),
+        (["decoder.name=transformer", "decoder.max_length=19"], r"decoder\.max_length of at least .*\(20\).*got 19"),
         (["decoder.name=lstm"], r"decoder\.name out of \['att2in'"),
     ],
 )
