@@ -1,4 +1,4 @@
-"""From a run's configuration to the objects that tasks and jobs work with: encoder, captioner, the rows of a split.
+"""From a configuration to the objects that every job works with: encoder, captioner, the rows of a split.
 
 The ConfigDict ends here and in the tasks; everything below takes typed arguments.
 """
@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from capjax import data
@@ -23,7 +22,6 @@ from capjax.images import Preprocessing
 from capjax.models import Captioner, build_decoder
 from capjax.pretrained.encoder_file import EncoderConfig, LoadedEncoder, cut_encoder, encoder_of, load_encoder
 from capjax.pretrained.random_encoder import random_encoder
-from capjax.text.vocabulary import Vocabulary
 from capjax.types import CaptionRecord, Features
 
 SCENES_ENCODER = pathlib.Path(__file__).parent / "pretrained" / "scenes_encoder.safetensors"
@@ -165,40 +163,3 @@ def first_features(rows: Rows, encoder: LoadedEncoder | None, grid: bool) -> Fea
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), rows[0])
     features = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return features if grid else features._replace(grid=None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What a training run works with, whatever its objective.
-
-    Attributes:
-        config: of the run.
-        mesh: its devices.
-        encoder: the pretrained encoder; None where features come from another program.
-        records: the training split's captions.
-        rows: its images or features, in the same order.
-        vocabulary: of the training captions.
-        model: the captioner. One fed from cached features has no encoder: that is left to the model directory.
-    """
-
-    config: ConfigDict
-    mesh: Mesh
-    encoder: LoadedEncoder | None
-    records: Sequence[CaptionRecord]
-    rows: Rows
-    vocabulary: Vocabulary
-    model: Captioner
-
-
-def setup_from(config: ConfigDict, mesh: Mesh) -> Setup:
-    """Open the training data and build the model.
-
-    Raises:
-        CapjaxError: if something in the configuration or the data does not fit.
-    """
-    encoder = encoder_from(config)
-    records, rows = open_split(config, config.dataset.train_split, encoder)
-    vocabulary = Vocabulary.build((c for r in records for c in r.captions), **config.vocabulary.to_dict())
-    fed_images = not config.features.dir
-    model = captioner_from(config, len(vocabulary), encoder.config if fed_images else None)
-    return Setup(config, mesh, encoder, records, rows, vocabulary, model)

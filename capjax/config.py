@@ -76,7 +76,8 @@ def default_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.0  # of adamw, lion
 
     config.train = ConfigDict()
-    config.train.objective = "cross_entropy"  # what is trained, a task of capjax.tasks
+    config.train.objective = "cross_entropy"  # what is trained, a task of capjax.tasks: or "self_critical"
+    config.train.init_from = ""  # a model directory or workdir, whose weights and vocabulary the run starts from
     config.train.num_steps = 12_000
     config.train.batch_size = 64  # captions over all devices
     config.train.captions_per_image = 1  # captions that share one encoded image
@@ -97,6 +98,13 @@ def default_config() -> ConfigDict:
     config.scheduled_sampling.k = 1.0  # its constant, see `capjax.training.scheduled_sampling`
     config.scheduled_sampling.slope = 0.0  # fall of the linear schedule by step
     config.scheduled_sampling.minimum = 0.0  # where the linear schedule ends
+
+    # Reinforcement on CIDEr-D, for train.objective = "self_critical"; see `capjax.training.scst_step`.
+    config.self_critical = ConfigDict()
+    config.self_critical.num_samples = 5  # captions drawn of each image
+    config.self_critical.baseline = "mean"  # of the image's other samples; "greedy": the greedy caption's reward
+    config.self_critical.bleu_weight = 0.0  # of BLEU-4 beside CIDEr-D in the reward
+    config.self_critical.xe_weight = 0.0  # of the cross-entropy of people's captions beside the reward, by caption
 
     config.eval = ConfigDict()
     config.eval.every = 1000  # steps between two validations

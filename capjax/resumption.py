@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from capjax import config as configuration
-from capjax.assembly import Setup
 from capjax.checkpoint import Checkpoints
 from capjax.errors import CapjaxError
 from capjax.training.progress import Progress
 from capjax.training.train_state import TrainState
+from capjax.training_setup import Setup
 
 # Fields that may differ between the run that wrote a checkpoint and the one that resumes from it.
 CHANGEABLE = ("train.num_steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")

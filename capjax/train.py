@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from capjax import assembly, resumption
 from capjax import config as configuration
-from capjax.assembly import Setup
 from capjax.checkpoint import Checkpoints, ModelDirectory, quiet_orbax, save_model
 from capjax.disk import exclusive, local_path
 from capjax.distributed import add_process_arguments, join_processes, stop_requests
@@ -31,6 +30,7 @@ from capjax.training.log_window import LogWindow
 from capjax.training.metric_writer import MetricWriter
 from capjax.training.progress import LARGER_IS_BETTER
 from capjax.training.train_state import TrainState, num_parameters, parameter_overview
+from capjax.training_setup import Setup, setup_from
 from capjax.validation import FEW_IMAGES, Validation
 
 
@@ -51,7 +51,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     # Set up.
     check(config)
     lead = jax.process_index() == 0
-    setup = assembly.setup_from(config, make_mesh())
+    setup = setup_from(config, make_mesh())
     task = make_task(setup)
     validate = Validation(setup)
     metric, num_steps = config.eval.best_metric, config.train.num_steps
@@ -82,6 +82,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                     log.write(step, scalars | {"learning_rate": task.learning_rate(step)})
                     bar.set_postfix(loss=f"{scalars['train/loss']:.3f}")
             due = step > progress.validated_step and (step % config.eval.every == 0 or finished)
+            due |= setup.start is not None and not progress.best_scores  # how good is the model to be improved?
             if due and not stop:
                 window.check()
                 scores = validate(state)

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from capjax import assembly
-from capjax.assembly import Setup
 from capjax.captioning import Generator
 from capjax.data.input_pipeline import image_batches, validation_batches
 from capjax.decoding.settings import DecoderSettings
@@ -15,6 +14,7 @@ from capjax.metrics import coco_caption
 from capjax.sharding import check_divides, shard_batch
 from capjax.training.train_state import TrainState
 from capjax.training.xe_step import jit_validation_step
+from capjax.training_setup import Setup
 
 FEW_IMAGES = 100
 """With fewer validation images than this, CIDEr-D takes its document frequencies from the training captions.

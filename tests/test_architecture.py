@@ -28,10 +28,10 @@ ALLOWED = {
     "report": BASE | {"images"},
     "config": BASE | {"decoding", "models"},
     "checkpoint": BASE | {"text", "config"},
-    "training": BASE | {"sharding", "models", "losses"},
+    "training": BASE | {"sharding", "models", "losses", "decoding", "metrics"},
 }
 # The rooms between the library and the jobs; each may import the library and those before it.
-BETWEEN = ["assembly", "captioning", "tasks", "validation", "resumption"]
+BETWEEN = ["assembly", "captioning", "training_setup", "tasks", "validation", "resumption"]
 # No job imports another; cli.py finds them by name.
 JOBS = {"caption", "convert_weights", "demo", "evaluate", "extract_features", "prepare_data", "score", "train", "cli"}
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
-from capjax.assembly import Setup
 from capjax.errors import CapjaxError
 from capjax.tasks.cross_entropy import CrossEntropy
+from capjax.tasks.self_critical import SelfCritical
 from capjax.training.train_state import TrainState
-from capjax.training.xe_step import Batch, Metrics
+from capjax.training.update import Batch, Metrics
+from capjax.training_setup import Setup
 
 
 @runtime_checkable
@@ -37,7 +38,7 @@ class Task(Protocol):
         ...
 
 
-TASKS: dict[str, type[Task]] = {"cross_entropy": CrossEntropy}
+TASKS: dict[str, type[Task]] = {"cross_entropy": CrossEntropy, "self_critical": SelfCritical}
 
 
 def make_task(setup: Setup) -> Task:

@@ -4,15 +4,12 @@ from collections.abc import Iterator
 
 import jax
 
-from capjax import assembly
-from capjax.assembly import Setup
-from capjax.data.input_pipeline import training_batches
-from capjax.sharding import check_divides, replicate, shard_batch
-from capjax.training.optimizer import make_optimizer
+from capjax.sharding import check_divides, shard_batch
 from capjax.training.scheduled_sampling import make_teacher_share
-from capjax.training.schedules import make_schedule
 from capjax.training.train_state import TrainState
-from capjax.training.xe_step import Batch, Metrics, jit_train_step
+from capjax.training.update import Batch, Metrics
+from capjax.training.xe_step import jit_train_step
+from capjax.training_setup import Setup, initial_state, local_batches, make_optimization
 
 
 class CrossEntropy:
@@ -31,21 +28,7 @@ class CrossEntropy:
         num_images = config.train.batch_size // config.train.captions_per_image
         check_divides(num_images // config.train.accumulate_steps, "images of a batch or microbatch (train.batch_size)")
         self._init_key, self._step_key = jax.random.split(jax.random.key(config.seed))
-        self._schedule = make_schedule(
-            config.optimizer.schedule,
-            config.optimizer.learning_rate,
-            config.train.num_steps,
-            config.optimizer.warmup_steps,
-            config.optimizer.decay_steps,
-            config.optimizer.decay_rate,
-        )
-        self._optimizer = make_optimizer(
-            config.optimizer.name,
-            self._schedule,
-            weight_decay=config.optimizer.weight_decay,
-            clip_norm=config.optimizer.clip_norm,
-            encoder_scale=config.encoder.learning_rate_scale,
-        )
+        self._schedule, self._optimizer = make_optimization(config)
         self._step = jit_train_step(
             setup.mesh,
             model=setup.model,
@@ -57,31 +40,12 @@ class CrossEntropy:
         )
 
     def init(self) -> TrainState:
-        """Draw the decoder's parameters; the encoder's are the pretrained ones."""
-        setup = self._setup
-        features = assembly.first_features(setup.rows, setup.encoder, setup.config.encoder.grid)
-        variables = assembly.initial_variables(setup.model, self._init_key, features, setup.encoder)
-        keep_ema = setup.config.train.ema_decay > 0
-        return replicate(TrainState.create(variables, self._optimizer, keep_ema), setup.mesh)
+        """Draw the decoder's parameters, or take them from the model that the run starts from."""
+        return initial_state(self._setup, self._init_key, self._optimizer)
 
     def batches(self, first_batch: int) -> Iterator[Batch]:
         """Go on with the global batches after `first_batch` of them."""
-        setup, train = self._setup, self._setup.config.train
-        local_batches = training_batches(
-            setup.records,
-            setup.rows,
-            setup.vocabulary,
-            batch_size=train.batch_size,
-            captions_per_image=train.captions_per_image,
-            max_tokens=train.max_tokens,
-            seed=setup.config.seed,
-            augment=train.augment,
-            num_workers=train.num_workers,
-            first_batch=first_batch,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        return (shard_batch(batch, setup.mesh) for batch in local_batches)
+        return (shard_batch(b, self._setup.mesh) for b in local_batches(self._setup, first_batch))
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Do one update on a global batch."""

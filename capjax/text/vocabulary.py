@@ -96,9 +96,13 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.words)
 
+    def tokenize(self, caption: str) -> list[str]:
+        """Split a caption into words, those that the vocabulary lacks among them."""
+        return self._tokenize(caption)
+
     def encode(self, caption: str) -> Int32[np.ndarray, " L"]:
         """Turn a caption into ids [START, w1, …, wn, END]; unknown words become UNK."""
-        ids = [self.ids.get(word, SPECIAL_IDS.unk) for word in self._tokenize(caption)]
+        ids = [self.ids.get(word, SPECIAL_IDS.unk) for word in self.tokenize(caption)]
         return np.asarray([SPECIAL_IDS.start, *ids, SPECIAL_IDS.end], np.int32)
 
     def decode(self, ids: Iterable[int] | Int[np.ndarray, " L"]) -> str:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from capjax.errors import CapjaxError
-from capjax.training.xe_step import Metrics
+from capjax.training.update import Metrics
 
 
 class LogWindow:

@@ -15,20 +15,7 @@ from capjax.models.decoder import DecoderOutput
 from capjax.sharding import DATA_AXIS, batch_sharded, replicated
 from capjax.training.scheduled_sampling import TeacherShare, mix_in_samples
 from capjax.training.train_state import TrainState
-from capjax.types import Features, RowKeys
-
-Batch = dict[str, Any]
-Metrics = dict[str, Float[Array, ""]]
-
-
-def visual_input(batch: Batch) -> Array | Features:
-    """Pick the images [N, H, W, 3] or the `Features` of a batch."""
-    return batch["features"] if "features" in batch else batch["image"]
-
-
-def row_keys(key: PRNGKeyArray, rows: Int[Array, " B"]) -> RowKeys:
-    """Fold the captions' rows in the global batch into the key of a step."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+from capjax.training.update import Batch, Metrics, row_keys, sum_gradients, update, visual_input
 
 
 def sum_words(
@@ -94,7 +81,7 @@ def train_step(
     batch = {**batch, "row": jnp.arange(batch["tokens"].shape[0])}
     step_key = jax.random.fold_in(key, state.step)
 
-    def loss_of(params: Any, batch_stats: Any, part: Batch) -> tuple[Array, tuple[WordSums, dict[str, Array], Any]]:
+    def loss_of(params: Any, batch_stats: Any, part: Batch) -> tuple[Array, tuple[Any, tuple[WordSums, Metrics]]]:
         variables, keys = {"params": params, "batch_stats": batch_stats}, row_keys(step_key, part["row"])
         inputs, words = visual_input(part), part["tokens"][:, :-1]
         if teacher_share is not None:
@@ -104,54 +91,18 @@ def train_step(
         sums = sum_words(output, part["tokens"][:, 1:], weights, mesh=mesh, label_smoothing=label_smoothing)
         penalties = {name: jnp.sum(values) / num_words for name, values in output.penalties.items()}
         loss = sums.loss / num_words + sum(penalties.values())
-        return loss, (sums, penalties, updates.get("batch_stats", batch_stats))
+        return loss, (updates.get("batch_stats", batch_stats), (sums, penalties))
 
-    def gradient_of(batch_stats: Any, part: Batch) -> tuple[Any, tuple[Any, WordSums, dict[str, Array]]]:
-        gradient, (sums, penalties, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params, batch_stats, part)
-        return batch_stats, (gradient, sums, penalties)
-
-    if accumulate_steps == 1:
-        batch_stats, (gradient, sums, penalties) = gradient_of(state.batch_stats, batch)
-    else:
-        parts = _microbatches(batch, accumulate_steps)
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradient_of, state.batch_stats, first)[1]
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-        def accumulate(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], None]:
-            batch_stats, totals = carry
-            batch_stats, terms = gradient_of(batch_stats, part)
-            return (batch_stats, jax.tree.map(jnp.add, totals, terms)), None
-
-        (batch_stats, (gradient, sums, penalties)), _ = jax.lax.scan(accumulate, (state.batch_stats, zeros), parts)
-
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    metrics = {
-        "loss": sums.loss / num_words,
+    gradient, batch_stats, (sums, penalties) = sum_gradients(loss_of, state, batch, accumulate_steps)
+    loss = sums.loss / num_words
+    state, norms = update(state, gradient, batch_stats, loss, optimizer=optimizer, ema_decay=ema_decay)
+    return state, {
+        "loss": loss,
         "accuracy": sums.correct / num_words,
         "num_words": sums.count,
-        "gradient_norm": optax.tree.norm(gradient),
-        "update_norm": optax.tree.norm(updates),
+        **norms,
         **penalties,
     }
-    params = optax.apply_updates(state.params, updates)
-    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema = optax.incremental_update(params, state.ema_params, 1.0 - decay) if state.ema_params else {}
-    new = (params, batch_stats, opt_state, ema)
-    is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-    old = (state.params, state.batch_stats, state.opt_state, state.ema_params)
-    return TrainState(state.step + 1, *jax.tree.map(partial(jnp.where, is_finite), new, old)), metrics
-
-
-def _microbatches(batch: Batch, num_parts: int) -> Batch:
-    """Cut a batch: image n and its captions go to part n mod `num_parts`, so that every device keeps its own rows."""
-    num_images = batch["valid"].shape[0]
-
-    def cut(x: Array) -> Array:
-        by_image = x.reshape(num_images // num_parts, num_parts, x.shape[0] // num_images, *x.shape[1:])
-        return jnp.swapaxes(by_image, 0, 1).reshape(num_parts, -1, *x.shape[1:])
-
-    return jax.tree.map(cut, batch)
 
 
 def validation_step(state: TrainState, batch: Batch, *, model: Captioner, mesh: Mesh) -> WordSums:

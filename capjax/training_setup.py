@@ -1,0 +1,166 @@
+"""What a training run works with, whatever its objective: data, vocabulary, model, optimiser and first state."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from capjax import assembly
+from capjax import config as configuration
+from capjax.checkpoint import ModelDirectory, load_model_directory
+from capjax.data.input_pipeline import Rows, training_batches
+from capjax.errors import CapjaxError
+from capjax.models import Captioner
+from capjax.pretrained.encoder_file import LoadedEncoder
+from capjax.sharding import replicate
+from capjax.text.vocabulary import Vocabulary
+from capjax.training.optimizer import make_optimizer
+from capjax.training.schedules import make_schedule
+from capjax.training.train_state import TrainState
+from capjax.types import CaptionRecord
+
+# Settings of decoders that their weights do not depend on.
+_NO_WEIGHTS = {"dropout_rate", "doubly_stochastic_weight"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a training run works with, whatever its objective.
+
+    Attributes:
+        config: of the run.
+        mesh: its devices.
+        encoder: the pretrained encoder; None where features come from another program.
+        records: the training split's captions.
+        rows: its images or features, in the same order.
+        vocabulary: of the training captions, or of the model that the run starts from.
+        model: the captioner. One fed from cached features has no encoder: that is left to the model directory.
+        start: the model that the run starts from, if any.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    encoder: LoadedEncoder | None
+    records: Sequence[CaptionRecord]
+    rows: Rows
+    vocabulary: Vocabulary
+    model: Captioner
+    start: ModelDirectory | None
+
+
+def setup_from(config: ConfigDict, mesh: Mesh) -> Setup:
+    """Open the training data and build the model.
+
+    Raises:
+        CapjaxError: if something in the configuration or the data does not fit.
+    """
+    start = _load_start(config) if config.train.init_from else None
+    encoder = assembly.encoder_from(config)
+    records, rows = assembly.open_split(config, config.dataset.train_split, encoder)
+    if start:
+        vocabulary = start.vocabulary
+    else:
+        vocabulary = Vocabulary.build((c for r in records for c in r.captions), **config.vocabulary.to_dict())
+    fed_images = not config.features.dir
+    model = assembly.captioner_from(config, len(vocabulary), encoder.config if fed_images else None)
+    return Setup(config, mesh, encoder, records, rows, vocabulary, model, start)
+
+
+def make_optimization(config: ConfigDict) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Build the learning rate by step, and the optimiser that follows it.
+
+    Raises:
+        CapjaxError: if the configuration makes none.
+    """
+    section = config.optimizer
+    schedule = make_schedule(
+        section.schedule,
+        section.learning_rate,
+        config.train.num_steps,
+        section.warmup_steps,
+        section.decay_steps,
+        section.decay_rate,
+    )
+    optimizer = make_optimizer(
+        section.name,
+        schedule,
+        weight_decay=section.weight_decay,
+        clip_norm=section.clip_norm,
+        encoder_scale=config.encoder.learning_rate_scale,
+    )
+    return schedule, optimizer
+
+
+def initial_state(setup: Setup, key: jax.Array, optimizer: optax.GradientTransformation) -> TrainState:
+    """Make the state of a run before its first step: drawn and pretrained weights, or those it starts from."""
+    features = assembly.first_features(setup.rows, setup.encoder, setup.config.encoder.grid)
+    variables = assembly.initial_variables(setup.model, key, features, setup.encoder)
+    if setup.start:
+        variables = _started(variables, setup.start, setup.config.train.init_from)
+    keep_ema = setup.config.train.ema_decay > 0
+    return replicate(TrainState.create(variables, optimizer, keep_ema), setup.mesh)
+
+
+def local_batches(setup: Setup, first_batch: int) -> Iterator[dict[str, Any]]:
+    """Go on with this process's parts of the batches of a run after `first_batch` of them."""
+    train = setup.config.train
+    return training_batches(
+        setup.records,
+        setup.rows,
+        setup.vocabulary,
+        batch_size=train.batch_size,
+        captions_per_image=train.captions_per_image,
+        max_tokens=train.max_tokens,
+        seed=setup.config.seed,
+        augment=train.augment,
+        num_workers=train.num_workers,
+        first_batch=first_batch,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _load_start(config: ConfigDict) -> ModelDirectory:
+    """Load the model that a run starts from.
+
+    Raises:
+        CapjaxError: if there is none, or its decoder is another than the run's.
+    """
+    path = pathlib.Path(config.train.init_from)
+    start = load_model_directory(path / "model" if (path / "model" / "model.json").exists() else path)
+    theirs = configuration.from_dict(start.config, f"{path}/model.json").decoder.to_dict()
+    for name, value in config.decoder.to_dict().items():
+        if theirs.get(name) != value and name not in _NO_WEIGHTS:
+            raise CapjaxError(
+                f"expected decoder.{name} = {theirs.get(name)!r} of the model {path} that the run starts from, got "
+                f"{value!r}"
+            )
+    return start
+
+
+def _started(variables: dict[str, Any], start: ModelDirectory, path: str) -> dict[str, Any]:
+    """Put the weights of a model in the place of initial ones; what the run does not train of it is left out.
+
+    Raises:
+        CapjaxError: if they are not of the same shapes.
+    """
+    taken = {}
+    for part, tree in variables.items():
+        taken[part] = {}
+        for name, initial in tree.items():
+            weights = start.variables.get(part, {}).get(name)
+            if weights is None and name == "encoder":  # it was trained on features
+                weights = initial
+            shapes = jax.tree.map(lambda x: x.shape, (initial, weights))
+            if shapes[0] != shapes[1]:
+                raise CapjaxError(
+                    f"expected the {name} of the model {path} to have the shapes that the run's has, it differs: the "
+                    "run must look at images, or features, as the model does"
+                )
+            taken[part][name] = weights
+    return taken

@@ -1,0 +1,116 @@
+"""Reinforcement as a run: where it starts, what it says, that it goes on exactly, what it refuses."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from capjax.captioning import load_model
+from capjax.config import load_config
+from capjax.errors import CapjaxError
+from capjax.train import train
+from tests.training_runs import make_store, read_jsonl, tiny_config
+
+RECIPE = pathlib.Path(__file__).parent.parent / "configs" / "self_critical.py"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("features") / "store"
+    make_store(path, num_images=120, num_val_images=120)
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(store, tmp_path_factory):
+    """A model that has learnt a little."""
+    workdir = tmp_path_factory.mktemp("start")
+    config = tiny_config(store)
+    config.train.num_steps = config.eval.every = config.train.checkpoint_every = 30
+    train(config, workdir)
+    return workdir
+
+
+def reinforced(store, start, **changes):
+    config = tiny_config(store)
+    config.train.init_from = str(start)
+    config.train.objective = "self_critical"
+    config.self_critical.num_samples = 3
+    config.search.max_length = 8
+    config.optimizer.learning_rate = 0.01
+    config.train.num_steps = 40
+    config.train.checkpoint_every = config.eval.every = 20
+    with config.unlocked():
+        config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(store, start, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, jax.device_get(train(reinforced(store, start), workdir))
+
+
+def test_it_adds_to_the_score_of_its_start_and_says_what_it_does(start, finished):
+    workdir, _ = finished
+    rows = read_jsonl(workdir / "metrics.jsonl")
+    scores = {row["step"]: row["val/CIDEr-D"] for row in rows if "val/CIDEr-D" in row}
+    assert list(scores) == [0, 20, 40]
+    began = json.loads((start / "model" / "model.json").read_text())["scores"]["val/CIDEr-D"]
+    np.testing.assert_allclose(scores[0], began, rtol=1e-5)
+    assert max(scores[20], scores[40]) > 1.1 * began
+    for row in rows:
+        if "train/loss" in row:
+            diagnostics = ("reward", "baseline", "advantage_std", "length", "repetition", "dangling_end")
+            assert {f"train/{name}" for name in diagnostics} <= set(row)
+    best = max(scores, key=scores.get)
+    assert load_model(str(workdir / "model")).vocabulary.words == load_model(str(start / "model")).vocabulary.words
+    assert json.loads((workdir / "model" / "model.json").read_text())["scores"]["step"] == best
+
+
+@pytest.mark.parametrize("stop_at", [11, 20])
+def test_resuming_is_exact(store, start, finished, tmp_path, stop_at):
+    config = reinforced(store, start)
+    config.train.num_steps = stop_at
+    train(config, tmp_path)
+    state = jax.device_get(train(reinforced(store, start), tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, state.params, finished[1].params)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, finished[1].opt_state)
+
+
+def test_any_objective_may_start_from_a_model_with_its_words(store, start, tmp_path):
+    config = tiny_config(store)
+    config.train.init_from = str(start / "model")
+    config.vocabulary.min_count = 100  # of its own it would have other words
+    config.train.num_steps = 1
+    train(config, tmp_path)
+    rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "val/loss" in row]
+    began = json.loads((start / "model" / "model.json").read_text())["scores"]["val/loss"]
+    np.testing.assert_allclose(rows[0]["val/loss"], began, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train.init_from": ""}, "train.init_from"),
+        ({"train.init_from": "nowhere"}, "expected a model directory"),
+        ({"train.label_smoothing": 0.1}, "label_smoothing"),
+        ({"self_critical.baseline": "best"}, "self_critical.baseline"),
+        ({"self_critical.num_samples": 1}, "num_samples of at least 2"),
+        ({"self_critical.xe_weight": -1.0}, "self_critical.xe_weight"),
+        ({"decoder.hidden_size": 13}, "decoder.hidden_size = 12"),
+    ],
+)
+def test_what_makes_no_sense_is_a_clear_error(store, start, tmp_path, change, message):
+    config = reinforced(store, start)
+    config.update_from_flattened_dict(change)
+    with pytest.raises(CapjaxError, match=message):
+        train(config, tmp_path / "run")
+
+
+def test_the_recipe_changes_any_other():
+    plain, changed = load_config("flickr8k_att2in:imported"), load_config(f"{RECIPE}:flickr8k_att2in:imported")
+    assert changed.train.objective == "self_critical"
+    assert changed.decoder == plain.decoder and changed.dataset == plain.dataset

@@ -1,0 +1,234 @@
+"""Self-critical training: the gradient of the expected reward, wherever it is computed, and what comes of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+
+from capjax.losses.self_critical import leave_one_out
+from capjax.metrics.packed_references import pack_references
+from capjax.models import DECODERS, Captioner, InitInjectDecoder
+from capjax.pretrained.encoder_file import EncoderConfig
+from capjax.pretrained.random_encoder import random_encoder
+from capjax.sharding import replicate, shard_batch
+from capjax.text.vocabulary import Vocabulary
+from capjax.training.scst_step import RewardTables, SelfCriticalSettings, draw_captions, jit_scst_step
+from capjax.training.train_state import TrainState
+from capjax.training.update import row_keys
+from capjax.training.xe_step import jit_train_step
+from capjax.types import SPECIAL_IDS, Features
+from tests.models.test_decoders import small
+from tests.training.test_xe_step import mesh_of
+
+REFERENCES = [
+    ["a red circle", "one circle that is red", "red"],
+    ["a blue square with a star"],
+    ["the green star", "a star that is green"],
+    ["a red square", "one square that is red"],
+    ["two circles", "circles two of them"],
+    ["a blue star", "the star is blue"],
+    ["a heart"],
+    ["the green heart is green", "one heart"],
+]
+N, K, L, F = len(REFERENCES), 3, 7, 6
+VOCABULARY = Vocabulary.build((c for of_image in REFERENCES for c in of_image), "words", 1)
+PACKED = pack_references(REFERENCES, VOCABULARY)
+DANGLING = ("a", "the", "with")
+TABLES = RewardTables(  # as arrays of the device, which a program may close over
+    jax.tree.map(jnp.asarray, PACKED.trie),
+    jnp.asarray(PACKED.number_of_token),
+    jnp.asarray([w in DANGLING for w in VOCABULARY.words]),
+)
+SETTINGS = SelfCriticalSettings(num_samples=K, max_length=L)
+
+
+def make_batch(visual=None):
+    tokens = np.zeros((N, L + 1), np.int32)
+    for row, of_image in zip(tokens, REFERENCES, strict=True):
+        ids = VOCABULARY.encode(of_image[0])
+        row[: len(ids)] = ids
+    features = Features(np.random.default_rng(0).normal(size=(N, F)).astype(np.float32))
+    return {
+        **({"features": features} if visual is None else {"image": visual}),
+        "tokens": tokens,
+        "mask": tokens[:, 1:] != 0,
+        "image_id": np.arange(N),
+        "valid": np.ones(N, bool),
+        **PACKED.of_images(range(N)),
+    }
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Captioner(InitInjectDecoder(len(VOCABULARY), 5, 7, 6, 6))
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    shapes = jax.eval_shape(model.init, jax.random.key(0), Features(jnp.zeros((1, F))), jnp.zeros((1, 1), jnp.int32))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), shapes)
+
+
+def one_update(model, variables, batch, num_devices=1, settings=SETTINGS, optimizer=None, **others):
+    mesh, optimizer = mesh_of(num_devices), optimizer or optax.sgd(1.0)
+    state = replicate(TrainState.create(variables, optimizer), mesh)
+    step = jit_scst_step(mesh, model=model, optimizer=optimizer, settings=settings, **others)
+    return jax.device_get(step(state, shard_batch(batch, mesh), replicate(TABLES, mesh), jax.random.key(0)))
+
+
+def drawn_captions(model, variables, settings):
+    """What the first step of `one_update` draws."""
+    batch = make_batch()
+    keys = row_keys(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 1), jnp.arange(N))
+    inputs = (variables, batch["features"], batch["references"], batch["reference_norms"], keys)
+    return jax.device_get(jax.jit(lambda *inputs: draw_captions(model, *inputs, TABLES, settings))(*inputs))
+
+
+def say(tokens):
+    words = [VOCABULARY.words[t] for t in tokens if t != SPECIAL_IDS.pad]
+    return " ".join("endendend" if word == "<end>" else word for word in words)
+
+
+def published_rewards(tokens, bleu_weight):
+    """CIDEr-D and BLEU-4 of `pycocoevalcap`, END a word."""
+    gts = {i: [say(VOCABULARY.encode(c)[1:]) for c in of_image] for i, of_image in enumerate(REFERENCES)}
+    rewards = []
+    for k in range(tokens.shape[1]):
+        res = {i: [say(tokens[i, k])] for i in range(N)}
+        bleu = np.asarray(Bleu(4).compute_score(gts, res, verbose=0)[1][3])
+        rewards.append(Cider().compute_score(gts, res)[1] + bleu_weight * bleu)
+    return np.transpose(rewards)
+
+
+@pytest.mark.parametrize(("baseline", "bleu_weight", "xe_weight"), [("mean", 0.0, 0.0), ("greedy", 2.0, 0.5)])
+def test_gradient_is_that_of_the_papers(model, variables, baseline, bleu_weight, xe_weight):
+    """Σ (r - b) ∇ log p, with the published scorer's rewards, and log p from decoding word by word."""
+    settings = SelfCriticalSettings(K, baseline, bleu_weight, xe_weight, L)
+    drawn = drawn_captions(model, variables, settings)
+    rewards = published_rewards(drawn.tokens, bleu_weight)
+    np.testing.assert_allclose(drawn.reward, rewards, rtol=1e-5, atol=1e-6)
+    if baseline == "mean":
+        baselines = [[np.mean(np.delete(row, k)) for k in range(K)] for row in rewards]
+    else:
+        context, carry = model.apply(variables, make_batch()["features"], method="start")
+        greedy, word, ended = [], jnp.full(N, SPECIAL_IDS.start), np.zeros(N, bool)
+        for _ in range(L):
+            carry, logits = model.apply(variables, context, carry, word, method="decode_step")
+            word = jnp.argmax(logits.at[:, :3].set(-jnp.inf), axis=-1)
+            greedy.append(np.where(ended, SPECIAL_IDS.pad, word))
+            ended |= np.asarray(word) == SPECIAL_IDS.end
+        baselines = np.repeat(published_rewards(np.transpose(greedy)[:, None], bleu_weight), K, axis=1)
+    np.testing.assert_allclose(drawn.baseline, baselines, rtol=1e-5, atol=1e-6)
+
+    batch = make_batch()
+
+    def loss(variables):
+        total = 0.0
+        context, first = model.apply(variables, batch["features"], method="start")
+        for k in range(K):
+            carry, word = first, jnp.full(N, SPECIAL_IDS.start)
+            for t in range(L):
+                carry, logits = model.apply(variables, context, carry, word, method="decode_step")
+                log_probs = jax.nn.log_softmax(logits.at[:, :3].set(-jnp.inf))
+                word = jnp.asarray(drawn.tokens[:, k, t])
+                said = word != SPECIAL_IDS.pad
+                advantage = jnp.asarray(rewards[:, k] - np.asarray(baselines)[:, k], jnp.float32)
+                log_prob = jnp.where(said, log_probs[jnp.arange(N), jnp.where(said, word, SPECIAL_IDS.end)], 0.0)
+                total -= jnp.sum(advantage * log_prob) / (N * K)
+        logits = model.apply(variables, batch["features"], jnp.asarray(batch["tokens"][:, :-1])).logits
+        of_words = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["tokens"][:, 1:, None], axis=-1)[..., 0]
+        return total - xe_weight * jnp.sum(jnp.where(batch["mask"], of_words, 0.0)) / N
+
+    value, gradient = jax.value_and_grad(loss)(variables)
+    state, metrics = one_update(model, variables, batch, settings=settings)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-4, atol=1e-5)
+    jax.tree.map(
+        lambda old, new, g: np.testing.assert_allclose(old - new, g, rtol=1e-3, atol=2e-5),
+        variables["params"],
+        state.params,
+        gradient["params"],
+    )
+
+
+def test_diagnostics_are_those_of_the_captions_drawn(model, variables):
+    drawn = drawn_captions(model, variables, SETTINGS)
+    _, metrics = one_update(model, variables, make_batch())
+    captions = [VOCABULARY.decode(row).split() for row in drawn.tokens.reshape(-1, L)]
+    tokens = [say(row).split() for row in drawn.tokens.reshape(-1, L)]
+    np.testing.assert_allclose(metrics["length"], np.mean([len(t) for t in tokens]), rtol=1e-5)
+    np.testing.assert_allclose(metrics["dangling_end"], np.mean([bool(c) and c[-1] in DANGLING for c in captions]))
+    np.testing.assert_allclose(metrics["reward"], drawn.reward.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["baseline"], drawn.baseline.mean(), rtol=1e-5)
+    spread = np.sqrt(np.mean((drawn.reward - drawn.baseline) ** 2))
+    np.testing.assert_allclose(metrics["advantage_std"], spread, rtol=1e-5)
+    assert 0 < metrics["dangling_end"] < 1
+
+
+@pytest.mark.parametrize(("num_devices", "accumulate_steps"), [(8, 1), (2, 4)])
+def test_devices_and_microbatches_do_not_matter(variables, num_devices, accumulate_steps):
+    model = Captioner(InitInjectDecoder(len(VOCABULARY), 5, 7, 6, 6, dropout_rate=0.5))
+    settings = SelfCriticalSettings(K, "greedy", 1.0, 0.3, L)
+    whole, metrics = one_update(model, variables, make_batch(), settings=settings)
+    parted, parted_metrics = one_update(
+        model, variables, make_batch(), num_devices, settings, accumulate_steps=accumulate_steps
+    )
+    for name, value in metrics.items():
+        np.testing.assert_allclose(parted_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole.params, parted.params)
+
+
+@pytest.mark.parametrize("baseline", ["mean", "greedy"])
+def test_it_learns_to_say_what_is_rewarded(model, variables, baseline):
+    settings = SelfCriticalSettings(5, baseline, max_length=L)
+    mesh, optimizer, batch = mesh_of(1), optax.adam(0.02), make_batch()
+    state = replicate(TrainState.create(variables, optimizer), mesh)
+    step = jit_scst_step(mesh, model=model, optimizer=optimizer, settings=settings)
+    batch, tables = shard_batch(batch, mesh), replicate(TABLES, mesh)
+    rewards = []
+    for _ in range(400):
+        state, metrics = step(state, batch, tables, jax.random.key(0))
+        rewards.append(float(metrics["reward"]))
+    assert np.mean(rewards[-20:]) > 5 * np.mean(rewards[:20])
+
+
+def test_leave_one_out_by_hand():
+    found = leave_one_out(jnp.asarray([[1.0, 2.0, 6.0]]))
+    np.testing.assert_allclose(found, [[4.0, 3.5, 1.5]])
+
+
+@pytest.mark.parametrize("name", sorted(DECODERS))
+def test_gradients_reach_the_encoder_of_every_decoder(name):
+    """By cross-entropy and by reinforcement, on one device and on eight."""
+    architecture = EncoderConfig(depth_multiplier=0.25, final_endpoint="mixed0", image_size=75)
+    encoder = random_encoder(architecture, 0)
+    model = Captioner(
+        small(name, vocab_size=len(VOCABULARY)), architecture.build(), freeze_encoder=False, train_batch_norm=True
+    )
+    images = np.random.default_rng(0).integers(0, 255, (N, 75, 75, 3)).astype(np.uint8)
+    features = Features(*(jnp.zeros((1, *shape)) for shape in ((72,), (49, 72))))
+    decoder = jax.jit(model.decoder.init)(jax.random.key(0), features, jnp.zeros((1, 1), jnp.int32))
+    variables = {
+        "params": {"decoder": decoder["params"], "encoder": encoder["params"]},
+        "batch_stats": {"encoder": encoder["batch_stats"]},
+    }
+    batch = make_batch(images)
+    results = [one_update(model, variables, batch, n, optimizer=optax.sgd(0.01)) for n in (1, 8)]
+    mesh = mesh_of(1)
+    step = jit_train_step(mesh, model=model, optimizer=optax.sgd(0.01))
+    xe = step(
+        replicate(TrainState.create(variables, optax.sgd(0.01)), mesh), shard_batch(batch, mesh), jax.random.key(0)
+    )
+    for state, metrics in (*results, jax.device_get(xe)):
+        assert np.isfinite(metrics["gradient_norm"]) and metrics["gradient_norm"] > 0
+        for part, before in (("params", encoder["params"]), ("batch_stats", encoder["batch_stats"])):
+            moved = jax.tree.map(
+                lambda a, b: bool(np.any(np.asarray(a) != b)), getattr(state, part)["encoder"], dict(before)
+            )
+            assert all(jax.tree.leaves(moved)), f"{part} of the encoder are trained"
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), results[0][0].params, results[1][0].params
+    )
