@@ -137,6 +137,7 @@ class LoadedModel(NamedTuple):
         encoder: the encoder it sees with, its weights those of `variables`; None if it was trained on features made
             elsewhere.
         features: the key of the feature store it was trained on, None if it was trained on images.
+        scores: of the validation that chose it, and its `step`.
     """
 
     path: str
@@ -146,6 +147,7 @@ class LoadedModel(NamedTuple):
     config: ConfigDict
     encoder: LoadedEncoder | None
     features: dict[str, Any] | None
+    scores: dict[str, float]
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -175,7 +177,16 @@ def load_model(path: str) -> LoadedModel:
             raise CapjaxError(f"expected an encoder that capjax knows in {path}/model.json, got {error}") from None
         encoder = encoder_of(architecture, weights)
     captioner = assembly.captioner_from(config, len(directory.vocabulary), encoder and encoder.config)
-    return LoadedModel(path, captioner, directory.variables, directory.vocabulary, config, encoder, directory.features)
+    return LoadedModel(
+        path,
+        captioner,
+        directory.variables,
+        directory.vocabulary,
+        config,
+        encoder,
+        directory.features,
+        directory.scores,
+    )
 
 
 def load_ensemble(paths: str) -> list[LoadedModel]:

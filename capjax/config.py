@@ -32,6 +32,7 @@ def default_config() -> ConfigDict:
     """Return the reference system's configuration, every field explained."""
     config = ConfigDict()
 
+    config.recipe = ""  # the file that the configuration comes from, and its argument; set when it is read
     config.seed = 0  # of initial parameters, data order, dropout
 
     config.dataset = ConfigDict()
@@ -166,6 +167,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise
     except (SyntaxError, ImportError, AttributeError, KeyError, TypeError, ValueError, NameError) as error:
         raise CapjaxError(f"expected {file} to define get_config() -> ConfigDict: {error}") from None
+    if "recipe" in config:
+        config.recipe = ":".join(filter(None, (path.stem, argument)))
     # Another decoder brings its own fields, which further overrides may set.
     for override in sorted(overrides, key=lambda override: not override.startswith("decoder.name=")):
         _apply(config, override)

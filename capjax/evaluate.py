@@ -1,12 +1,14 @@
 """Decode a split, score it, show it: `capjax evaluate --model=DIR --split=test`.
 
 The output folder holds metrics.json (scores, intervals, health, every setting), per_image.jsonl, results.json in the
-COCO results layout, report.html, and sheet.png with two dozen pictures from best to worst.
+COCO results layout, report.html, sheet.png with two dozen pictures from best to worst, and, if asked for, attention.png
+with where the model looked at them.
 """
 
 import argparse
 import importlib
 import pathlib
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,39 +16,42 @@ from typing import Any
 
 import flax.errors
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from capjax import assembly, data
 from capjax import config as configuration
+from capjax.attention_maps import attention_maps
 from capjax.captioning import Caption, Generator, LoadedModel, load_ensemble
 from capjax.data import feature_store
-from capjax.data.input_pipeline import ImageRows, Rows, image_batches
+from capjax.data.input_pipeline import ImageRows, Rows, image_batches, visual_rows
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
 from capjax.disk import inside, local_path
 from capjax.distributed import add_process_arguments, join_processes
 from capjax.errors import CapjaxError
-from capjax.metrics.coco_caption import DEFAULT_METRICS, References, score
+from capjax.images import Preprocessing, decode_image, preprocess
+from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, score
 from capjax.metrics.score_report import metric_names, score_report, score_table, write_scores
-from capjax.report import CaptionRow, Measure, Report, Score, read_log, spread, thumbnail, write_page, write_sheet
+from capjax.report import (
+    CaptionRow,
+    Look,
+    evaluation_report,
+    read_log,
+    spread,
+    thumbnail,
+    write_attention_sheet,
+    write_page,
+    write_sheet,
+)
+from capjax.report.ledger import append_row, config_sha256, provenance
 from capjax.sharding import make_mesh, replicate
 from capjax.types import CaptionRecord
 
 _SHEET_SIZE = 24
-
-# The health measures that the page shows, of those in metrics.json.
-_HEALTH = {
-    "dangling_end": ("dangling end", "share", "captions that break off, as in “with a”"),
-    "unknown_word": ("unknown word", "share", "captions with UNK"),
-    "repetition": ("repetition", "share", "captions that repeat an n-gram"),
-    "empty": ("empty", "share", "captions without a word"),
-    "distinct_captions": ("distinct captions", "share", "of all captions"),
-    "distinct_1": ("distinct-1", "number", "different words over words"),
-    "distinct_2": ("distinct-2", "number", "different bigrams over bigrams"),
-    "vocabulary": ("vocabulary used", "count", "different words"),
-    "mean_length": ("mean length", "number", "words"),
-}
+_PICTURE = Preprocessing(image_size=224, crop="none")
+"""How pictures are shown whose grid was made elsewhere."""
 
 
 def open_split(
@@ -155,6 +160,8 @@ def evaluate(
     bootstrap_samples: int = 1000,
     picture_of: Callable[[CaptionRecord], bytes | None] | None = None,
     log: Sequence[Mapping[str, Any]] = (),
+    attention: bool = False,
+    ledger: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Decode and score a split, and write everything to a folder.
 
@@ -171,6 +178,8 @@ def evaluate(
         bootstrap_samples: draws for the intervals, 0 for none.
         picture_of: encoded photo of a record, for the page; by default that of the dataset if it has any.
         log: of the training, for curves.
+        attention: draw where the (first) model looked, on attention.png.
+        ledger: file to append a row to that tells what was measured.
 
     Returns:
         The content of metrics.json; empty without references, and on all processes but the first.
@@ -226,11 +235,71 @@ def evaluate(
     ]
     title = f"{config.dataset.name}, {split}"
     note = judge.note(split) if judge else "Captions that a model wrote, with what people wrote of the same images."
-    write_page(out / "report.html", _page(report, shown, settings, title, note, log))
+    write_page(out / "report.html", evaluation_report(report, shown, settings.to_dict(), title, note, log))
     heading = f"{title}{f' ({judge.KIND})' if judge else ''}: {len(shown):,} images, decoded with {_told(settings)}"
-    write_sheet(out / "sheet.png", spread(shown, _SHEET_SIZE), heading=heading)
+    chosen = spread(shown, _SHEET_SIZE)
+    write_sheet(out / "sheet.png", chosen, heading=heading)
+    if attention:
+        looks = _looks(models[0], records, rows, picture_of, chosen)
+        write_attention_sheet(out / "attention.png", looks, heading=f"{heading}; lit where the model looked")
+    if ledger and known:
+        append_row(ledger, _ledger_row(models, config, split, report, settings, log))
     print(f"{len(captions):,} captions, {len(captions) / seconds:,.1f} a second; wrote {out}")
     return report
+
+
+def _looks(
+    model: LoadedModel,
+    records: Sequence[CaptionRecord],
+    rows: Rows,
+    picture_of: Callable[[CaptionRecord], bytes | None],
+    chosen: Sequence[CaptionRow],
+) -> list[Look]:
+    """Find out where a model looked when it wrote the chosen captions."""
+    at = {record.image_id: i for i, record in enumerate(records)}
+    places = [at[row.image_id] for row in chosen]
+    maps = attention_maps(model, visual_rows([rows[i] for i in places]), [row.caption for row in chosen])
+    looks = []
+    for place, row, of_words in zip(places, chosen, maps, strict=True):
+        encoded = picture_of(records[place])
+        pixels = np.full((224, 224, 3), 128, np.uint8)
+        if encoded:
+            pixels = preprocess(decode_image(encoded), model.preprocessing or _PICTURE)
+        looks.append(Look(pixels, row.caption, [*row.caption.split(), "(end)"], of_words, row.references))
+    return looks
+
+
+def _ledger_row(
+    models: Sequence[LoadedModel],
+    config: ConfigDict,
+    split: str,
+    report: Mapping[str, Any],
+    settings: DecoderSettings,
+    log: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    model = models[0]
+    trained = model.config.to_dict()
+    sees = model.encoder.config.source if model.encoder else (model.features or {}).get("imported", "imported features")
+    if model.encoder and model.config.encoder.endpoint:
+        sees += f" to {model.config.encoder.endpoint}"
+    return {
+        "recipe": model.config.recipe,
+        "config_sha256": config_sha256(trained),
+        "decoder": trained["decoder"],
+        "seeds": [m.config.seed for m in models],
+        "encoder": sees,
+        "data": {"dataset": config.dataset.name, "split": split, "num_images": report["settings"]["num_images"]},
+        "search": settings.to_dict(),
+        "scores": {name: report[name] for name in report["intervals"] or METRICS if name in report},
+        "intervals": report["intervals"],
+        "health": report["health"],
+        "right": report.get("right"),
+        "captions_per_second": report["captions_per_second"],
+        "validation": model.scores,
+        "training_seconds": sum(line.get("train/seconds", 0.0) for line in log) or None,
+        "command": " ".join(["capjax", *map(shlex.quote, sys.argv[1:])]),
+        **provenance(),
+    }
 
 
 def _told(settings: DecoderSettings) -> str:
@@ -273,39 +342,6 @@ def _read(folder: pathlib.Path, file_name: str) -> bytes | None:
     return path.read_bytes() if path and path.is_file() else None
 
 
-def _page(
-    report: Mapping[str, Any],
-    rows: Sequence[CaptionRow],
-    settings: DecoderSettings,
-    title: str,
-    note: str,
-    log: Sequence[Mapping[str, Any]],
-) -> Report:
-    intervals, health = report.get("intervals", {}), report.get("health", {})
-    scored = [
-        Score(name, report[name], *intervals.get(name, (None, None))) for name in rows[0].scores if name in report
-    ]
-    skipped = [Score(name, float("nan"), note=reason) for name, reason in report.get("skipped", {}).items()]
-    measures = [
-        Measure(name, health[key], kind, about)
-        for key, (name, kind, about) in _HEALTH.items()
-        if health.get(key) is not None
-    ]
-    if "image_dependence" in report:
-        fall = report["image_dependence"]
-        about = f"CIDEr-D {100 * fall['score']:.1f} falls to {100 * fall['shuffled']:.1f} when captions change images"
-        measures.append(Measure("image dependence", 100 * (fall["score"] - fall["shuffled"]), "number", about))
-    return Report(
-        title=title,
-        note=note,
-        settings=settings.to_dict(),
-        rows=rows,
-        scores=scored + skipped,
-        health=measures,
-        log=log,
-    )
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `capjax evaluate`."""
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory; several, with commas, vote")
@@ -319,6 +355,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_images", type=int, default=0, help="the first so many images; 0: all")
     parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help="comma-separated names of metrics")
     parser.add_argument("--bootstrap_samples", type=int, default=1000, help="draws for the intervals; 0: none")
+    parser.add_argument("--attention", action="store_true", help="draw where the model looked, word by word")
+    parser.add_argument("--ledger", type=local_path, metavar="FILE", help="append a row of what was measured (JSONL)")
     add_decoder_flags(parser)
     add_process_arguments(parser)
 
@@ -361,5 +399,7 @@ def run(args: argparse.Namespace) -> int:
         bootstrap_samples=args.bootstrap_samples,
         picture_of=args.images and (lambda record: _read(args.images, record.file_name)),
         log=read_log(log) if log.exists() else (),
+        attention=args.attention,
+        ledger=args.ledger,
     )
     return 0

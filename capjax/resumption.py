@@ -12,7 +12,7 @@ from capjax.training.train_state import TrainState
 from capjax.training_setup import Setup
 
 # Fields that may differ between the run that wrote a checkpoint and the one that resumes from it.
-CHANGEABLE = ("train.num_steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
+CHANGEABLE = ("recipe", "train.num_steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
 CHANGEABLE += ("train.num_workers", "eval.", "search.", "dataset.data_dir", "features.dir", "features.batch_size")
 
 

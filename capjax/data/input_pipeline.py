@@ -217,15 +217,18 @@ def image_batches(
         yield _visual_batch(records, rows, part)
 
 
+def visual_rows(values: Sequence[Any]) -> Any:
+    """Stack the elements of `Rows`: images [N, S, S, 3], or the `Features` of N images."""
+    if not isinstance(values[0], Features):
+        return np.stack(values)
+    grid = None if values[0].grid is None else np.stack([value.grid for value in values])
+    return Features(np.stack([value.pooled for value in values]), grid)
+
+
 def _visual_batch(records: Sequence[CaptionRecord], rows: Rows, part: Sequence[tuple[int, bool]]) -> dict[str, Any]:
-    values = [rows[i] for i, _ in part]
-    if isinstance(values[0], Features):
-        grid = None if values[0].grid is None else np.stack([value.grid for value in values])
-        visual = {"features": Features(np.stack([value.pooled for value in values]), grid)}
-    else:
-        visual = {"image": np.stack(values)}
+    visual = visual_rows([rows[i] for i, _ in part])
     return {
-        **visual,
+        "features" if isinstance(visual, Features) else "image": visual,
         "image_id": np.asarray([records[i].image_id for i, _ in part], np.int64),
         "valid": np.asarray([valid for _, valid in part]),
     }

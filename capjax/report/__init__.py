@@ -12,15 +12,21 @@
 | training_log.py  | reading a training log                                                               |
 | charts.py        | training curves and histograms as data, and as SVG for the page                      |
 | page.py          | the page; its markup, style and behaviour are page.html, page.css and page.js        |
+| evaluation.py    | what of an evaluation stands on the page                                             |
 | sheet.py         | the contact sheets: of captions, and of examples of a data set                       |
+| attention_sheet.py | pictures with what was looked at, word by word                                     |
+| text_blocks.py   | text in pictures                                                                     |
+| ledger.py        | measured numbers as rows of a file that tables are made from                         |
 | curves.py        | the same curves as a PNG                                                             |
 
 Nothing here knows of models, devices or data sets: evaluation, scoring and the demo all hand over rows.
 """
 
 from capjax.images import thumbnail
+from capjax.report.attention_sheet import Look, write_attention_sheet
 from capjax.report.contents import CaptionRow, Measure, Report, Score, spread
 from capjax.report.curves import write_curves
+from capjax.report.evaluation import evaluation_report
 from capjax.report.page import write_page
 from capjax.report.sheet import Example, write_examples, write_sheet
 from capjax.report.training_log import read_log
@@ -28,12 +34,15 @@ from capjax.report.training_log import read_log
 __all__ = [
     "CaptionRow",
     "Example",
+    "Look",
     "Measure",
     "Report",
     "Score",
+    "evaluation_report",
     "read_log",
     "spread",
     "thumbnail",
+    "write_attention_sheet",
     "write_curves",
     "write_examples",
     "write_page",

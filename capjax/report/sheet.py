@@ -4,29 +4,26 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
 from capjax.images import ImageError, small_picture
 from capjax.report.contents import CaptionRow, is_number, one_line
+from capjax.report.text_blocks import GREY, INK, PAPER, Text, draw_text, font
 
-_GAP, _MARGIN, _SPACE, _INDENT = 24, 32, 7, 11
+_GAP, _MARGIN, _SPACE = 24, 32, 7
 _WIDTH, _HEIGHT = 330, 250
 """Of the mat that a picture of any shape lies on."""
 _SQUARE = 300
-_INK, _GREY, _BAR, _PAPER, _MAT = "#16191f", "#666c78", "#b8bec8", "#ffffff", "#eceef2"
+_MAT = "#eceef2"
 _GOOD, _FAIR, _POOR = "#00795a", "#a86400", "#c23b00"
 _VERDICTS = {"right": _GOOD, "partly": _FAIR, "wrong": _POOR}
 _MAX_CAPTIONS = 5
 _MAX_NAME = 38
-_MAX_CHARACTERS = 600
-"""No line limit shows more than this; measuring the rest of a very long caption would only take time."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +42,11 @@ class Example:
 
 
 @dataclass(frozen=True)
-class _Text:
-    """A block of text: wrapped, and ending in an ellipsis after `max_lines`; a bar beside it tells equal ones apart."""
-
-    words: str
-    size: int
-    colour: str
-    max_lines: int
-    bold: bool = False
-    bar: bool = False
-
-
-@dataclass(frozen=True)
 class _Cell:
     """A picture and the texts below it."""
 
     picture: Image.Image
-    texts: Sequence[_Text]
+    texts: Sequence[Text]
 
 
 def write_sheet(
@@ -91,9 +76,9 @@ def write_sheet(
     cells = []
     for row in rows:
         mark, colour = _mark(row, metric)
-        texts = [_Text(f"■ {mark}", 13, colour, max_lines=1, bold=True)] if mark else []
-        texts.append(_Text(one_line(row.caption) or "(empty caption)", 18, _INK, max_lines=6, bold=True))
-        texts += [_Text(reference, 14, _GREY, max_lines=4) for reference in row.references[:num_references]]
+        texts = [Text(f"■ {mark}", 13, colour, max_lines=1, bold=True)] if mark else []
+        texts.append(Text(one_line(row.caption) or "(empty caption)", 18, INK, max_lines=6, bold=True))
+        texts += [Text(reference, 14, GREY, max_lines=4) for reference in row.references[:num_references]]
         cells.append(_Cell(_on_mat(row.image), texts))
     legend = [(_GOOD, "100 or more"), (_FAIR, "50 to 100"), (_POOR, f"under 50 in {metric} × 100")]
     needs_legend = any(_mark(row, metric)[0] and not row.verdict for row in rows)
@@ -120,8 +105,8 @@ def write_examples(
         if more := len(example.captions) - len(captions):
             captions.append(f"and {more} more")
         # The end of a name tells more than its folders.
-        texts = [_Text(name if len(name) <= _MAX_NAME else f"…{name[1 - _MAX_NAME :]}", 12, _GREY, max_lines=1)]
-        texts += [_Text(caption, 14, _INK, max_lines=3, bar=True) for caption in captions]
+        texts = [Text(name if len(name) <= _MAX_NAME else f"…{name[1 - _MAX_NAME :]}", 12, GREY, max_lines=1)]
+        texts += [Text(caption, 14, INK, max_lines=3, bar=True) for caption in captions]
         cells.append(_Cell(_enlarged(example.image), texts))
     _write(path, cells, columns, heading)
 
@@ -141,11 +126,11 @@ def _write(
     drawn = [_draw_cell(cell) for cell in cells]
     lines = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
     heights = [max(cell.height for cell in line) for line in lines]
-    title = _Text(heading, 21, _INK, max_lines=4, bold=True)
-    top = _draw_text(title, width - 2 * _MARGIN) if one_line(heading) else None
+    title = Text(heading, 21, INK, max_lines=4, bold=True)
+    top = draw_text(title, width - 2 * _MARGIN) if one_line(heading) else None
     offset = _MARGIN + (top.height + _GAP if top else 0)
     below = offset + sum(heights) + len(lines) * _GAP
-    sheet = Image.new("RGB", (width, below + (_MARGIN + 10 if legend else 0)), _PAPER)
+    sheet = Image.new("RGB", (width, below + (_MARGIN + 10 if legend else 0)), PAPER)
     if top:
         sheet.paste(top, (_MARGIN, _MARGIN))
     for line, height in zip(lines, heights, strict=True):
@@ -154,8 +139,8 @@ def _write(
         offset += height + _GAP
     draw, place = ImageDraw.Draw(sheet), _MARGIN
     for colour, words in legend:
-        draw.text((place, below - 4), f"■ {words}", colour, _font(13))
-        place += round(_font(13).getlength(f"■ {words}")) + _GAP
+        draw.text((place, below - 4), f"■ {words}", colour, font(13))
+        place += round(font(13).getlength(f"■ {words}")) + _GAP
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     write_atomically(path, buffer.getvalue())
@@ -163,27 +148,13 @@ def _write(
 
 def _draw_cell(cell: _Cell) -> Image.Image:
     """Draw a picture with its texts below one another."""
-    blocks = [cell.picture, *(_draw_text(text, cell.picture.width) for text in cell.texts)]
+    blocks = [cell.picture, *(draw_text(text, cell.picture.width) for text in cell.texts)]
     height = sum(block.height for block in blocks) + _SPACE * (len(blocks) - 1)
-    drawn, offset = Image.new("RGB", (cell.picture.width, height), _PAPER), 0
+    drawn, offset = Image.new("RGB", (cell.picture.width, height), PAPER), 0
     for block in blocks:
         drawn.paste(block, (0, offset))
         offset += block.height + _SPACE
     return drawn
-
-
-def _draw_text(text: _Text, width: int) -> Image.Image:
-    """Draw a block of text `width` pixels wide."""
-    font, indent = _font(text.size, text.bold), _INDENT if text.bar else 0
-    lines = wrap(text.words, font, width - indent, text.max_lines)
-    pitch = round(1.3 * text.size)
-    block = Image.new("RGB", (width, pitch * len(lines)), _PAPER)
-    draw = ImageDraw.Draw(block)
-    if text.bar and lines:
-        draw.rectangle((0, 2, 2, block.height - 3), _BAR)
-    for index, line in enumerate(lines):
-        draw.text((indent, index * pitch), line, text.colour, font)
-    return block
 
 
 def _mark(row: CaptionRow, metric: str) -> tuple[str, str]:
@@ -192,9 +163,9 @@ def _mark(row: CaptionRow, metric: str) -> tuple[str, str]:
     scored = f"{metric} × 100: {100 * score:.0f}" if is_number(score) else ""
     if row.verdict:
         words = one_line(row.verdict)
-        return (f"{words} · {scored}" if scored else words), _VERDICTS.get(row.verdict, _GREY)
+        return (f"{words} · {scored}" if scored else words), _VERDICTS.get(row.verdict, GREY)
     if not scored:
-        return "", _GREY
+        return "", GREY
     return scored, _POOR if score < 0.5 else _FAIR if score < 1.0 else _GOOD
 
 
@@ -207,7 +178,7 @@ def _on_mat(data: bytes | None) -> Image.Image:
         picture = None
     if picture is None:
         word = "no picture" if data is None else "unreadable picture"
-        ImageDraw.Draw(mat).text((_WIDTH / 2, _HEIGHT / 2), word, _GREY, _font(14), anchor="mm")
+        ImageDraw.Draw(mat).text((_WIDTH / 2, _HEIGHT / 2), word, GREY, font(14), anchor="mm")
         return mat
     scale = min(_WIDTH / picture.width, _HEIGHT / picture.height)
     size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
@@ -221,37 +192,3 @@ def _enlarged(image: UInt8[np.ndarray, "S S 3"]) -> Image.Image:
     picture = Image.fromarray(image)
     resampling = Image.Resampling.LANCZOS if picture.width >= _SQUARE else Image.Resampling.NEAREST
     return picture.resize((_SQUARE, _SQUARE), resampling)
-
-
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:
-    """Break text into at most `max_lines` lines of at most `width` pixels; words wider than a line are cut."""
-    text = one_line(text)
-    shortened = len(text) > _MAX_CHARACTERS
-    lines, line = [], ""
-    for word in text[:_MAX_CHARACTERS].split(" "):
-        if font.getlength(f"{line} {word}".strip()) <= width:
-            line = f"{line} {word}".strip()
-            continue
-        if line:
-            lines.append(line)
-        while font.getlength(word) > width:
-            fitting = next((end for end in range(len(word) - 1, 1, -1) if font.getlength(word[:end]) <= width), 1)
-            lines.append(word[:fitting])
-            word = word[fitting:]
-        line = word
-    if line:
-        lines.append(line)
-    if len(lines) > max_lines or shortened:
-        lines = lines[:max_lines]
-        while lines[-1] and font.getlength(f"{lines[-1]}…") > width:
-            lines[-1] = lines[-1][:-1]
-        lines[-1] = f"{lines[-1].rstrip()}…"
-    return lines
-
-
-@cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Load DejaVu Sans, which comes with matplotlib and covers Latin, Greek, Cyrillic and more on every machine."""
-    from matplotlib import get_data_path  # late, for the same reason as in curves.py
-
-    return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", f"DejaVuSans{'-Bold' if bold else ''}.ttf"), size)

@@ -42,7 +42,8 @@ class LogWindow:
         """Average the metrics, weighted by words, and start anew.
 
         Returns:
-            Scalars by name, `train/loss` and so on, and `train/words_per_second`; empty after no step.
+            Scalars by name, `train/loss` and so on, `train/words_per_second`, and `train/seconds`, the time that the
+            steps took; empty after no step.
 
         Raises:
             CapjaxError: as `check`.
@@ -55,7 +56,7 @@ class LogWindow:
         words = np.asarray([row.pop("num_words") for row in rows], np.float64)
         weights = words / max(words.sum(), 1.0)
         mean = {f"train/{name}": float(np.dot(weights, [row[name] for row in rows])) for name in rows[0]}
-        return mean | {"train/words_per_second": float(words.sum()) / seconds}
+        return mean | {"train/words_per_second": float(words.sum()) / seconds, "train/seconds": seconds}
 
     def restart_clock(self) -> None:
         """Leave the time until now out of the speed: it went to a validation."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from capjax.errors import CapjaxError
 from capjax.report import CaptionRow, Example, write_examples, write_sheet
-from capjax.report.sheet import _font, wrap
+from capjax.report.text_blocks import font, wrap
 
 
 def picture(colour: str, size: tuple[int, int] = (300, 200)) -> bytes:
@@ -83,12 +83,12 @@ def test_nothing_to_draw_is_one_clear_error(tmp_path: pathlib.Path, rows: list[C
 @example("a" + "0123456789" * 30, 8)
 @given(st.text(st.characters(codec="utf-8"), max_size=300), st.integers(1, 8))
 def test_wrapped_lines_fit_and_lose_nothing_unsaid(text: str, max_lines: int) -> None:
-    font = _font(14)
-    lines = wrap(text, font, 200, max_lines)
+    chosen = font(14)
+    lines = wrap(text, chosen, 200, max_lines)
     assert len(lines) <= max_lines
-    assert all(font.getlength(line) <= 200 for line in lines)
-    everything = "".join(wrap(text, font, 200, 10_000)).replace(" ", "")
-    assert everything == "".join(wrap(text, font, 10**9, 10)).replace(" ", "")
+    assert all(chosen.getlength(line) <= 200 for line in lines)
+    everything = "".join(wrap(text, chosen, 200, 10_000)).replace(" ", "")
+    assert everything == "".join(wrap(text, chosen, 10**9, 10)).replace(" ", "")
     shown = "".join(lines).replace(" ", "")
     assert shown == everything or (shown.endswith("…") and everything.startswith(shown[:-1]))
 

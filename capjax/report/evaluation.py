@@ -1,0 +1,62 @@
+"""The page of an evaluation, from the scores and health measures in its metrics.json."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from capjax.report.contents import CaptionRow, Measure, Report, Score
+
+# The health measures that the page shows: title, kind, explanation.
+_HEALTH = {
+    "dangling_end": ("dangling end", "share", "captions that break off, as in “with a”"),
+    "unknown_word": ("unknown word", "share", "captions with UNK"),
+    "repetition": ("repetition", "share", "captions that repeat an n-gram"),
+    "empty": ("empty", "share", "captions without a word"),
+    "distinct_captions": ("distinct captions", "share", "of all captions"),
+    "distinct_1": ("distinct-1", "number", "different words over words"),
+    "distinct_2": ("distinct-2", "number", "different bigrams over bigrams"),
+    "vocabulary": ("vocabulary used", "count", "different words"),
+    "mean_length": ("mean length", "number", "words"),
+}
+
+
+def evaluation_report(
+    report: Mapping[str, Any],
+    rows: Sequence[CaptionRow],
+    settings: Mapping[str, Any],
+    title: str,
+    note: str,
+    log: Sequence[Mapping[str, Any]],
+) -> Report:
+    """Lay out the page of an evaluation.
+
+    Args:
+      report: the content of metrics.json.
+      rows: every caption.
+      settings: how the captions were decoded.
+      title: heading of the page.
+      note: what this is.
+      log: of the training, for curves.
+    """
+    intervals, health = report.get("intervals", {}), report.get("health", {})
+    scored = [
+        Score(name, report[name], *intervals.get(name, (None, None))) for name in rows[0].scores if name in report
+    ]
+    skipped = [Score(name, float("nan"), note=reason) for name, reason in report.get("skipped", {}).items()]
+    measures = [
+        Measure(name, health[key], kind, about)
+        for key, (name, kind, about) in _HEALTH.items()
+        if health.get(key) is not None
+    ]
+    if "image_dependence" in report:
+        fall = report["image_dependence"]
+        about = f"CIDEr-D {100 * fall['score']:.1f} falls to {100 * fall['shuffled']:.1f} when captions change images"
+        measures.append(Measure("image dependence", 100 * (fall["score"] - fall["shuffled"]), "number", about))
+    return Report(
+        title=title,
+        note=note,
+        settings=settings,
+        rows=rows,
+        scores=scored + skipped,
+        health=measures,
+        log=log,
+    )
