@@ -1,0 +1,110 @@
+"""Writes the tables of measured numbers into the documents, from the rows of experiments/results/ledger.jsonl.
+
+    capjax evaluate --model=runs/x/model --split=val --beam_size=3 --ledger=experiments/results/ledger.jsonl
+    python experiments/tables.py
+
+A document has a table where it says `<!-- table: NAME -->`, up to `<!-- end of table -->`; NAMEs are the functions of
+`TABLES`. Of rows that measure the same the newest stands in the table; runs that differ in their seed alone are one
+line, with the mean and the least and greatest.
+"""
+
+import argparse
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from capjax.report.ledger import read_ledger
+
+ROOT = pathlib.Path(__file__).parent.parent
+LEDGER = ROOT / "experiments" / "results" / "ledger.jsonl"
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "experiments" / "results").glob("*.md")))
+METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D")
+
+Row = Mapping[str, Any]
+Runs = Sequence[Row]
+
+
+def told_search(row: Row) -> str:
+    """Say how captions were searched for."""
+    search = row["search"]
+    if search["method"] == "greedy":
+        return "greedy"
+    told = f"{search['method'].replace('_', ' ')} {search.get('beam_size', '')}".strip()
+    return f"{told}, length penalty {search['length_penalty']:g}" if search.get("length_penalty") else told
+
+
+def same_but_for_seeds(rows: Sequence[Row]) -> list[Runs]:
+    """Group the rows that measure the same with other seeds, the newest of each seed."""
+    groups: dict[tuple, dict[tuple, Row]] = {}
+    for row in rows:
+        key = (row["recipe"], row["config_sha256"], row["encoder"], str(row["data"]), str(row["search"]))
+        groups.setdefault(key, {})[tuple(row["seeds"])] = row
+    return [tuple(group.values()) for group in groups.values()]
+
+
+def mean_and_range(values: Sequence[float], digits: int) -> str:
+    """Format one number, or the mean of several with the least and the greatest."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def scored(runs: Runs, metric: str) -> str:
+    """Format a score × 100: with its interval if there is one run, else with the range of the runs."""
+    values = [100 * row["scores"][metric] for row in runs if metric in row["scores"]]
+    if not values:
+        return "–"
+    interval = runs[0]["intervals"].get(metric)
+    if len(values) == 1 and interval and metric == "CIDEr-D":
+        return f"{values[0]:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    return mean_and_range(values, 1)
+
+
+def flickr8k(rows: Sequence[Row]) -> list[str]:
+    """All runs on Flickr8k's dev split."""
+    head = ("recipe", "features", "search", "loss", "perplexity", "accuracy", *METRICS, "captions/s", "training, min")
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    wanted = [r for r in rows if r["data"]["dataset"].startswith("flickr8k") and r["data"]["split"] == "val"]
+    for runs in sorted(same_but_for_seeds(wanted), key=lambda runs: (runs[0]["recipe"], told_search(runs[0]))):
+        validation = [row["validation"] for row in runs]
+        minutes = [row["training_seconds"] / 60 for row in runs if row["training_seconds"]]
+        seeds = f" × {len(runs)} seeds" if len(runs) > 1 else ""
+        cells = [
+            f"`{runs[0]['recipe']}`{seeds}",
+            runs[0]["encoder"],
+            told_search(runs[0]),
+            mean_and_range([v["val/loss"] for v in validation], 3),
+            mean_and_range([v["val/perplexity"] for v in validation], 1),
+            mean_and_range([v["val/accuracy"] for v in validation], 3),
+            *(scored(runs, metric) for metric in METRICS),
+            mean_and_range([row["captions_per_second"] for row in runs], 0),
+            mean_and_range(minutes, 0) if minutes else "–",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {"flickr8k": flickr8k}
+
+
+def with_tables(text: str, rows: Sequence[Row]) -> str:
+    """Return a document with its tables made anew."""
+
+    def make(match: re.Match) -> str:
+        return f"{match[1]}\n" + "\n".join(TABLES[match[2]](rows)) + f"\n{match[3]}"
+
+    return re.sub(r"(<!-- table: (\w+) -->)\n.*?(<!-- end of table -->)", make, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write the tables into all documents."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    rows = read_ledger(LEDGER)
+    for document in DOCUMENTS:
+        document.write_text(with_tables(document.read_text(), rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The documents' tables of measured numbers are those of the ledger."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from capjax.report.ledger import read_ledger
+
+ROOT = pathlib.Path(__file__).parent.parent
+SPEC = importlib.util.spec_from_file_location("tables", ROOT / "experiments" / "tables.py")
+tables = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(tables)
+
+
+@pytest.mark.parametrize("document", tables.DOCUMENTS, ids=lambda path: path.name)
+def test_documents_hold_what_the_ledger_says(document):
+    text = document.read_text()
+    assert tables.with_tables(text, read_ledger(tables.LEDGER)) == text, "run python experiments/tables.py"
+
+
+def row(seed=0, cider=0.4, date="2026", **changes):
+    return {
+        "recipe": "flickr8k_att2in:imported",
+        "config_sha256": "a",
+        "seeds": [seed],
+        "encoder": "x.npz",
+        "data": {"dataset": "flickr8k/captions", "split": "val", "num_images": 10},
+        "search": {"method": "beam", "beam_size": 3, "length_penalty": 0.0},
+        "scores": {"BLEU-4": 0.17, "CIDEr-D": cider},
+        "intervals": {"CIDEr-D": [cider - 0.1, cider + 0.1]},
+        "captions_per_second": 100.4,
+        "validation": {"val/loss": 3.0, "val/perplexity": 20.1, "val/accuracy": 0.37},
+        "training_seconds": 600.0,
+        "date": date,
+    } | changes
+
+
+def test_runs_of_several_seeds_are_one_line_and_a_repeated_one_counts_once():
+    rows = [row(0, 0.2), row(0, 0.4), row(1, 0.5), row(0, 0.3, search={"method": "greedy"})]
+    lines = tables.flickr8k(rows)[2:]
+    assert len(lines) == 2
+    assert "× 2 seeds" in lines[0] and "| 45.0 (40.0–50.0) |" in lines[0] and "| beam 3 |" in lines[0]
+    assert "| greedy |" in lines[1] and "| 30.0 [20.0, 40.0] |" in lines[1] and "| – |" in lines[1]
+
+
+def test_other_data_is_left_out():
+    assert len(tables.flickr8k([row(data={"dataset": "scenes", "split": "test", "num_images": 1})])) == 2
