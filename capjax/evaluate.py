@@ -234,7 +234,7 @@ def evaluate(
         for record, caption, verdict in zip(records, captions, verdicts, strict=True)
     ]
     title = f"{config.dataset.name}, {split}"
-    note = judge.note(split) if judge else "Captions that a model wrote, with what people wrote of the same images."
+    note = judge.note(records) if judge else "Captions that a model wrote, with what people wrote of the same images."
     write_page(out / "report.html", evaluation_report(report, shown, settings.to_dict(), title, note, log))
     heading = f"{title}{f' ({judge.KIND})' if judge else ''}: {len(shown):,} images, decoded with {_told(settings)}"
     chosen = spread(shown, _SHEET_SIZE)

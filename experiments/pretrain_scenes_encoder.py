@@ -4,7 +4,11 @@
 
 What ImageNet weights are for COCO, these weights are for scenes: an encoder that can see, trained on another task than
 captioning, and on pictures of its own that no split of the dataset contains. It never sees a picture with a held-out
-combination of colour, shape and time of day.
+combination of colour, shape and time of day, nor one with a held-out pair of colour and shape.
+
+In half of the pictures the shapes have colours without a name, far from those that captions name, and the question of
+colour is left out. So a shape is learnt apart from the six colours and their backgrounds: otherwise a network takes
+"red by day" for evidence against a star, since red stars by day are held out.
 
 The task is to say what a picture shows, part by part, without words. From the pooled features, the only thing that the
 reference decoder gets, linear heads predict the background, the arrangement and, for each group of shapes in reading
@@ -17,8 +21,11 @@ them many times.
 """
 
 import argparse
+import colorsys
 import functools
+import io
 import json
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
@@ -31,9 +38,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, Float
+from PIL import Image
 from tqdm import tqdm
 
-from capjax.data.scenes.builder import encode_picture
 from capjax.data.scenes.layout import (
     ARRANGEMENTS,
     BACKGROUNDS,
@@ -43,10 +50,13 @@ from capjax.data.scenes.layout import (
     PATTERNS,
     SHAPES,
     SIZES,
+    Colour,
+    HeldOut,
     Scene,
     is_held_out,
     sample_scene,
 )
+from capjax.data.scenes.rendering import PALETTE, render_scene
 from capjax.images import Preprocessing, decode_image, preprocess
 from capjax.models.inception_v3 import InceptionV3, scale_images
 from capjax.pretrained.encoder_file import EncoderConfig, save_encoder
@@ -54,6 +64,10 @@ from capjax.pretrained.random_encoder import random_encoder
 
 ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "pattern": PATTERNS}
 LABEL_SMOOTHING = 0.1
+NAMELESS_SHARE = 0.5
+"""Of the training pictures, whose shapes have colours without a name."""
+NAMELESS_DISTANCE = 70
+"""From every colour that has one, in RGB."""
 STEM_STRIDE = 8
 """Pixels between neighbouring positions of the grid of `mixed2`."""
 
@@ -87,7 +101,7 @@ def make_labels(scene: Scene, image_size: int) -> Labels:
         classes = {name: values.index(getattr(group, name)) for name, values in ATTRIBUTES.items()}
         labels["count"][i] = len(group.members)
         labels["place"][i] = np.mean([(m.x, m.y) for m in group.members], axis=0)
-        labels["held_out"][i] = is_held_out(group.kind, scene.background)
+        labels["held_out"][i] = is_held_out(group.kind, scene.background, "both")
         for name, index in classes.items():
             labels[name][i] = index
         for m in group.members:
@@ -98,13 +112,39 @@ def make_labels(scene: Scene, image_size: int) -> Labels:
     return {name: value.reshape(-1) if name.startswith("cell") else value for name, value in labels.items()}
 
 
-def render_labelled(seeds: list[str], image_size: int, held_out: bool) -> tuple[np.ndarray, Labels]:
-    """Render one scene for each seed, pass it through a JPEG file and the preprocessing of training, and label it."""
+def nameless_palette(rng: Random) -> dict[Colour, tuple[int, int, int]]:
+    """Draw a colour in place of each of the six, far from all of them."""
+    palette: dict[Colour, tuple[int, int, int]] = {}
+    while len(palette) < len(COLOURS):
+        red, green, blue = (round(255 * x) for x in colorsys.hsv_to_rgb(rng.random(), rng.random(), rng.random()))
+        if all(math.dist((red, green, blue), named) > NAMELESS_DISTANCE for named in PALETTE.values()):
+            palette[COLOURS[len(palette)]] = red, green, blue
+    return palette
+
+
+def render_labelled(seeds: list[str], image_size: int, check: HeldOut | None) -> tuple[np.ndarray, Labels]:
+    """Render one scene for each seed, pass it through a JPEG file and the preprocessing of training, and label it.
+
+    Args:
+        seeds: of the scenes.
+        image_size: of the encoder's input.
+        check: what of the held-out each picture shows; None for pictures to train on, half of them without names for
+            their colours.
+    """
     images, labels = [], []
     for seed in seeds:
-        scene = sample_scene(Random(seed), held_out=held_out)
-        images.append(preprocess(decode_image(encode_picture(scene)), Preprocessing(image_size=image_size)))
+        rng = Random(seed)
+        palette = PALETTE
+        if check is None and rng.random() < NAMELESS_SHARE:
+            palette = nameless_palette(rng)
+        scene = sample_scene(rng, held_out=check in ("combinations", "pairs"), what=check or "both")
+        buffer = io.BytesIO()
+        Image.fromarray(render_scene(scene, palette=palette)).save(buffer, "JPEG", quality=92, subsampling="4:4:4")
+        images.append(preprocess(decode_image(buffer.getvalue()), Preprocessing(image_size=image_size)))
         labels.append(make_labels(scene, image_size))
+        if palette is not PALETTE:
+            labels[-1]["colour"][:] = -1
+            labels[-1]["cell_colour"] = np.where(labels[-1]["cell_colour"] > 0, -1, 0).astype(np.int32)
     return np.stack(images), stack_labels(labels)
 
 
@@ -114,11 +154,11 @@ def stack_labels(labels: list[Labels], join: Callable[[list[np.ndarray]], np.nda
 
 
 def render_pictures(
-    purpose: str, num: int, image_size: int, num_workers: int, held_out: bool = False
+    purpose: str, num: int, image_size: int, num_workers: int, check: HeldOut | None = None
 ) -> tuple[np.ndarray, Labels]:
     """Render `num` scenes in several processes: images uint8 [num, S, S, 3] and their labels."""
     parts = np.array_split([f"{purpose}/{i}" for i in range(num)], max(num // 250, 1))
-    render = functools.partial(render_labelled, image_size=image_size, held_out=held_out)
+    render = functools.partial(render_labelled, image_size=image_size, check=check)
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
         results = list(tqdm(pool.imap(render, map(list, parts)), total=len(parts), desc=purpose, disable=None))
     images, labels = zip(*results, strict=True)
@@ -295,8 +335,8 @@ def main() -> None:
     encoder = config.build()
     images, labels = render_pictures("pretraining", args.pictures, args.image_size, args.workers)
     checks = {
-        name: render_pictures(name, 2 * EVAL_BATCH, args.image_size, args.workers, held_out=name == "held_out")
-        for name in ("seen", "held_out")
+        name: render_pictures(name, 2 * EVAL_BATCH, args.image_size, args.workers, check)
+        for name, check in (("seen", "both"), ("held_out", "combinations"), ("unseen_pairs", "pairs"))
     }
     start = time.time()
 

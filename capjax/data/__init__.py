@@ -56,6 +56,13 @@ SOURCES: dict[str, Source] = {
         rendered=True,
         judge="capjax.data.scenes.judge",
     ),
+    "scenes_pairs": Source(
+        "capjax.data.scenes.builder",
+        "ScenesPairs",
+        "the same, tested with unseen pairs of colour and shape",
+        rendered=True,
+        judge="capjax.data.scenes.judge",
+    ),
 }
 
 

@@ -5,7 +5,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from capjax.data.scenes.builder import Scenes, encode_picture, scene_of
+from capjax.data.scenes import judge
+from capjax.data.scenes.builder import Scenes, ScenesPairs, encode_picture, scene_of
 from capjax.data.scenes.captions import describe
 from capjax.data.scenes.claims import caption_is_true, mentioned_share, read_caption
 from capjax.data.scenes.layout import (
@@ -22,6 +23,7 @@ from capjax.data.scenes.layout import (
 from capjax.data.scenes.rendering import PALETTE, render_scene
 from capjax.errors import CapjaxError
 from capjax.images import decode_image
+from capjax.types import CaptionRecord
 
 
 def make_group(colour, shape, *centres, size="small", pattern="plain", radius=0.09):
@@ -272,3 +274,20 @@ def test_the_builder_writes_what_the_ids_say(tmp_path):
 def test_bad_sizes_are_refused(num_pictures, tmp_path):
     with pytest.raises(CapjaxError, match="train, val and test"):
         Scenes(num_pictures=num_pictures, data_dir=tmp_path)
+
+
+def test_the_harder_variant_never_shows_some_pairs_in_training(tmp_path):
+    builder = ScenesPairs(num_pictures={"train": 40, "val": 5, "test": 10}, image_size=32, data_dir=tmp_path)
+    builder.download_and_prepare()
+    pairs = [(c, s) for c in COLOURS for s in SHAPES]
+    assert sum(is_held_out(pair, "day", "pairs") for pair in pairs) == len(COLOURS)
+    for split in ("train", "val", "test"):
+        for example in builder.as_data_source(split):
+            scene = scene_of(int(example["image_id"]))
+            assert all(caption_is_true(caption.decode(), scene) for caption in example["captions"])
+            assert any(is_held_out(g.kind, scene.background, "pairs") for g in scene.groups) == (split == "test")
+            record = CaptionRecord(int(example["image_id"]), "", tuple(c.decode() for c in example["captions"]))
+            assert judge.verdict(record, record.captions[0]) == "right"
+            assert ("pair of colour and shape that no training" in judge.note([record])) == (split == "test")
+    ids = {int(e["image_id"]) for split in ("train", "val", "test") for e in builder.as_data_source(split)}
+    assert min(ids) >= 10_000_000, "apart from those of the other variant"

@@ -6,7 +6,9 @@ describes it, and `claims` tells whether a caption is right.
 
 Splits: every combination of colour, shape and time of day that `layout.is_held_out` appears in no training or
 validation picture, and each test picture shows at least one. So the test split asks for red stars by day after a
-training with red stars at night and red hearts by day, but no red star by day.
+training with red stars at night and red hearts by day, but no red star by day. `scenes_pairs` is harder: six pairs of
+colour and shape appear in no training picture at all, so that its test split asks for words that were never written
+beside each other.
 """
 
 import io
@@ -19,7 +21,7 @@ from PIL import Image
 
 from capjax.data.caption_builder import CaptionBuilder, SplitExamples
 from capjax.data.scenes.captions import describe
-from capjax.data.scenes.layout import Scene, sample_scene
+from capjax.data.scenes.layout import HeldOut, Scene, sample_scene
 from capjax.data.scenes.rendering import render_scene
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord
@@ -27,6 +29,8 @@ from capjax.types import CaptionRecord
 NUM_PICTURES = {"train": 4000, "val": 400, "test": 400}
 IMAGE_SIZE = 128
 _FIRST_ID = {"train": 0, "val": 1_000_000, "test": 2_000_000}
+_FIRST_PAIRS_ID = 10_000_000
+"""The ids of `scenes_pairs` begin here, by split as those of `scenes`."""
 
 
 class Scenes(CaptionBuilder):
@@ -37,6 +41,7 @@ class Scenes(CaptionBuilder):
         "Rendered pictures of one to three groups of coloured shapes, five English captions each. Test pictures show "
         "combinations of colour, shape and time of day that occur in no training picture."
     )
+    first_id = 0
 
     def __init__(
         self,
@@ -70,16 +75,34 @@ class Scenes(CaptionBuilder):
 
     def _render(self, split: str, num_pictures: int) -> Iterator[tuple[CaptionRecord, bytes]]:
         for i in range(num_pictures):
-            image_id = _FIRST_ID[split] + i
+            image_id = self.first_id + _FIRST_ID[split] + i
             scene = scene_of(image_id, self._seed)
             captions = describe(scene, _random("captions", image_id, self._seed))
             record = CaptionRecord(image_id=image_id, file_name=f"{split}-{i:06d}.jpg", captions=captions)
             yield record, encode_picture(scene, self._image_size)
 
 
+class ScenesPairs(Scenes):
+    """The TFDS builder of the harder variant."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = (
+        "Rendered pictures of one to three groups of coloured shapes, five English captions each. Test pictures show "
+        "pairs of colour and shape that occur in no training picture."
+    )
+    first_id = _FIRST_PAIRS_ID
+
+
 def scene_of(image_id: int, seed: int = 0) -> Scene:
-    """Return what the picture with this id shows; millions of the id tell the split."""
-    return sample_scene(_random("scene", image_id, seed), held_out=image_id >= _FIRST_ID["test"])
+    """Return what the picture with this id shows; the id tells variant and split."""
+    is_test = image_id % _FIRST_PAIRS_ID >= _FIRST_ID["test"]
+    what: HeldOut = "pairs" if of_pairs(image_id) else "combinations"
+    return sample_scene(_random("scene", image_id, seed), held_out=is_test, what=what)
+
+
+def of_pairs(image_id: int) -> bool:
+    """Tell whether a picture is one of `scenes_pairs`."""
+    return image_id >= _FIRST_PAIRS_ID
 
 
 def encode_picture(scene: Scene, image_size: int = IMAGE_SIZE) -> bytes:

@@ -19,6 +19,8 @@ Size = Literal["small", "large"]
 Pattern = Literal["plain", "striped", "spotted"]
 Background = Literal["day", "sunset", "night"]
 Arrangement = Literal["single", "scattered", "row", "horizontal", "vertical", "nested"]
+HeldOut = Literal["combinations", "pairs", "both"]
+"""What is kept for test pictures: see `is_held_out`."""
 
 COLOURS: tuple[Colour, ...] = ("red", "yellow", "green", "blue", "purple", "pink")
 SHAPES: tuple[Shape, ...] = ("circle", "square", "triangle", "star", "heart", "moon")
@@ -75,27 +77,34 @@ class Scene:
         return sum(len(group.members) for group in self.groups)
 
 
-def is_held_out(kind: tuple[Colour, Shape], background: Background) -> bool:
+def is_held_out(kind: tuple[Colour, Shape], background: Background, what: HeldOut = "combinations") -> bool:
     """Return whether this colour and shape on this background is kept for the test split.
 
-    Each pair of colour and shape is held out on one of the three backgrounds, each background holds out a third of the
-    pairs, and each colour and each shape is in as many of them.
+    Args:
+      kind: colour and shape.
+      background: of the picture.
+      what: `combinations`: each pair of colour and shape is held out on one of the three backgrounds, each background
+        holds out a third of the pairs, and each colour and each shape is in as many of them. `pairs`: six pairs are
+        held out on every background, each colour and each shape in one of them. `both`: either.
     """
-    colour, shape = kind
-    return (COLOURS.index(colour) + SHAPES.index(shape)) % len(BACKGROUNDS) == BACKGROUNDS.index(background)
+    colour, shape = COLOURS.index(kind[0]), SHAPES.index(kind[1])
+    on_this = (colour + shape) % len(BACKGROUNDS) == BACKGROUNDS.index(background)
+    everywhere = colour == shape
+    return {"combinations": on_this, "pairs": everywhere, "both": on_this or everywhere}[what]
 
 
-def sample_scene(rng: Random, *, held_out: bool = False) -> Scene:
+def sample_scene(rng: Random, *, held_out: bool = False, what: HeldOut = "combinations") -> Scene:
     """Draw a scene.
 
     Args:
       rng: source of all randomness; the same state gives the same scene.
-      held_out: whether the scene must show a combination that `is_held_out` (test pictures), or none.
+      held_out: whether the scene must show something that `is_held_out` (test pictures), or nothing of it.
+      what: is held out.
     """
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     num_groups = {"single": 1, "several": 1, "trio": 3}.get(kind, 2)
     background = rng.choice(BACKGROUNDS)
-    kinds = _sample_kinds(rng, num_groups, background, held_out)
+    kinds = _sample_kinds(rng, num_groups, background, held_out, what)
     texture_seed = rng.getrandbits(32)
     place = {"single": _single, "several": _several, "nested": _nested, "trio": _trio}.get(kind)
     if place is None:
@@ -105,11 +114,13 @@ def sample_scene(rng: Random, *, held_out: bool = False) -> Scene:
     return Scene(groups=groups, arrangement=arrangement, background=background, texture_seed=texture_seed)
 
 
-def _sample_kinds(rng: Random, num_groups: int, background: Background, held_out: bool) -> list[tuple[Colour, Shape]]:
+def _sample_kinds(
+    rng: Random, num_groups: int, background: Background, held_out: bool, what: HeldOut
+) -> list[tuple[Colour, Shape]]:
     """Draw distinct (colour, shape) pairs; they share a colour or a shape more often than chance would have it."""
     pairs = [(c, s) for c in COLOURS for s in SHAPES]
-    allowed = [pair for pair in pairs if held_out or not is_held_out(pair, background)]
-    first = rng.choice([pair for pair in pairs if is_held_out(pair, background)] if held_out else allowed)
+    allowed = [pair for pair in pairs if held_out or not is_held_out(pair, background, what)]
+    first = rng.choice([pair for pair in pairs if is_held_out(pair, background, what)] if held_out else allowed)
     kinds = [first]
     while len(kinds) < num_groups:
         others = [kind for kind in allowed if kind not in kinds]

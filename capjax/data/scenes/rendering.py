@@ -5,6 +5,7 @@ hills, stars in the sky) varies with the scene's texture seed.
 """
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from random import Random
 
@@ -40,13 +41,21 @@ HILLS: dict[Background, tuple[tuple[int, int, int], ...]] = {
 """Colours of the far and the near hills."""
 
 
-def render_scene(scene: Scene, size: int = 128) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Paint a scene as a square RGB picture of `size` pixels a side; the same scene gives the same pixels."""
+def render_scene(
+    scene: Scene, size: int = 128, palette: Mapping[Colour, tuple[int, int, int]] = PALETTE
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Paint a scene as a square RGB picture of `size` pixels a side; the same scene gives the same pixels.
+
+    Args:
+      scene: what to paint.
+      size: of the picture.
+      palette: RGB of every colour that the scene names.
+    """
     rng = Random(scene.texture_seed)
     canvas = _paint_background(scene.background, size, rng)
     order = reversed(scene.groups) if scene.arrangement == "nested" else scene.groups
     for group in order:
-        shade = [channel * rng.uniform(0.94, 1.06) for channel in PALETTE[group.colour]]
+        shade = [channel * rng.uniform(0.94, 1.06) for channel in palette[group.colour]]
         for member in group.members:
             _paint_shape(canvas, group, member, shade)
     return (np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)
