@@ -1,6 +1,5 @@
 """Where the images of a source lie: a folder, or a zip that is read without unpacking it."""
 
-import lzma
 import pathlib
 import struct
 import threading
@@ -15,7 +14,6 @@ from capjax.images import ImageError, check_file_size, is_image_name, list_image
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
-    lzma.LZMAError,
     struct.error,
     OSError,
     EOFError,
@@ -150,8 +148,13 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     No more is inflated than its header announces, which the caller bounds: `ZipFile.read` inflates everything first.
 
     Raises:
-        CapjaxError: if it is damaged.
+        CapjaxError: if it is damaged, or compressed by a method of which `zipfile` inflates whole blocks at once.
     """
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise CapjaxError(
+            f"expected {info.filename} stored or deflated in the archive, got compression method {info.compress_type}; "
+            "pack it again without options"
+        )
     try:
         with archive.open(info) as member:
             return member.read(info.file_size)
