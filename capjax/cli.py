@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         reason = str(error).strip().splitlines()[0]
         print(f"capjax: error: the device is out of memory ({reason}); {_SMALLER}", file=sys.stderr)
+    except MemoryError as error:
+        reason = str(error).strip().splitlines()[:1] or ["no more to be had"]
+        print(f"capjax: error: out of memory ({reason[0]}); choose smaller inputs, or {_SMALLER}", file=sys.stderr)
     except KeyboardInterrupt:
         print("capjax: interrupted", file=sys.stderr)
         return 130

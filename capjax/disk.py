@@ -3,17 +3,26 @@
 import contextlib
 import errno
 import fcntl
+import lzma
 import os
 import pathlib
 import re
 import secrets
 import shutil
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 
 from capjax.errors import CapjaxError
 
 # Full, over quota, or more than the file system takes in one file.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# What `zipfile` and the decompressors raise on damaged, encrypted and unknown archives.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError, ValueError, RuntimeError)
+# What `numpy.load` and a look into what it gives raise besides, on an .npz of another make or of absurd sizes.
+NPZ_ERRORS = (*ZIP_ERRORS, KeyError, TypeError, MemoryError)
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview | str) -> None:

@@ -1,25 +1,13 @@
 """Where the images of a source lie: a folder, or a zip that is read without unpacking it."""
 
 import pathlib
-import struct
 import threading
 import zipfile
-import zlib
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from capjax.disk import ZIP_ERRORS
 from capjax.errors import CapjaxError
 from capjax.images import ImageError, check_file_size, is_image_name, list_images, read_image_file
-
-# What `zipfile` and the decompressors raise on damaged, encrypted and unknown archives.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-)
 
 
 @runtime_checkable
@@ -138,7 +126,7 @@ def open_zip(path: pathlib.Path) -> zipfile.ZipFile:
     """
     try:
         return zipfile.ZipFile(path)
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise CapjaxError(f"expected a complete zip archive at {path}, got: {error}; download it again") from None
 
 
@@ -158,7 +146,7 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     try:
         with archive.open(info) as member:
             return member.read(info.file_size)
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise CapjaxError(f"expected {info.filename} undamaged in the archive, got {error}") from None
 
 
