@@ -23,7 +23,7 @@ from capjax.decoding.sampling import image_keys
 from capjax.decoding.settings import DecoderSettings, build_search
 from capjax.disk import local_path
 from capjax.errors import CapjaxError
-from capjax.images import IMAGE_SUFFIXES, Preprocessing, decode_image, list_images, preprocess
+from capjax.images import IMAGE_SUFFIXES, Preprocessing, decode_image, list_images, preprocess, read_image_file
 from capjax.models import Captioner
 from capjax.pretrained.encoder_file import EncoderConfig, LoadedEncoder, encoder_of
 from capjax.sharding import DATA_AXIS, gather_rows, gather_to_host, shard_batch
@@ -229,11 +229,9 @@ def read_photos(files: Sequence[pathlib.Path], preprocessing: Preprocessing) -> 
     for file in files:
         error = None
         try:
-            content = file.read_bytes()
+            content = read_image_file(file)
             photos.images.append(preprocess(decode_image(content), preprocessing))
             photos.ids.append(int.from_bytes(hashlib.sha256(content).digest()[:4]))
-        except OSError as failure:
-            error = f"cannot read the file: {failure.strerror or failure}"
         except CapjaxError as failure:
             error = str(failure)
         photos.errors.append(error)

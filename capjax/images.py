@@ -1,8 +1,8 @@
 """From image files to the square uint8 array that an encoder sees, and to thumbnails for people.
 
-Decoding accepts whatever Pillow reads and always gives RGB; preprocessing crops and resizes on the host. Scaling to
-[-1, 1] or by mean and deviation happens on the device, inside the encoder: batches carry uint8. An image that cannot
-be used ends in an `ImageError`, whatever is wrong with it.
+Decoding accepts whatever Pillow reads, except PostScript, and always gives RGB; preprocessing crops and resizes on the
+host. Scaling to [-1, 1] or by mean and deviation happens on the device, inside the encoder: batches carry uint8. An
+image that cannot be used ends in an `ImageError`, whatever is wrong with it.
 """
 
 import contextlib
@@ -157,7 +157,7 @@ def open_image(data: bytes) -> Image.Image:
     """Read the header of an encoded image and refuse absurd sizes before any pixel is decoded.
 
     Args:
-        data: an encoded image, any format that Pillow reads; HEIC where pillow-heif is installed.
+        data: an encoded image, any format that Pillow reads but PostScript; HEIC where pillow-heif is installed.
 
     Returns:
         The image, its pixels not yet loaded, at its first frame.
@@ -299,7 +299,7 @@ def _check_sides(image: Image.Image) -> None:
 
 def _open(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
         if data[4:8] != b"ftyp":
             raise
@@ -308,7 +308,13 @@ def _open(data: bytes) -> Image.Image:
         except ImportError:
             raise ImageError("unreadable", "reading HEIC images needs the package pillow-heif") from None
         register_heif_opener()
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=_formats())
+
+
+def _formats() -> list[str]:
+    """List the formats that Pillow reads by itself: for PostScript it would start Ghostscript, on anybody's file."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
 
 
 def _describe(data: bytes) -> str:

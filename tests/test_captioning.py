@@ -1,14 +1,17 @@
 """Models restored from their directories: those of earlier versions too, whole ones only, compiled once."""
 
+import io
 import json
 import os
 import pathlib
 import shutil
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+from capjax import evaluate
 from capjax.captioning import Generator, find_photos, load_ensemble, load_model, photo_batch, read_photos
 from capjax.cli import main
 from capjax.decoding.settings import DecoderSettings
@@ -155,6 +158,34 @@ def test_a_folder_that_links_to_itself_is_listed_once(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path)
     shutil.copy(GOLDEN / "photos" / "00.png", tmp_path)
     assert find_photos([str(tmp_path)]) == [tmp_path / "00.png"]
+
+
+def test_files_that_are_no_photos_do_not_keep_the_others_from_their_captions(golden, tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    with open(folder / "sparse.jpg", "wb") as file:
+        file.truncate(10**12)
+    odd = os.fsencode(folder) + b"/\xff.png"
+    for path in (odd, folder / "ok.png"):
+        shutil.copy(GOLDEN / "photos" / "00.png", path)
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
+    err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert main(["caption", f"--model={golden}", str(folder), "a\0b.jpg"]) == 1
+    said, failed = (stream.buffer.getvalue().decode().splitlines() for stream in (out, err))
+    assert [line.split(": ")[0] for line in said] == [f"{folder}/ok.png", f"{folder}/\\udcff.png"]
+    assert any("sparse.jpg: expected an image file of at most" in line for line in failed)
+    assert any("a\0b.jpg: expected a readable image file" in line for line in failed)
+
+
+def test_a_photo_for_the_page_that_cannot_be_read_is_left_out(tmp_path):
+    shutil.copy(GOLDEN / "photos" / "00.png", tmp_path)
+    with open(tmp_path / "sparse.jpg", "wb") as file:
+        file.truncate(10**12)
+    assert evaluate._read(tmp_path, "00.png") == (GOLDEN / "photos" / "00.png").read_bytes()
+    for name in ("sparse.jpg", "nowhere.jpg", "../00.png"):
+        assert evaluate._read(tmp_path, name) is None
 
 
 def test_buckets_are_refused_in_one_line(capsys):

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import EpsImagePlugin, Image, ImageFile
 
 from capjax.data.ingestion import examine
 from capjax.errors import CapjaxError
@@ -308,3 +308,16 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path, name):
     with pytest.raises(ImageError, match="readable image file") as caught:
         read_image_file(tmp_path / name)
     assert caught.value.kind == "unreadable"
+
+
+def test_postscript_is_not_handed_to_ghostscript(tmp_path, monkeypatch):
+    """Pillow would start a program on it, which an untrusted file had better not reach."""
+    mark = tmp_path / "started"
+    ghostscript = write(tmp_path / "bin" / "gs", f"#!/bin/sh\ntouch {mark}\n".encode())
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ghostscript.parent), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    for read in (decode_image, thumbnail):
+        with pytest.raises(ImageError, match="expected an image"):
+            read(encode(photo(1), "EPS"))
+    assert not mark.exists()
