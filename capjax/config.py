@@ -317,8 +317,11 @@ def from_dict(values: Mapping[str, Any], where: str) -> ConfigDict:
     """
     config = default_config()
     decoder = values.get("decoder")
+    name = decoder.get("name") if isinstance(decoder, Mapping) else "init_inject"
+    if not isinstance(name, str):
+        raise CapjaxError(f"expected decoder.name in {where} to be the name of a decoder, got {name!r}")
     with config.unlocked():
-        config.decoder = decoder_config(decoder.get("name", "") if isinstance(decoder, Mapping) else "init_inject")
+        config.decoder = decoder_config(name)
     _merge(config, values, where)
     return config.lock()
 
