@@ -53,7 +53,7 @@ def local_path(text: str) -> pathlib.Path:
     Raises:
         CapjaxError: if it is the address of a bucket, which would silently become a local folder of that name.
     """
-    if scheme := re.match(r"([a-z][a-z0-9+.-]*):/", text):
+    if scheme := re.match(r"([a-z][a-z0-9+.-]*):/", text, re.IGNORECASE):
         raise CapjaxError(
             f"expected a folder on a mounted file system, got {text!r}; mount the bucket (gcsfuse for {scheme[1]}:) "
             "and name the folder"

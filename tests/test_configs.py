@@ -193,7 +193,7 @@ def test_wrong_overrides_are_clear_errors(override, message):
          "    c.train.num_steps = None\n    return c", r"train\.num_steps.*got None"),
         ("def get_config():\n    from capjax.config import default_config\n    c = default_config()\n"
          "    c.decoder.dropout_rate = None\n    return c", r"decoder\.dropout_rate.*got None"),
-        ("def get_config():\n    from ml_collections import ConfigDict\n    return ConfigDict()", r"a field dataset\.data_dir in"),
+        ("from ml_collections import ConfigDict as get_config", r"a field dataset\.data_dir in"),
     ],
 )  # fmt: skip
 def test_broken_files_are_clear_errors(tmp_path, content, message):
