@@ -31,7 +31,7 @@ import safetensors
 import safetensors.numpy
 
 from capjax.config import write_json
-from capjax.disk import write_atomically
+from capjax.disk import remove_leftovers, write_atomically
 from capjax.errors import CapjaxError
 from capjax.text.vocabulary import Vocabulary
 
@@ -199,7 +199,8 @@ def save_model(directory: str | os.PathLike[str], model: ModelDirectory) -> None
     except CapjaxError as error:
         raise CapjaxError(f"expected to write a model to {directory}, could not: {error}") from None
     # What the older model had, and what saves that were killed left behind.
-    for pattern in ("weights-*.safetensors", "vocabulary*.json", ".weights-*.tmp"):
+    remove_leftovers(directory)
+    for pattern in ("weights-*.safetensors", "vocabulary*.json"):
         for old in directory.glob(pattern):
             if old.name not in (weights, header["vocabulary"]):
                 old.unlink(missing_ok=True)

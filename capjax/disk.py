@@ -10,6 +10,7 @@ import re
 import secrets
 import shutil
 import struct
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from capjax.errors import CapjaxError
 
 # Full, over quota, or more than the file system takes in one file.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# Seconds after which nobody is writing to a file any more that has not changed.
+_ABANDONED = 3600
 
 # What `zipfile` and the decompressors raise on damaged, encrypted and unknown archives.
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError, ValueError, RuntimeError)
@@ -40,11 +44,21 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview |
         with open(temporary, "xb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
         reason = error.strerror or error
         raise CapjaxError(f"cannot write {path}: {reason}; choose another place or make room") from error
+
+
+def remove_leftovers(folder: pathlib.Path) -> None:
+    """Remove what `write_atomically` left in a folder where its process was killed, once no other can be writing it."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):  # another process may do the same
+            if re.fullmatch(r"\..*\.[0-9a-f]{8}\.tmp", path.name) and time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
 
 
 def local_path(text: str) -> pathlib.Path:

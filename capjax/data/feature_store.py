@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from capjax.disk import NPZ_ERRORS, write_atomically
+from capjax.disk import NPZ_ERRORS, remove_leftovers, write_atomically
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord, Features
 
@@ -69,6 +69,7 @@ class FeatureStore:
             CapjaxError: if the split was begun with other images.
         """
         folder = self.path / split
+        remove_leftovers(folder)
         if (folder / "captions.jsonl").exists():
             self._check_images(split, records, images_sha256)
             if self.records(split) == list(records):
