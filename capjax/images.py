@@ -84,18 +84,6 @@ class Preprocessing:
         """Give the fields as a JSON-ready dictionary."""
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "Preprocessing":
-        """Rebuild from `to_dict`.
-
-        Raises:
-            CapjaxError: if a field is unknown or has a value that does not exist.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise CapjaxError(f"preprocessing has the fields {', '.join(sorted(known))}, got {', '.join(unknown)}")
-        return cls(**fields)
-
 
 def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
     """List the image files in a folder and below, sorted; hidden files and folders are passed over.

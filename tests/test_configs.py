@@ -148,6 +148,16 @@ def test_a_decoder_brings_its_own_fields(monkeypatch):
         load_config("reference", ["decoder.name=other", "decoder.hidden_size=5"])
 
 
+def test_a_decoder_with_a_field_without_a_default_is_a_clear_error(monkeypatch):
+    class Bare(nn.Module):
+        vocab_size: int
+        num_layers: int
+
+    monkeypatch.setitem(DECODERS, "bare", Bare)
+    with pytest.raises(CapjaxError, match=r"default for every field of the decoder 'bare'.*num_layers"):
+        load_config("reference", ["decoder.name=bare"])
+
+
 def test_bare_names_are_recipes():
     assert load_config("scenes").dataset.name == "scenes"
 
