@@ -29,6 +29,7 @@ setup(
         ]
     },
     install_requires=[
+        "absl-py>=2.1",
         "jax>=0.7",
         "flax>=0.11",
         "optax>=0.2.5",

@@ -1,3 +1,3 @@
 """capjax: CNN-to-RNN image captioning in JAX."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

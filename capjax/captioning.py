@@ -23,12 +23,20 @@ from capjax.decoding.sampling import image_keys
 from capjax.decoding.settings import DecoderSettings, build_search
 from capjax.disk import local_path
 from capjax.errors import CapjaxError
-from capjax.images import IMAGE_SUFFIXES, Preprocessing, decode_image, list_images, preprocess
+from capjax.images import IMAGE_SUFFIXES, Preprocessing, decode_image, list_images, preprocess, read_image_file
 from capjax.models import Captioner
-from capjax.pretrained.encoder_file import EncoderConfig, LoadedEncoder, encoder_of
+from capjax.models.inception_v3 import min_image_size
+from capjax.pretrained.encoder_file import (
+    EncoderConfig,
+    LoadedEncoder,
+    check_shapes,
+    config_from,
+    encoder_of,
+    flatten,
+)
 from capjax.sharding import DATA_AXIS, gather_rows, gather_to_host, shard_batch
 from capjax.text.vocabulary import Vocabulary
-from capjax.types import SPECIAL_IDS
+from capjax.types import SPECIAL_IDS, Features
 
 
 class Caption(NamedTuple):
@@ -169,14 +177,23 @@ def load_model(path: str) -> LoadedModel:
     directory = load_model_directory(local_path(path))
     config = configuration.from_dict(directory.config, f"{path}/model.json")
     encoder = None
-    if directory.encoder:
+    if directory.encoder is not None:
         try:
-            architecture = EncoderConfig(**directory.encoder)
+            architecture = config_from(directory.encoder)
             weights = {part: directory.variables[part]["encoder"] for part in ("params", "batch_stats")}
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise CapjaxError(f"expected an encoder that capjax knows in {path}/model.json, got {error}") from None
         encoder = encoder_of(architecture, weights)
-    captioner = assembly.captioner_from(config, len(directory.vocabulary), encoder and encoder.config)
+    found = {name: leaf.shape for name, leaf in flatten(directory.variables).items()}
+    try:
+        captioner = assembly.captioner_from(config, len(directory.vocabulary), encoder and encoder.config)
+        expected = _variable_shapes(captioner, encoder and encoder.config, found)
+    except CapjaxError:
+        raise
+    except Exception as error:  # whatever Flax and JAX raise on sizes and names that make no model
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CapjaxError(f"expected a model in {path}/model.json, could not build it ({reason[:200]})") from None
+    check_shapes(found, expected, f"the weights of {path} with its model.json")
     return LoadedModel(
         path,
         captioner,
@@ -187,6 +204,37 @@ def load_model(path: str) -> LoadedModel:
         directory.features,
         directory.scores,
     )
+
+
+def _variable_shapes(
+    captioner: Captioner, encoder: EncoderConfig | None, found: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that the variables of a captioner should have, by flat name, without computing anything.
+
+    Without an encoder, how many numbers the features had is read off the shapes `found`.
+    """
+    if encoder is not None:
+        size = min_image_size(encoder.final_endpoint)
+        shapes = _shapes(captioner, np.zeros((1, size, size, 3), np.uint8))
+        # A classification top that came with the encoder is kept, and not used.
+        return shapes | {name: found[name] for name in found if name.split("/")[1:3] == ["encoder", "classifier"]}
+    one, two = (_shapes(captioner, _features(size)) for size in (1, 2))
+    sizes = (
+        1 + (n - a) // (b - a)
+        for name in one
+        for a, b, n in zip(one[name], two[name], found.get(name, ()), strict=False)
+        if a != b
+    )
+    return _shapes(captioner, _features(max(1, next(sizes, 1))))
+
+
+def _shapes(captioner: Captioner, inputs: np.ndarray | Features) -> dict[str, tuple[int, ...]]:
+    variables = jax.eval_shape(captioner.init, jax.random.key(0), inputs, np.zeros((1, 1), np.int32))
+    return {name: leaf.shape for name, leaf in flatten(variables).items()}
+
+
+def _features(size: int) -> Features:
+    return Features(np.zeros((1, size), np.float32), np.zeros((1, 1, size), np.float32))
 
 
 def load_ensemble(paths: str) -> list[LoadedModel]:
@@ -240,11 +288,9 @@ def read_photos(files: Sequence[pathlib.Path], preprocessing: Preprocessing) -> 
     for file in files:
         error = None
         try:
-            content = file.read_bytes()
+            content = read_image_file(file)
             photos.images.append(preprocess(decode_image(content), preprocessing))
             photos.ids.append(int.from_bytes(hashlib.sha256(content).digest()[:4]))
-        except OSError as failure:
-            error = f"cannot read the file: {failure.strerror or failure}"
         except CapjaxError as failure:
             error = str(failure)
         photos.errors.append(error)

@@ -31,7 +31,7 @@ import safetensors
 import safetensors.numpy
 
 from capjax.config import write_json
-from capjax.disk import write_atomically
+from capjax.disk import remove_leftovers, write_atomically
 from capjax.errors import CapjaxError
 from capjax.text.vocabulary import Vocabulary
 
@@ -199,7 +199,8 @@ def save_model(directory: str | os.PathLike[str], model: ModelDirectory) -> None
     except CapjaxError as error:
         raise CapjaxError(f"expected to write a model to {directory}, could not: {error}") from None
     # What the older model had, and what saves that were killed left behind.
-    for pattern in ("weights-*.safetensors", "vocabulary*.json", ".weights-*.tmp"):
+    remove_leftovers(directory)
+    for pattern in ("weights-*.safetensors", "vocabulary*.json"):
         for old in directory.glob(pattern):
             if old.name not in (weights, header["vocabulary"]):
                 old.unlink(missing_ok=True)
@@ -244,7 +245,7 @@ def _read_header(directory: pathlib.Path) -> dict[str, Any]:
             f"expected a usable {wrong[0]!r} in {path}, found none; copy the model again or train it anew"
         )
     for name in ("weights", "vocabulary"):
-        if pathlib.PurePath(header[name]).name != header[name]:
+        if pathlib.PurePath(header[name]).name != header[name] or not header[name].isprintable():
             raise CapjaxError(f"expected the {name} beside {path}, it names {header[name]!r}; do not trust this model")
     return header
 
@@ -261,10 +262,10 @@ def _read_model(directory: pathlib.Path, header: dict[str, Any]) -> ModelDirecto
             raise CapjaxError(
                 f"expected the weights that {directory}/model.json describes, {header['weights']} is damaged"
             )
-        flat = safetensors.numpy.load(content)
-    except (OSError, safetensors.SafetensorError) as error:
+        variables = flax.traverse_util.unflatten_dict(safetensors.numpy.load(content), sep="/")
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # The latter come of numbers of a kind that NumPy does not have, and of names that make no tree.
         raise CapjaxError(f"expected weights in {directory}, could not read {header['weights']} ({error})") from None
-    variables = flax.traverse_util.unflatten_dict(flat, sep="/")
     return ModelDirectory(
         header["config"], header["encoder"], vocabulary, variables, header["scores"], header["features"]
     )

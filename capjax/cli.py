@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import os
 import pathlib
 import sys
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 1 after an error that was printed as one line. (2 comes from argparse: wrong usage.)
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files are bytes, not always UTF-8
     # Compiled programs are kept between runs: most of a short run on a laptop is compilation.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "capjax" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -53,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         reason = str(error).strip().splitlines()[0]
         print(f"capjax: error: the device is out of memory ({reason}); {_SMALLER}", file=sys.stderr)
+    except MemoryError as error:
+        reason = str(error).strip().splitlines()[:1] or ["no more to be had"]
+        print(f"capjax: error: out of memory ({reason[0]}); choose smaller inputs, or {_SMALLER}", file=sys.stderr)
     except KeyboardInterrupt:
         print("capjax: interrupted", file=sys.stderr)
         return 130

@@ -165,8 +165,9 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
             raise TypeError(f"it returned {type(config).__name__}; does it end with `return config`?")
     except CapjaxError:
         raise
-    except (SyntaxError, ImportError, AttributeError, KeyError, TypeError, ValueError, NameError) as error:
-        raise CapjaxError(f"expected {file} to define get_config() -> ConfigDict: {error}") from None
+    except Exception as error:  # it is anybody's program
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CapjaxError(f"expected {file} to define get_config() -> ConfigDict, got {reason}") from None
     if "recipe" in config:
         config.recipe = ":".join(filter(None, (path.stem, argument)))
     # Another decoder brings its own fields, which further overrides may set.
@@ -201,18 +202,33 @@ def check(config: ConfigDict) -> None:
         "optimizer.learning_rate": 0,
         "optimizer.clip_norm": 0,
         "optimizer.weight_decay": 0,
+        "optimizer.warmup_steps": 0,
+        "optimizer.decay_steps": 0,
+        "encoder.image_size": 1,
         "encoder.learning_rate_scale": 0,
     }
-    values = config.to_dict()
+    fields = _fields(config)
+    expected = [name for name in _fields(default_config()) if not name.startswith("decoder.")]
+    if missing := [name for name in (*expected, "decoder.name") if name not in fields]:
+        raise CapjaxError(f"expected a field {missing[0]} in the configuration, got none; begin with default_config()")
+    if empty := [name for name, value in fields.items() if value is None]:
+        raise CapjaxError(f"expected {empty[0]} to have a value, got None")
+    # Whole numbers of a decoder are sizes and numbers of parts.
+    least |= {name: 1 for name, value in fields.items() if name.startswith("decoder.") and type(value) is int}
     for name, low in least.items():
-        section, field = name.split(".")
-        if not values[section][field] >= low:
-            raise CapjaxError(f"expected {name} of at least {low}, got {values[section][field]}")
+        if not fields[name] >= low:
+            raise CapjaxError(f"expected {name} of at least {low}, got {fields[name]}")
     train, encoder = config.train, config.encoder
     if not 0 <= train.label_smoothing < 1:
         raise CapjaxError(f"expected train.label_smoothing in [0, 1), got {train.label_smoothing}")
     if not 0 <= train.ema_decay < 1:
         raise CapjaxError(f"expected train.ema_decay in [0, 1), got {train.ema_decay}")
+    if not 0 <= config.decoder.get("dropout_rate", 0.0) < 1:
+        raise CapjaxError(f"expected decoder.dropout_rate in [0, 1), got {config.decoder.dropout_rate}")
+    try:
+        DecoderSettings.from_dict(config.search.to_dict())
+    except CapjaxError as error:
+        raise CapjaxError(f"search: {error}") from None
     if train.batch_size % train.captions_per_image:
         raise CapjaxError(
             f"expected train.captions_per_image that divides train.batch_size ({train.batch_size}), "
@@ -230,9 +246,8 @@ def check(config: ConfigDict) -> None:
             f"train.max_tokens ({train.max_tokens}), got {longest}"
         )
     for name, choices in {"train.dtype": DTYPES, "encoder.dtype": DTYPES, "features.dtype": STORED_DTYPES}.items():
-        section, field = name.split(".")
-        if values[section][field] not in choices:
-            raise CapjaxError(f"expected {name} out of {sorted(choices)}, got {values[section][field]!r}")
+        if fields[name] not in choices:
+            raise CapjaxError(f"expected {name} out of {sorted(choices)}, got {fields[name]!r}")
     if config.features.dir and (encoder.learning_rate_scale or encoder.train_batch_norm):
         field = "learning_rate_scale" if encoder.learning_rate_scale else "train_batch_norm"
         raise CapjaxError(
@@ -240,8 +255,7 @@ def check(config: ConfigDict) -> None:
             "with --config.features.dir="
         )
     for name in ("dataset.data_dir", "features.dir"):
-        section, field = name.split(".")
-        local_path(values[section][field])
+        local_path(fields[name])
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -262,7 +276,7 @@ def _recipes() -> pathlib.Path:
 
 def _apply(config: ConfigDict, override: str) -> None:
     name, equals, text = override.partition("=")
-    known = sorted(_field_names(config))
+    known = sorted(_fields(config))
     if not equals:
         raise CapjaxError(f"expected an override like --config.{name}=VALUE, got no value")
     if name not in known:
@@ -281,11 +295,12 @@ def _apply(config: ConfigDict, override: str) -> None:
     parent[field] = _parse(name, text, parent[field])
 
 
-def _field_names(config: ConfigDict, prefix: str = "") -> list[str]:
-    names = []
+def _fields(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Flatten a configuration to {"section.field": value}."""
+    fields: dict[str, Any] = {}
     for key, value in config.items():
-        names += _field_names(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
-    return names
+        fields |= _fields(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
+    return fields
 
 
 def _parse(name: str, text: str, old: Any) -> Any:
@@ -320,8 +335,11 @@ def from_dict(values: Mapping[str, Any], where: str) -> ConfigDict:
     """
     config = default_config()
     decoder = values.get("decoder")
+    name = decoder.get("name") if isinstance(decoder, Mapping) else "init_inject"
+    if not isinstance(name, str):
+        raise CapjaxError(f"expected decoder.name in {where} to be the name of a decoder, got {name!r}")
     with config.unlocked():
-        config.decoder = decoder_config(decoder.get("name", "") if isinstance(decoder, Mapping) else "init_inject")
+        config.decoder = decoder_config(name)
     _merge(config, values, where)
     return config.lock()
 

@@ -10,6 +10,7 @@ import numpy as np
 import safetensors
 
 from capjax import download
+from capjax.disk import local_path
 from capjax.errors import CapjaxError
 from capjax.models import inception_v3
 from capjax.pretrained import encoder_file, inception_map, keras_h5, side_by_side, torchvision
@@ -25,13 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     fetch = commands.add_parser("fetch", help="download published ImageNet weights, verify and convert them")
     fetch.add_argument("name", nargs="?", default="keras", choices=sorted(PUBLISHED), help="default: keras")
-    fetch.add_argument("--out", type=pathlib.Path, help="encoder file to write; default: in the cache")
-    fetch.add_argument("--cache_dir", type=pathlib.Path, help=f"default: {default_cache_dir()}")
+    fetch.add_argument("--out", type=local_path, help="encoder file to write; default: in the cache")
+    fetch.add_argument("--cache_dir", type=local_path, help=f"default: {default_cache_dir()}")
     fetch.add_argument("--url", help="get the same file from a mirror; it must still have the published hash")
 
     convert = commands.add_parser("convert", help="convert a Keras .h5, or torchvision's .pth or .safetensors")
-    convert.add_argument("file", type=pathlib.Path)
-    convert.add_argument("--out", type=pathlib.Path, required=True, help="encoder file to write, *.safetensors")
+    convert.add_argument("file", type=local_path)
+    convert.add_argument("--out", type=local_path, required=True, help="encoder file to write, *.safetensors")
     convert.add_argument(
         "--input_scaling",
         default="symmetric",
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     verify = commands.add_parser("verify", help="check an encoder file, beside the original network if installed")
-    verify.add_argument("file", type=pathlib.Path)
+    verify.add_argument("file", type=local_path)
 
 
 def run(args: argparse.Namespace) -> int:

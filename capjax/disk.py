@@ -3,17 +3,30 @@
 import contextlib
 import errno
 import fcntl
+import lzma
 import os
 import pathlib
 import re
 import secrets
 import shutil
+import struct
+import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 
 from capjax.errors import CapjaxError
 
 # Full, over quota, or more than the file system takes in one file.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# Seconds after which nobody is writing to a file any more that has not changed.
+_ABANDONED = 3600
+
+# What `zipfile` and the decompressors raise on damaged, encrypted and unknown archives.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError, ValueError, RuntimeError)
+# What `numpy.load` and a look into what it gives raise besides, on an .npz of another make or of absurd sizes.
+NPZ_ERRORS = (*ZIP_ERRORS, KeyError, TypeError, MemoryError)
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview | str) -> None:
@@ -31,11 +44,21 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview |
         with open(temporary, "xb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
         reason = error.strerror or error
         raise CapjaxError(f"cannot write {path}: {reason}; choose another place or make room") from error
+
+
+def remove_leftovers(folder: pathlib.Path) -> None:
+    """Remove what `write_atomically` left in a folder where its process was killed, once no other can be writing it."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):  # another process may do the same
+            if re.fullmatch(r"\..*\.[0-9a-f]{8}\.tmp", path.name) and time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
 
 
 def local_path(text: str) -> pathlib.Path:
@@ -44,7 +67,7 @@ def local_path(text: str) -> pathlib.Path:
     Raises:
         CapjaxError: if it is the address of a bucket, which would silently become a local folder of that name.
     """
-    if scheme := re.match(r"([a-z][a-z0-9+.-]*):/", text):
+    if scheme := re.match(r"([a-z][a-z0-9+.-]*):/", text, re.IGNORECASE):
         raise CapjaxError(
             f"expected a folder on a mounted file system, got {text!r}; mount the bucket (gcsfuse for {scheme[1]}:) "
             "and name the folder"

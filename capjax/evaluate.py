@@ -31,7 +31,7 @@ from capjax.decoding.settings import DecoderSettings
 from capjax.disk import inside, local_path
 from capjax.distributed import add_process_arguments, join_processes
 from capjax.errors import CapjaxError
-from capjax.images import Preprocessing, decode_image, preprocess
+from capjax.images import ImageError, Preprocessing, decode_image, preprocess, read_image_file
 from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, score
 from capjax.metrics.score_report import metric_names, score_report, score_table, write_scores
 from capjax.report import (
@@ -337,9 +337,12 @@ def _thumbnail(picture: bytes | None) -> bytes | None:
 
 
 def _read(folder: pathlib.Path, file_name: str) -> bytes | None:
-    """Read a photo by the name that a dataset gives it, which must not lead out of the folder."""
+    """Read a photo by the name that a dataset gives it, which must not lead out of the folder; None if that fails."""
     path = inside(folder, file_name)
-    return path.read_bytes() if path and path.is_file() else None
+    try:
+        return path and read_image_file(path)
+    except ImageError:
+        return None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,6 @@ Devices share each batch, processes share the shards; a run that was stopped con
 """
 
 import argparse
-import pathlib
 import sys
 from functools import partial
 
@@ -21,7 +20,7 @@ from capjax import assembly, data
 from capjax import config as configuration
 from capjax.data.feature_store import FeatureStore, create_store, import_npz
 from capjax.data.input_pipeline import READ_OPTIONS, ImageRows
-from capjax.disk import check_room
+from capjax.disk import check_room, local_path
 from capjax.distributed import add_process_arguments, join_processes
 from capjax.errors import CapjaxError
 from capjax.pretrained.encoder_file import LoadedEncoder
@@ -122,9 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `capjax features`."""
     configuration.add_config_arguments(parser)
     parser.add_argument("--splits", help="comma-separated; all by default")
-    parser.add_argument(
-        "--import", dest="npz", type=pathlib.Path, help="an .npz with file_name, pooled and perhaps grid"
-    )
+    parser.add_argument("--import", dest="npz", type=local_path, help="an .npz with file_name, pooled and perhaps grid")
     add_process_arguments(parser)
 
 

@@ -1,8 +1,8 @@
 """From image files to the square uint8 array that an encoder sees, and to thumbnails for people.
 
-Decoding accepts whatever Pillow reads and always gives RGB; preprocessing crops and resizes on the host. Scaling to
-[-1, 1] or by mean and deviation happens on the device, inside the encoder: batches carry uint8. An image that cannot
-be used ends in an `ImageError`, whatever is wrong with it.
+Decoding accepts whatever Pillow reads, except PostScript, and always gives RGB; preprocessing crops and resizes on the
+host. Scaling to [-1, 1] or by mean and deviation happens on the device, inside the encoder: batches carry uint8. An
+image that cannot be used ends in an `ImageError`, whatever is wrong with it.
 """
 
 import contextlib
@@ -84,18 +84,6 @@ class Preprocessing:
         """Give the fields as a JSON-ready dictionary."""
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "Preprocessing":
-        """Rebuild from `to_dict`.
-
-        Raises:
-            CapjaxError: if a field is unknown or has a value that does not exist.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise CapjaxError(f"preprocessing has the fields {', '.join(sorted(known))}, got {', '.join(unknown)}")
-        return cls(**fields)
-
 
 def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
     """List the image files in a folder and below, sorted; hidden files and folders are passed over.
@@ -157,7 +145,7 @@ def open_image(data: bytes) -> Image.Image:
     """Read the header of an encoded image and refuse absurd sizes before any pixel is decoded.
 
     Args:
-        data: an encoded image, any format that Pillow reads; HEIC where pillow-heif is installed.
+        data: an encoded image, any format that Pillow reads but PostScript; HEIC where pillow-heif is installed.
 
     Returns:
         The image, its pixels not yet loaded, at its first frame.
@@ -299,7 +287,7 @@ def _check_sides(image: Image.Image) -> None:
 
 def _open(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
         if data[4:8] != b"ftyp":
             raise
@@ -308,7 +296,13 @@ def _open(data: bytes) -> Image.Image:
         except ImportError:
             raise ImageError("unreadable", "reading HEIC images needs the package pillow-heif") from None
         register_heif_opener()
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=_formats())
+
+
+def _formats() -> list[str]:
+    """List the formats that Pillow reads by itself: for PostScript it would start Ghostscript, on anybody's file."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
 
 
 def _describe(data: bytes) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from capjax import data
 from capjax.data.findings import Findings, report_dict, report_json
 from capjax.data.listing import Listing, SourceOptions
-from capjax.disk import check_room, clear_disk_errors
+from capjax.disk import check_room, clear_disk_errors, local_path
 from capjax.errors import CapjaxError
 from capjax.images import CROPS, RESAMPLING, Preprocessing, decode_image, preprocess
 
@@ -44,22 +44,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (prepare, validate, inspect):
         add = action.add_argument
         add("dataset", metavar="NAME", help=f"one of {', '.join(data.all_names())}")
-        add("--data_dir", help="folder of prepared datasets (default $TFDS_DATA_DIR or ~/tensorflow_datasets)")
+        folders = "folder of prepared datasets (default $TFDS_DATA_DIR or ~/tensorflow_datasets)"
+        add("--data_dir", type=local_path, help=folders)
         add("--name", help="the NAME of a folder dataset: `folder --name=mine` is `folder/mine`")
     for action in (prepare, validate):
         add, folder = action.add_argument, action.add_argument_group("for the source `folder`").add_argument
-        add("--source", type=pathlib.Path, help="folder that holds the official files")
-        add("--download_dir", type=pathlib.Path, help="folder for downloads (default DATA_DIR/downloads)")
+        add("--source", type=local_path, help="folder that holds the official files")
+        add("--download_dir", type=local_path, help="folder for downloads (default DATA_DIR/downloads)")
         add("--captions_only", action="store_true", help="take the captions whether or not their images exist")
         add("--num_workers", type=int, default=4, help="threads that decode (default 4)")
         add("--json", action="store_true", help="print the report as JSON")
-        folder("--images", type=pathlib.Path, action="append", default=[], help="folder or zip of images; repeatable")
-        folder("--captions", type=pathlib.Path, help="captions, a .csv, .tsv, .jsonl or COCO .json file")
+        folder("--images", type=local_path, action="append", default=[], help="folder or zip of images; repeatable")
+        folder("--captions", type=local_path, help="captions, a .csv, .tsv, .jsonl or COCO .json file")
         folder("--val_share", type=float, default=0.1, help="share of the images for val (default 0.1)")
         folder("--test_share", type=float, default=0.0, help="share of the images for test (default 0)")
     prepare.add_argument("--overwrite", action="store_true", help="build again what is prepared already")
     inspect.add_argument("--split", help="default: the first, train")
-    inspect.add_argument("--out", type=pathlib.Path, default=pathlib.Path("sheet.png"), help="PNG to write")
+    inspect.add_argument("--out", type=local_path, default=pathlib.Path("sheet.png"), help="PNG to write")
     inspect.add_argument("--num", type=int, default=12, help="number of examples (default 12)")
     inspect.add_argument("--image_size", type=int, default=299, help="side after preprocessing (default 299)")
     inspect.add_argument("--crop", choices=CROPS, default="center")
@@ -154,7 +155,7 @@ def _dataset_name(args: argparse.Namespace) -> data.DatasetName:
 
 
 def _open_listing(module: ModuleType, name: data.DatasetName, args: argparse.Namespace) -> Listing:
-    data_dir = pathlib.Path(args.data_dir) if args.data_dir else data.default_data_dir()
+    data_dir = args.data_dir or data.default_data_dir()
     options = SourceOptions(
         source=args.source,
         download_dir=args.download_dir or data_dir / "downloads" / name.source,

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from capjax.disk import write_atomically
+from capjax.disk import local_path, write_atomically
 from capjax.errors import CapjaxError
 from capjax.metrics.bootstrap import Comparison, compare
 from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, Scores, check_images, score
@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `capjax score`."""
     parser.add_argument("--references", required=True, help="COCO annotation file with the reference captions")
     parser.add_argument("--results", required=True, action="append", help="COCO results file; repeat it to compare")
-    parser.add_argument("--out", help="folder for metrics.json and per_image.jsonl (a subfolder for each of several)")
+    parser.add_argument(
+        "--out",
+        type=local_path,
+        help="folder for metrics.json and per_image.jsonl (a subfolder for each of several)",
+    )
     parser.add_argument(
         "--metrics", default=",".join(DEFAULT_METRICS), help=f"comma-separated, of {', '.join(METRICS)}"
     )
@@ -36,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="references",
         help="which images count: all of the references (default) or those of the results, a part of them",
     )
-    parser.add_argument("--df", help="saved document frequencies for CIDEr and CIDEr-D (default: of the references)")
-    parser.add_argument("--save_df", help="write the document frequencies of the references to this .npz file")
+    df = {"type": local_path, "metavar": "FILE"}
+    parser.add_argument("--df", **df, help="saved document frequencies for CIDEr, CIDEr-D (default: of the references)")
+    parser.add_argument("--save_df", **df, help="write the document frequencies of the references to this .npz file")
     parser.add_argument("--bootstrap_samples", type=int, default=1000, help="draws for intervals and p-values; 0: none")
     parser.add_argument("--confidence", type=float, default=0.95, help="level of the intervals")
     parser.add_argument("--seed", type=int, default=0, help="of the draws and of the shuffled images")
@@ -78,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             decoder="unknown: a COCO results file does not state it",
         )
-        report["settings"] |= {"images": args.images, "df_file": args.df}
+        report["settings"] |= {"images": args.images, "df_file": args.df and str(args.df)}
         print(score_table(path, scores, report, references))
         reports[name], all_scores[name] = report, scores
     comparisons = {}
@@ -94,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
             )
             print(_comparison_table(first, other, comparisons[other], args))
     if args.out:
-        _write(pathlib.Path(args.out), reports, all_scores, comparisons)
+        _write(args.out, reports, all_scores, comparisons)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Where arrays live: one mesh axis of devices, batches split over it, parameters whole on each.
 
-The same three functions serve one CPU, eight GPUs and a TPU pod: every process feeds its own part of each batch and
+The same functions serve one CPU, eight GPUs and a TPU pod: every process feeds its own part of each batch and
 XLA inserts the collectives.
 """
 

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -19,6 +19,36 @@ import pytest
 # that out. It has to come before the first import of capjax, and does not reach the processes that tests start. An int
 # passes for a float, as PEP 484 has it and beartype by itself does not.
 jaxtyping.install_import_hook("capjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+def no_skips() -> bool:
+    """Whether a test that cannot run is to fail: in continuous integration, where nothing may be lacking."""
+    return os.environ.get("CAPJAX_NO_SKIPS", "0") != "0"
+
+
+def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
+    reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
+    report.outcome = "failed"
+    report.longrepr = f"CAPJAX_NO_SKIPS is set, and this would be skipped: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn the skip of a test into a failure where `no_skips`; the real data are optional there as well."""
+    report = yield
+    if report.skipped and no_skips() and not hasattr(report, "wasxfail"):
+        if "real_data" not in getattr(item, "fixturenames", ()):
+            _fail(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn the skip of a whole file into a failure where `no_skips`."""
+    report = yield
+    if report.skipped and no_skips():
+        _fail(report)
+    return report
 
 
 @pytest.fixture

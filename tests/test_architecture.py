@@ -5,7 +5,11 @@ import pathlib
 import subprocess
 import sys
 
+import jaxtyping
+import numpy as np
 import pytest
+
+from capjax.images import Preprocessing, preprocess
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "capjax"
 
@@ -42,6 +46,8 @@ def room_of(file):
 
 def imported_rooms(file):
     for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield "." * node.level + (node.module or "")  # relative imports would hide where they lead
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "capjax":
             parts = node.module.split(".")
             yield from ([parts[1]] if len(parts) > 1 else [alias.name for alias in node.names])
@@ -62,6 +68,21 @@ def test_imports_go_down_the_line(file):
         allowed = {*ALLOWED, *BETWEEN} if room in JOBS else {"cli"}
     unexpected = set(imported_rooms(file)) - allowed - {room, "__version__"}
     assert not unexpected, f"{room} must not import {sorted(unexpected)}"
+
+
+def test_relative_imports_are_seen(tmp_path):
+    file = tmp_path / "room.py"
+    file.write_text("from . import train\nfrom ..evaluate import run\nfrom capjax import data\nimport capjax.caption\n")
+    assert list(imported_rooms(file)) == [".", "..evaluate", "data", "caption"]
+
+
+def test_annotations_are_checked_in_tests():
+    if jaxtyping.config.jaxtyping_disable:
+        pytest.skip("the check of annotations was switched off with JAXTYPING_DISABLE")
+    with pytest.raises(jaxtyping.TypeCheckError, match="image"):
+        preprocess(np.zeros((4, 4), np.uint8), Preprocessing())
+    with pytest.raises(jaxtyping.TypeCheckError, match="image"):
+        preprocess(np.zeros((4, 4, 3), np.float32), Preprocessing())
 
 
 def test_every_room_has_its_place():

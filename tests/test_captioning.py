@@ -1,20 +1,27 @@
 """Models restored from their directories: those of earlier versions too, whole ones only, compiled once."""
 
+import io
 import json
 import os
 import pathlib
 import shutil
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+from capjax import assembly, evaluate
 from capjax.captioning import Generator, find_photos, load_ensemble, load_model, photo_batch, read_photos
+from capjax.checkpoint import ModelDirectory, save_model
 from capjax.cli import main
+from capjax.config import load_config, to_dict
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
-from capjax.models import Captioner
+from capjax.models import DECODERS, Captioner
 from capjax.sharding import make_mesh, replicate
+from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary
+from capjax.types import Features
 from tests.models.test_decoders import images, small
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "model_0_1"
@@ -64,16 +71,49 @@ def change(path, edit):
         (lambda h: h.pop("vocabulary_sha256"), "'vocabulary_sha256'"),
         (lambda h: h.pop("encoder"), "'encoder'"),
         (lambda h: h.update(encoder={"colour": 1}), "colour"),
+        (lambda h: h.update(encoder={}), "does not fit the network"),
+        (lambda h: h.update(encoder=None), "does not fit the network.*unexpected .*encoder"),
+        (lambda h: h["encoder"].pop("depth_multiplier"), "does not fit the network"),
+        (lambda h: h["encoder"].update(image_size="x"), "encoder that capjax knows.*'x'"),
+        (lambda h: h["encoder"].update(image_size=10**9), "encoder that capjax knows"),
+        (lambda h: h["encoder"].update(convention="theano"), "convention.*'theano'"),
+        (lambda h: h["encoder"].update(final_endpoint="mixed99"), "mixed99"),
+        (lambda h: h["config"]["decoder"].pop("hidden_size"), "does not fit the network"),
+        (lambda h: h["config"].pop("decoder"), "does not fit the network"),
+        (lambda h: h["config"]["decoder"].update(name=["x"]), r"decoder\.name.*\['x'\]"),
+        (lambda h: h["config"]["decoder"].update(hidden_size=-3), "could not"),
+        (lambda h: h["config"]["train"].update(dtype="zzz"), "could not.*zzz"),
+        (lambda h: h["config"]["encoder"].update(dtype="zzz"), "could not.*zzz"),
+        (lambda h: h.update(weights="a\0b"), "do not trust"),
+        (lambda h: h.update(weights="a\nb"), "do not trust"),
+        (lambda h: h.update(vocabulary="a\0b"), "do not trust"),
         (lambda h: h.update(weights="../model/" + h["weights"]), "do not trust"),
         (lambda h: h.update(weights=os.path.abspath(h["weights"])), "do not trust"),
         (lambda h: h.update(vocabulary="../../vocabulary.json"), "do not trust"),
     ],
 )
-def test_model_descriptions_that_cannot_be_used_are_one_clear_line(golden, edit, message):
+def test_model_descriptions_that_cannot_be_used_are_one_clear_line(golden, wrong_types_allowed, edit, message):
     change(golden / "model.json", edit)
     with pytest.raises(CapjaxError, match=message) as error:
         load_model(str(golden))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(DECODERS))
+def test_weights_of_a_model_without_an_encoder_are_compared_with_its_decoder(tmp_path, name):
+    sizes = {"embed_size": 6, "hidden_size": 8, "attention_size": 4, "image_bottleneck_size": 4, "num_heads": 2}
+    config = load_config("reference", ["features.dir=x", f"decoder.name={name}"])
+    config.decoder.update({field: size for field, size in sizes.items() if field in config.decoder})
+    vocabulary = Vocabulary([*SPECIAL_WORDS, "dog"], "words")
+    features = Features(np.zeros((1, 7), np.float32), np.zeros((1, 3, 7), np.float32))
+    captioner = assembly.captioner_from(config, len(vocabulary), None)
+    shapes = jax.eval_shape(captioner.init, jax.random.key(0), features, np.zeros((1, 1), np.int32))
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    save_model(tmp_path, ModelDirectory(to_dict(config), None, vocabulary, variables, {}))
+    assert load_model(str(tmp_path)).encoder is None
+    change(tmp_path / "model.json", lambda h: h["config"]["decoder"].update(hidden_size=16))
+    with pytest.raises(CapjaxError, match="does not fit the network"):
+        load_model(str(tmp_path))
 
 
 def test_a_model_that_is_replaced_while_it_is_read_is_read_again(golden, monkeypatch):
@@ -155,6 +195,34 @@ def test_a_folder_that_links_to_itself_is_listed_once(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path)
     shutil.copy(GOLDEN / "photos" / "00.png", tmp_path)
     assert find_photos([str(tmp_path)]) == [tmp_path / "00.png"]
+
+
+def test_files_that_are_no_photos_do_not_keep_the_others_from_their_captions(golden, tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    with open(folder / "sparse.jpg", "wb") as file:
+        file.truncate(10**12)
+    odd = os.fsencode(folder) + b"/\xff.png"
+    for path in (odd, folder / "ok.png"):
+        shutil.copy(GOLDEN / "photos" / "00.png", path)
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
+    err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert main(["caption", f"--model={golden}", str(folder), "a\0b.jpg"]) == 1
+    said, failed = (stream.buffer.getvalue().decode().splitlines() for stream in (out, err))
+    assert [line.split(": ")[0] for line in said] == [f"{folder}/ok.png", f"{folder}/\\udcff.png"]
+    assert any("sparse.jpg: expected an image file of at most" in line for line in failed)
+    assert any("a\0b.jpg: expected a readable image file" in line for line in failed)
+
+
+def test_a_photo_for_the_page_that_cannot_be_read_is_left_out(tmp_path):
+    shutil.copy(GOLDEN / "photos" / "00.png", tmp_path)
+    with open(tmp_path / "sparse.jpg", "wb") as file:
+        file.truncate(10**12)
+    assert evaluate._read(tmp_path, "00.png") == (GOLDEN / "photos" / "00.png").read_bytes()
+    for name in ("sparse.jpg", "nowhere.jpg", "../00.png"):
+        assert evaluate._read(tmp_path, name) is None
 
 
 def test_buckets_are_refused_in_one_line(capsys):

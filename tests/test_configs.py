@@ -112,6 +112,16 @@ def test_defaults_are_the_reference_system():
         (["dataset.data_dir=s3://bucket"], "mount the bucket"),
         (["decoder.name=transformer", "decoder.max_length=19"], r"decoder\.max_length of at least .*\(20\).*got 19"),
         (["decoder.name=lstm"], r"decoder\.name out of \['att2in'"),
+        (["decoder.hidden_size=-3"], r"decoder\.hidden_size of at least 1, got -3"),
+        (["decoder.name=transformer", "decoder.num_heads=0"], r"decoder\.num_heads of at least 1, got 0"),
+        (["decoder.dropout_rate=1.0"], r"decoder\.dropout_rate in \[0, 1\), got 1\.0"),
+        (["decoder.dropout_rate=-0.1"], r"decoder\.dropout_rate in \[0, 1\), got -0\.1"),
+        (["optimizer.warmup_steps=-1"], r"optimizer\.warmup_steps of at least 0, got -1"),
+        (["optimizer.decay_steps=-1"], r"optimizer\.decay_steps of at least 0, got -1"),
+        (["encoder.image_size=0"], r"encoder\.image_size of at least 1, got 0"),
+        (["search.method=zzz"], r"search: unknown decoding method 'zzz'"),
+        (["search.beam_size=5"], "search: beam_size has no meaning for method=greedy"),
+        (["search.max_length=0"], "search: .*max_length is at least 1, got 0"),
     ],
 )
 def test_values_that_make_no_sense_are_clear_errors(overrides, message):
@@ -136,6 +146,16 @@ def test_a_decoder_brings_its_own_fields(monkeypatch):
     assert from_dict(to_dict(config), "here").decoder.to_dict() == {"name": "other", "num_layers": 5}
     with pytest.raises(CapjaxError, match=r"no field 'decoder\.hidden_size'"):
         load_config("reference", ["decoder.name=other", "decoder.hidden_size=5"])
+
+
+def test_a_decoder_with_a_field_without_a_default_is_a_clear_error(monkeypatch):
+    class Bare(nn.Module):
+        vocab_size: int
+        num_layers: int
+
+    monkeypatch.setitem(DECODERS, "bare", Bare)
+    with pytest.raises(CapjaxError, match=r"default for every field of the decoder 'bare'.*num_layers"):
+        load_config("reference", ["decoder.name=bare"])
 
 
 def test_bare_names_are_recipes():
@@ -175,6 +195,15 @@ def test_wrong_overrides_are_clear_errors(override, message):
         ("def get_config():\n    from capjax.config import default_config\n    c = default_config()\n    c.trian = 1",
          "trian"),
         ("def get_config():\n    from capjax.config import default_config\n    default_config()", "return config"),
+        ("x = 1 / 0", "get_config.*ZeroDivisionError: division by zero"),
+        ("assert False", "get_config.*AssertionError"),
+        ("def get_config():\n    raise OSError('one\\ntwo')", "get_config.*OSError: one two"),
+        ("def get_config():\n    return get_config()", "get_config.*RecursionError"),
+        ("def get_config():\n    from capjax.config import default_config\n    c = default_config()\n"
+         "    c.train.num_steps = None\n    return c", r"train\.num_steps.*got None"),
+        ("def get_config():\n    from capjax.config import default_config\n    c = default_config()\n"
+         "    c.decoder.dropout_rate = None\n    return c", r"decoder\.dropout_rate.*got None"),
+        ("from ml_collections import ConfigDict as get_config", r"a field dataset\.data_dir in"),
     ],
 )  # fmt: skip
 def test_broken_files_are_clear_errors(tmp_path, content, message):

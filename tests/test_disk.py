@@ -2,11 +2,20 @@
 
 import os
 import pathlib
+import signal
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pytest
 
-from capjax.disk import inside, write_atomically
+from capjax.checkpoint import ModelDirectory, save_model
+from capjax.data.feature_store import create_store
+from capjax.disk import inside, remove_leftovers, write_atomically
 from capjax.errors import CapjaxError
+from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary
+from capjax.types import CaptionRecord
 
 
 def test_writes_replace_and_leave_nothing_beside(tmp_path: pathlib.Path) -> None:
@@ -32,6 +41,53 @@ def test_failing_writes_leave_what_was_there(tmp_path: pathlib.Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
     with pytest.raises(CapjaxError, match="cannot write"):
         write_atomically(tmp_path / "taken" / "earlier" / "below a file", b"x")
+
+
+def test_interrupted_writes_leave_nothing_beside(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    write_atomically(tmp_path / "page.html", b"first")
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "page.html", b"second")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert (tmp_path / "page.html").read_bytes() == b"first"
+
+
+def killed_write(target: pathlib.Path, seconds_ago: float) -> pathlib.Path:
+    """Leave what a process leaves that is killed while it writes."""
+    code = (
+        "import os, signal, sys; from capjax.disk import write_atomically\n"
+        "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_atomically(sys.argv[1], b'half')"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(target)]).returncode == -signal.SIGKILL
+    (left,) = (path for path in target.parent.glob(".*") if path.stat().st_mtime > time.time() - 60)
+    os.utime(left, (time.time() - seconds_ago,) * 2)
+    return left
+
+
+def test_what_killed_writes_left_is_removed_after_a_while(tmp_path: pathlib.Path) -> None:
+    own = tmp_path / ".notes.tmp"
+    own.write_bytes(b"of the user")
+    os.utime(own, (0, 0))
+    old, new = (killed_write(tmp_path / "pooled-00000.npy", seconds_ago) for seconds_ago in (7200, 100))
+    remove_leftovers(tmp_path)
+    assert not old.exists() and new.exists() and own.exists(), "another process may be writing the newer one"
+    remove_leftovers(tmp_path / "nowhere")
+
+
+def test_what_killed_runs_left_is_removed_when_a_store_or_a_model_is_written(tmp_path: pathlib.Path) -> None:
+    store, records = create_store(tmp_path / "store", {}, 3), [CaptionRecord(1, "1.jpg", ("a dog",))]
+    store.begin_split("train", records)
+    model = ModelDirectory({}, None, Vocabulary(SPECIAL_WORDS, "words"), {"params": {"w": np.zeros(3)}}, {})
+    save_model(tmp_path / "model", model)
+    left = [killed_write(tmp_path / "store" / "train" / "grid-00000.npy", 7200)]
+    left += [killed_write(tmp_path / "model" / name, 7200) for name in ("model.json", "weights-0.safetensors")]
+    store.begin_split("train", records)
+    save_model(tmp_path / "model", model)
+    assert not any(path.exists() for path in left)
 
 
 def test_names_that_lead_out_of_a_folder_have_no_path(tmp_path: pathlib.Path) -> None:

@@ -141,9 +141,17 @@ def test_a_bucket_as_workdir_is_refused_in_one_line(store, tmp_path, capsys, mon
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["config.py"]
 
 
-def test_a_device_out_of_memory_is_one_line(store, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9GB.\nAt …"),
+        MemoryError("Unable to allocate 9 GiB"),
+        MemoryError(),
+    ],
+)
+def test_a_lack_of_memory_is_one_line(store, tmp_path, capsys, monkeypatch, error):
     def out_of_memory(*_):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9GB.\nAt …")
+        raise error
 
     monkeypatch.setattr("capjax.train.train", out_of_memory)
     config_file = write_config_file(tmp_path / "config.py", store)

@@ -1,7 +1,7 @@
 """Captioned images by name: which sources exist, and how a prepared dataset is read.
 
-A source is one file: `coco.py`, `flickr.py`, `folder.py`, `scenes.py`. `capjax data prepare NAME` writes its dataset in
-TFDS' array_record format, `load(NAME)` opens it. Reading captions needs neither TFDS nor the images.
+A source is one file or package: `coco.py`, `flickr.py`, `folder.py`, `scenes/`. `capjax data prepare NAME` writes its
+dataset in TFDS' array_record format, `load(NAME)` opens it. Reading captions needs neither TFDS nor the images.
 """
 
 import json
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capjax.data.fingerprint import ImagesDigest, read_fingerprint
+from capjax.disk import local_path
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord
 
@@ -110,8 +111,12 @@ def all_names(source_name: str | None = None) -> list[str]:
 
 
 def default_data_dir() -> pathlib.Path:
-    """Name the folder of prepared datasets: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-    return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    """Name the folder of prepared datasets: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+
+    Raises:
+        CapjaxError: if $TFDS_DATA_DIR is a bucket.
+    """
+    return local_path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def target_directory(name: DatasetName, data_dir: str | os.PathLike[str] | None, version: str) -> pathlib.Path:

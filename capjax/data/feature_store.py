@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from capjax.disk import write_atomically
+from capjax.disk import NPZ_ERRORS, remove_leftovers, write_atomically
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord, Features
 
@@ -69,6 +69,7 @@ class FeatureStore:
             CapjaxError: if the split was begun with other images.
         """
         folder = self.path / split
+        remove_leftovers(folder)
         if (folder / "captions.jsonl").exists():
             self._check_images(split, records, images_sha256)
             if self.records(split) == list(records):
@@ -330,10 +331,16 @@ def import_npz(
             scale = archive["grid_scale"] if "grid_scale" in archive else np.float32(1)
     except FileNotFoundError:
         raise CapjaxError(f"expected features at {path}, found no file there") from None
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except NPZ_ERRORS as error:
         raise CapjaxError(
             f"expected an .npz with file_name, pooled and optionally grid at {path}, got {error!r}"
         ) from None
+    kinds = {array.dtype.kind for array in (pooled, grid, scale) if array is not None}
+    if not kinds <= set("fiu") or scale.shape not in ((), (1,), pooled.shape[1:]):
+        raise CapjaxError(
+            f"expected real numbers, and a grid_scale for all or for each of the F, in {path}; got pooled of "
+            f"{pooled.dtype}, grid of {None if grid is None else grid.dtype}, grid_scale of {scale.dtype} {scale.shape}"
+        )
     if pooled.ndim != 2 or len(names) != len(pooled) or (grid is not None and grid.shape[::2] != pooled.shape):
         raise CapjaxError(
             f"expected file_name [N], pooled [N, F], grid [N, P, F] in {path}, got {len(names)} names, "

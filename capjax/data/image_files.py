@@ -1,27 +1,13 @@
 """Where the images of a source lie: a folder, or a zip that is read without unpacking it."""
 
-import lzma
 import pathlib
-import struct
 import threading
 import zipfile
-import zlib
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from capjax.disk import ZIP_ERRORS
 from capjax.errors import CapjaxError
 from capjax.images import ImageError, check_file_size, is_image_name, list_images, read_image_file
-
-# What `zipfile` and the decompressors raise on damaged, encrypted and unknown archives.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-)
 
 
 @runtime_checkable
@@ -140,7 +126,7 @@ def open_zip(path: pathlib.Path) -> zipfile.ZipFile:
     """
     try:
         return zipfile.ZipFile(path)
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise CapjaxError(f"expected a complete zip archive at {path}, got: {error}; download it again") from None
 
 
@@ -150,12 +136,17 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     No more is inflated than its header announces, which the caller bounds: `ZipFile.read` inflates everything first.
 
     Raises:
-        CapjaxError: if it is damaged.
+        CapjaxError: if it is damaged, or compressed by a method of which `zipfile` inflates whole blocks at once.
     """
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise CapjaxError(
+            f"expected {info.filename} stored or deflated in the archive, got compression method {info.compress_type}; "
+            "pack it again without options"
+        )
     try:
         with archive.open(info) as member:
             return member.read(info.file_size)
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise CapjaxError(f"expected {info.filename} undamaged in the archive, got {error}") from None
 
 

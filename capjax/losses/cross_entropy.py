@@ -1,7 +1,8 @@
-"""Teacher-forced losses as (sum, count) pairs.
+"""Teacher-forced losses as (sum, count) pairs, written plainly: the reference that the tests compare others with.
 
-A step adds the sums and the counts of all its parts and divides once, so the loss is the same for one device or a
-thousand, one microbatch or many.
+Training itself uses `linear_cross_entropy`, which never holds all logits at once and gives the same sums. A step adds
+the sums and the counts of all its parts and divides once, so the loss is the same for one device or a thousand, one
+microbatch or many.
 """
 
 import jax

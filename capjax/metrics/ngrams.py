@@ -8,14 +8,13 @@ for each order of n-grams.
 
 import io
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from capjax.disk import write_atomically
+from capjax.disk import NPZ_ERRORS, write_atomically
 from capjax.errors import CapjaxError
 
 MAX_ORDER = 4
@@ -208,8 +207,8 @@ class DocumentFrequencies:
                 num_images = int(file["num_images"])
         except FileNotFoundError as error:
             raise CapjaxError(f"{path}: no such df table; `capjax score --save_df=FILE` writes one") from error
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise CapjaxError(f"{path}: expected a df table of capjax (.npz), could not read it: {error}") from error
+        except NPZ_ERRORS as error:
+            raise CapjaxError(f"{path}: expected a df table of capjax (.npz), could not read it: {error!r}") from error
         if any(len(k) != len(c) for k, c in zip(keys, counts, strict=True)) or num_images < 1:
             raise CapjaxError(f"{path}: the df table is damaged (counts and n-grams differ in number); make it again")
         return cls(NgramTable(words, keys), counts, num_images)

@@ -31,12 +31,19 @@ def decoder_settings(name: str) -> dict[str, Any]:
     """Return the settings of a decoder with their defaults: the fields of its dataclass.
 
     Raises:
-        CapjaxError: if there is no decoder of that name.
+        CapjaxError: if there is no decoder of that name, or it has a field without a default.
     """
     if name not in DECODERS:
         raise CapjaxError(f"expected decoder.name out of {sorted(DECODERS)}, got {name!r}")
-    fields = dataclasses.fields(DECODERS[name])
-    return {field.name: field.default for field in fields if field.name not in _NOT_SETTINGS}
+    settings = {
+        field.name: field.default for field in dataclasses.fields(DECODERS[name]) if field.name not in _NOT_SETTINGS
+    }
+    if bare := [setting for setting, default in settings.items() if default is dataclasses.MISSING]:
+        raise CapjaxError(
+            f"expected a default for every field of the decoder {name!r}, got none for {bare[0]}; give it one, "
+            "configurations begin with them"
+        )
+    return settings
 
 
 def build_decoder(name: str, **settings: Any) -> nn.Module:

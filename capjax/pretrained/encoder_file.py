@@ -204,19 +204,19 @@ def _parse_header(path: pathlib.Path, metadata: Mapping[str, str]) -> tuple[Enco
         version, sha256 = header.pop("format_version"), header.pop("sha256")
         if version != FORMAT_VERSION:
             raise CapjaxError(f"{path} has encoder format {version}, this capjax reads format {FORMAT_VERSION}")
-        config = EncoderConfig(**header)
-        _check_fields(config)
-        return config, sha256
+        return config_from(header), sha256
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CapjaxError(f"{path} has a damaged header ({error}); get the file again") from error
 
 
-def _check_fields(config: EncoderConfig) -> None:
-    """Refuse values that name no network at all; which names of conventions and endpoints exist, the network says.
+def config_from(fields: Mapping[str, Any]) -> EncoderConfig:
+    """Rebuild a configuration that was stored; which names of conventions and endpoints exist, the network says.
 
     Raises:
+        TypeError: there is no such field.
         ValueError: a field is of another type or size than any network has.
     """
+    config = EncoderConfig(**fields)
     texts = (config.convention, config.final_endpoint, config.input_scaling, config.source)
     sizes = (config.min_depth, config.image_size, 1 if config.num_classes is None else config.num_classes)
     if not all(isinstance(value, str) for value in texts):
@@ -227,3 +227,4 @@ def _check_fields(config: EncoderConfig) -> None:
         raise ValueError(
             f"expected a depth_multiplier above 0, up to {_MAX_DEPTH_MULTIPLIER}, got {config.depth_multiplier}"
         )
+    return config

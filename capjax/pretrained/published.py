@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+from capjax.disk import local_path
 from capjax.download import RemoteFile
 
 _KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications/inception_v3/"
@@ -21,6 +22,10 @@ PUBLISHED = {
 
 
 def default_cache_dir() -> pathlib.Path:
-    """Return where weights are kept: $CAPJAX_CACHE/weights, or ~/.cache/capjax/weights."""
+    """Return where weights are kept: $CAPJAX_CACHE/weights, or ~/.cache/capjax/weights.
+
+    Raises:
+        CapjaxError: if $CAPJAX_CACHE is a bucket.
+    """
     root = os.environ.get("CAPJAX_CACHE")
-    return (pathlib.Path(root) if root else pathlib.Path.home() / ".cache" / "capjax") / "weights"
+    return (local_path(root) if root else pathlib.Path.home() / ".cache" / "capjax") / "weights"

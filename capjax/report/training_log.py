@@ -1,4 +1,4 @@
-"""What the report reads and writes: files that appear whole or not at all, and the training log."""
+"""The training log as the report reads it."""
 
 import json
 import logging

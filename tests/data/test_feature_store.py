@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import dataclasses
+import io
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from capjax.data import feature_store
 from capjax.data.feature_store import create_store, import_npz, open_store
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord, Features
+from tests.image_mutations import mutations
 
 F, P = 6, 4
 KEY = {"weights_sha256": "abc", "preprocessing": {"image_size": 299, "crop": "center"}}
@@ -180,9 +183,21 @@ def test_importing_features_matches_by_file_name(tmp_path):
         np.testing.assert_allclose(rows[i].grid, grid[at] * scale, rtol=1e-6)
 
 
+NAMES = np.asarray(["0.jpg", "1.jpg"])
+
+
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no archive", {"pooled": np.zeros((2, 3))}, {"file_name": np.asarray(["a"]), "pooled": np.zeros((2, 3))}],
+    [
+        b"",
+        b"no archive",
+        b"PK\x03\x04 no archive",
+        {"pooled": np.zeros((2, 3))},
+        {"file_name": np.asarray(["a"]), "pooled": np.zeros((2, 3))},
+        {"file_name": np.asarray("a"), "pooled": np.zeros((1, 3))},
+        {"file_name": NAMES, "pooled": np.full((2, 3), "x")},
+        {"file_name": NAMES, "pooled": np.zeros((2, 3)), "grid": np.zeros((2, 4, 3)), "grid_scale": np.zeros(2)},
+    ],
 )
 def test_importing_something_else_is_a_clear_error(tmp_path, content):
     path = tmp_path / "x.npz"
@@ -192,6 +207,38 @@ def test_importing_something_else_is_a_clear_error(tmp_path, content):
         np.savez(path, **content)
     with pytest.raises(CapjaxError, match=r"x\.npz"):
         import_npz(path, tmp_path / "store", "toys", {"train": records(2)})
+
+
+def test_importing_a_single_array_is_a_clear_error(tmp_path):
+    with open(tmp_path / "x.npz", "wb") as file:
+        np.save(file, np.zeros((2, 3)))
+    with pytest.raises(CapjaxError, match=r"x\.npz"):
+        import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)})
+
+
+def test_importing_features_of_absurd_size_is_a_clear_error(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2, 10**14)})
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("pooled.npy", header.getvalue())
+        archive.writestr("file_name.npy", header.getvalue())
+    with pytest.raises(CapjaxError, match=r"x\.npz") as caught:
+        import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_importing_damaged_features_ends_in_clear_errors(tmp_path, save):
+    save(tmp_path / "whole.npz", file_name=NAMES, pooled=np.ones((2, F)), grid=np.ones((2, P, F), np.float16))
+    whole, num_refused = (tmp_path / "whole.npz").read_bytes(), 0
+    for name, data in mutations({"npz": whole}, 150, seed=0):
+        (tmp_path / "x.npz").write_bytes(data)
+        try:
+            import_npz(tmp_path / "x.npz", tmp_path / "stores" / name, "toys", {"train": records(2)})
+        except CapjaxError as error:
+            assert "\n" not in str(error), name
+            num_refused += 1
+    assert num_refused > 50
 
 
 def test_importing_features_of_other_images_is_an_error(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from capjax.errors import CapjaxError
 from capjax.metrics.coco_caption import References, score
 from capjax.metrics.ngrams import DocumentFrequencies, count_ngrams
+from tests.image_mutations import mutations
 
 
 def ngrams(words: list[str], n: int) -> collections.Counter:
@@ -96,6 +97,23 @@ def test_table_errors(tmp_path: pathlib.Path) -> None:
     (tmp_path / "torn.npz").write_bytes(content[: len(content) // 2])
     with pytest.raises(CapjaxError, match="expected a df table"):
         DocumentFrequencies.load(tmp_path / "torn.npz")
+    with open(tmp_path / "array.npz", "wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(CapjaxError, match="expected a df table"):
+        DocumentFrequencies.load(tmp_path / "array.npz")
+
+
+def test_damaged_tables_end_in_clear_errors(tmp_path: pathlib.Path) -> None:
+    References({1: ["a dog runs"]}).df.save(tmp_path / "whole.npz")
+    num_refused = 0
+    for name, data in mutations({"npz": (tmp_path / "whole.npz").read_bytes()}, 150, seed=0):
+        (tmp_path / "damaged.npz").write_bytes(data)
+        try:
+            DocumentFrequencies.load(tmp_path / "damaged.npz")
+        except CapjaxError as error:
+            assert "\n" not in str(error), name
+            num_refused += 1
+    assert num_refused > 50
 
 
 @given(st.lists(st.lists(st.sampled_from(WORDS), max_size=9), min_size=1, max_size=6))

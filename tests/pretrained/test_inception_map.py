@@ -1,5 +1,7 @@
 """Where foreign tensors go: every layout that Keras writes, torchvision's names, refusals that name the difference."""
 
+import tracemalloc
+
 import h5py
 import numpy as np
 import pytest
@@ -223,3 +225,49 @@ def test_hdf5_of_another_make_is_one_line(tmp_path, make):
     with pytest.raises(CapjaxError, match=r"cannot read .*x\.h5") as caught:
         keras_h5.read_layers(tmp_path / "x.h5")
     assert "\n" not in str(caught.value)
+
+
+def _external(group, name):
+    group.create_dataset(name, (32,), "f4", external=[("elsewhere.bin", 0, 128)])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda group, name: group.create_dataset(name, (3, 3, 3, 32 * 10**10), "f4"),  # declared, never written
+        lambda group, name: group.create_dataset(name, (1000, 1000), "f4", np.zeros((1000,) * 2), compression="gzip"),
+        lambda group, name: group.create_dataset(name, (32,), "f4", chunks=(32,), fletcher32=True),
+        _external,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["vars/0", "conv2d/kernel:0"])
+def test_weights_that_the_file_does_not_hold_are_refused_unread(tmp_path, name, make):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        if name == "vars/0":
+            group = file.create_group("layers/conv2d")
+            group.create_group("vars").attrs["name"] = "conv2d"
+        else:
+            _weight(file, name)
+            group = file["conv2d"]
+        make(group, name)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CapjaxError, match=r"x\.h5.*expected the weights of Keras whole and uncompressed") as caught:
+            keras_h5.read_layers(tmp_path / "x.h5")
+        assert "\n" not in str(caught.value)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_one_weight_under_many_names_is_refused(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        names = [f"{i}/kernel" for i in range(50)]
+        _layers(file, ["conv2d"])
+        group = file.create_group("conv2d")
+        group.attrs["weight_names"] = names
+        group["0/kernel"] = np.zeros(10_000)
+        for name in names[1:]:
+            group[name] = group["0/kernel"]
+    with pytest.raises(CapjaxError, match="together no larger than the file"):
+        keras_h5.read_layers(tmp_path / "x.h5")

@@ -1,0 +1,64 @@
+"""What the program as a whole owes its user: buckets are refused in one line, and nothing is left behind."""
+
+import pytest
+
+from capjax.cli import main
+
+
+@pytest.mark.parametrize("bucket", ["gs://bucket/x", "S3://bucket/x"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "prepare", "scenes", "--data_dir=BUCKET"],
+        ["data", "prepare", "flickr8k", "--source=BUCKET"],
+        ["data", "prepare", "flickr8k", "--download_dir=BUCKET"],
+        ["data", "prepare", "folder/x", "--images=BUCKET", "--captions=captions.csv"],
+        ["data", "prepare", "folder/x", "--images=photos", "--captions=BUCKET"],
+        ["data", "validate", "scenes", "--data_dir=BUCKET"],
+        ["data", "inspect", "scenes", "--out=BUCKET.png"],
+        ["weights", "fetch", "--out=BUCKET"],
+        ["weights", "fetch", "--cache_dir=BUCKET"],
+        ["weights", "convert", "x.h5", "--out=BUCKET"],
+        ["weights", "convert", "BUCKET", "--out=x"],
+        ["weights", "verify", "BUCKET"],
+        ["features", "--config=scenes", "--import=BUCKET.npz"],
+        ["features", "--config=scenes", "--config.features.dir=BUCKET"],
+        ["features", "--config=scenes", "--config.dataset.data_dir=BUCKET"],
+        ["train", "--config=scenes", "--workdir=BUCKET"],
+        ["evaluate", "--model=BUCKET"],
+        ["evaluate", "--model=x", "--out=BUCKET"],
+        ["evaluate", "--model=x", "--images=BUCKET"],
+        ["evaluate", "--model=x", "--data_dir=BUCKET"],
+        ["evaluate", "--model=x", "--features_dir=BUCKET"],
+        ["caption", "--model=BUCKET", "x.jpg"],
+        ["demo", "--out=BUCKET"],
+        ["score", "--references=r.json", "--results=a.json", "--out=BUCKET"],
+        ["score", "--references=r.json", "--results=a.json", "--save_df=BUCKET"],
+        ["score", "--references=r.json", "--results=a.json", "--df=BUCKET"],
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_buckets_are_refused_in_one_line(tmp_path, monkeypatch, capsys, arguments, bucket):
+    monkeypatch.chdir(tmp_path)
+    assert main([argument.replace("BUCKET", bucket) for argument in arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "mount the bucket" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "arguments"),
+    [
+        ("TFDS_DATA_DIR", ["data", "prepare", "scenes"]),
+        ("TFDS_DATA_DIR", ["data", "inspect", "scenes"]),
+        ("TFDS_DATA_DIR", ["features", "--config=scenes"]),
+        ("CAPJAX_CACHE", ["weights", "fetch"]),
+    ],
+)
+def test_buckets_of_the_environment_are_refused_in_one_line(tmp_path, monkeypatch, capsys, variable, arguments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, "gs://bucket/x")
+    assert main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "mount the bucket" in line
+    assert list(tmp_path.iterdir()) == []
