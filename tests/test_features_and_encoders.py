@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from capjax.captioning import load_model
 from capjax.cli import main
 from capjax.data.feature_store import open_store
 from tests.toy_project import changed, config, draw, prepare, prepare_again
-from tests.training_runs import finish, start_processes
+from tests.training_runs import finish, read_until, start_processes
 
 SHORT = changed({"train.num_steps": 2, "eval.every": 2})
 
@@ -152,6 +153,16 @@ def test_two_processes_extract_what_one_does_holes_filled(project, shared):
         assert one.records(split) == two.records(split)
         for a, b in zip(one.features(split), two.features(split), strict=True):
             np.testing.assert_allclose(a.pooled, b.pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_that_extract_end_at_a_signal(project):
+    """Nothing has to be saved: what is on disk is whole."""
+    shutil.rmtree(project / "features")
+    runs = start_processes("features", *config(project))
+    read_until(runs[0], "writing features")
+    for run in runs:
+        run.send_signal(signal.SIGTERM)
+    finish(*runs, status=-signal.SIGTERM)
 
 
 def test_shards_are_dealt_by_number_whatever_is_there(project, monkeypatch):

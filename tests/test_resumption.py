@@ -1,6 +1,7 @@
 """Runs that stop go on as if they had not: exactly, after kills and signals, in one process at a time."""
 
 import contextlib
+import os
 import random
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 from flax import struct
 
 from capjax.checkpoint import Checkpoints, load_model_directory
+from capjax.distributed import stop_requests
 from capjax.errors import CapjaxError
 from capjax.train import train
 from capjax.training.metric_writer import MetricWriter
@@ -21,6 +23,7 @@ from tests.training_runs import (
     finish,
     make_store,
     read_jsonl,
+    read_until,
     start_capjax,
     start_processes,
     tiny_config,
@@ -147,6 +150,43 @@ def test_a_signal_to_one_of_two_processes_saves_the_same_step_on_both(store, tmp
     config.train.num_steps = saved + 1
     config.train.checkpoint_every = config.eval.every = 1_000_000
     assert int(train(config, workdir).step) == saved + 1
+
+
+def test_a_signal_while_a_run_of_two_processes_resumes_is_heeded(store, finished, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    runs = start_processes(*endless(store, tmp_path), f"--workdir={workdir}")
+    read_until(runs[0], "parameters;")
+    runs[1].send_signal(signal.SIGTERM)
+    said = finish(*runs, status=1)
+    saved = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+    assert 12 < saved < 100
+    for text in said:
+        assert f"interrupted after step {saved}, which is saved" in text
+
+
+def test_a_second_signal_has_its_usual_effect():
+    with stop_requests() as stop_requested:
+        assert not stop_requested(1)
+        signal.raise_signal(signal.SIGINT)
+        assert stop_requested(2) and stop_requested(3)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_workers_as_well_saves(store, tmp_path, number):
+    """As Ctrl-C in a terminal gives it, and a scheduler that stops a job."""
+    workdir = tmp_path / "run"
+    run = start_capjax(
+        *endless(store, tmp_path), "--config.train.num_workers=1", f"--workdir={workdir}", own_group=True
+    )
+    wait_for(has_lines(workdir / "metrics.jsonl"), run)
+    os.killpg(run.pid, number)
+    (said,) = finish(run, status=1)
+    assert "which is saved; the same command goes on" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("at_step", [6, 12])
