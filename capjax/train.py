@@ -184,7 +184,7 @@ def model_directory(setup: Setup, state: TrainState, scores: dict[str, float]) -
         setup.vocabulary,
         variables,
         scores,
-        assembly.open_features(config, setup.encoder).key if config.features.dir else None,
+        setup.features_key,
     )
 
 
