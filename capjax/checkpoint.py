@@ -74,15 +74,21 @@ class Checkpoints:
             wait: return only when it is on disk.
 
         Raises:
-            CapjaxError: if it cannot be written, e.g. because the disk is full, or the step was saved before.
+            CapjaxError: if it cannot be written, as the disk is full, or that step or a later one is saved already.
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
         try:
-            self._manager.save(step, args=args)
+            is_new = self._manager.save(step, args=args)
             if wait:
                 self._manager.wait_until_finished()
         except Exception as error:  # Orbax raises whatever its storage layers raise.
             raise CapjaxError(_cannot_write(self.directory, error)) from None
+        if not is_new:
+            newest = self._manager.latest_step()
+            raise CapjaxError(
+                f"expected to save a step after {newest}, the newest in {self.directory}, got {step}; choose another "
+                "workdir"
+            )
 
     def restore(self, like: Any) -> Restored | None:
         """Restore the newest checkpoint.

@@ -94,7 +94,7 @@ def exclusive(path: pathlib.Path, refusal: str) -> Iterator[None]:
         refusal: what to say to a second process.
 
     Raises:
-        CapjaxError: another process holds the lock, or the file cannot be made.
+        CapjaxError: another process holds the lock, the file cannot be made, or the file system knows no locks.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +106,10 @@ def exclusive(path: pathlib.Path, refusal: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CapjaxError(refusal) from None
+        except OSError as error:
+            raise CapjaxError(
+                f"expected a file system that can lock {path}, it cannot ({error.strerror}); choose a folder on another"
+            ) from None
         yield
 
 

@@ -10,6 +10,9 @@ from jax.experimental import multihost_utils
 
 from capjax.errors import CapjaxError
 
+# Whoever ends first waits for the others, which may have more work left, or scores to compute.
+_WEEK = 7 * 24 * 3600
+
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a job that several processes, on one host or many, can do together."""
@@ -20,8 +23,12 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process_id", type=int, help="with --coordinator: which one this is, from 0")
 
 
-def join_processes(args: argparse.Namespace) -> None:
+def join_processes(args: argparse.Namespace, stop_together: bool = False) -> None:
     """Join the other processes as the arguments say; before the first use of a device.
+
+    Args:
+        args: of `add_process_arguments`.
+        stop_together: a SIGTERM to any process is for `stop_requests` to tell all; it has its usual effect otherwise.
 
     Raises:
         CapjaxError: if the arguments are incomplete or the others cannot be found.
@@ -31,8 +38,9 @@ def join_processes(args: argparse.Namespace) -> None:
         return
     if given != (None, None, None) and None in given:
         raise CapjaxError("expected --coordinator, --num_processes and --process_id together, got only some of them")
+    jax.config.update("jax_enable_preemption_service", stop_together)
     try:
-        jax.distributed.initialize(*given)
+        jax.distributed.initialize(*given, shutdown_timeout_seconds=_WEEK)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CapjaxError(f"expected to join the other processes, could not: {reason}") from None
@@ -44,12 +52,21 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
 
     One process notes SIGTERM and Ctrl-C; a second such signal has its usual effect. Several processes, which must all
     save the same step, are told by JAX's preemption service: a SIGTERM to any of them makes them agree on a step that
-    none has passed yet. The function must be called with every step.
+    none has passed yet. The function must be called with every step; once it is true it stays so.
     """
-    if jax.distributed.is_initialized():
-        yield multihost_utils.reached_preemption_sync_point
-        return
     received = False
+    if jax.distributed.is_initialized():
+        passed = 0
+
+        def agreed(step: int) -> bool:
+            """Ask for every step: the one agreed on follows the last that any process asked for, at first step 0."""
+            nonlocal passed, received
+            received |= any([multihost_utils.reached_preemption_sync_point(i) for i in range(passed, step + 1)])
+            passed = step + 1
+            return received
+
+        yield agreed
+        return
 
     def note(number: int, frame: object) -> None:
         nonlocal received

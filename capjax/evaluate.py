@@ -63,7 +63,7 @@ def open_split(
         models: one, or an ensemble.
         config: of the first, with the dataset and the features to use.
         split: its name.
-        other_features: the user names other features than the first model was trained on.
+        other_features: the user names other features than the models were trained on.
 
     Raises:
         CapjaxError: if something is missing, or was made with another encoder.
@@ -80,8 +80,10 @@ def open_split(
                 f"the features in {config.features.dir} cannot serve all models, {strange[0].path} sees with another "
                 "encoder; --features_dir= lets each look at the images with its own"
             )
-        if encoder is None and not other_features and models[0].features is not None:
-            feature_store.open_store(config.features.dir, models[0].features)
+        if encoder is None:
+            _check_trained_on(models, config.features.dir, other_features)
+    # A decoder that needs no grid passes over it.
+    config.encoder.grid = any(model.config.encoder.grid for model in models)
     records, rows = assembly.open_split(config, split, encoder)
     for model in models:
         _check_features_fit(model, rows, config)
@@ -90,6 +92,28 @@ def open_split(
 
 def _is_store(path: str) -> bool:
     return (pathlib.Path(path) / "store.json").exists()
+
+
+def _check_trained_on(models: Sequence[LoadedModel], path: str, other_features: bool) -> None:
+    """Compare features that another program made with those that the models were trained on.
+
+    The user may name others, of another dataset above all; those of the same dataset may come from another program.
+    """
+    found = feature_store.open_store(path, {}).key
+    for model in models:
+        if model.features is None or model.features == found:
+            continue
+        if not other_features:
+            raise CapjaxError(
+                f"expected the features that the model {model.path} was trained on in {path}, it holds others; "
+                "--features_dir=DIR names the right ones, or these all the same"
+            )
+        if model.features["dataset"] == found.get("dataset"):
+            print(
+                f"warning: {path} holds other features of {found['dataset']} than the model {model.path} was trained "
+                "on; captions make sense only if the same program made both",
+                file=sys.stderr,
+            )
 
 
 def _check_features_fit(model: LoadedModel, rows: Rows, config: ConfigDict) -> None:

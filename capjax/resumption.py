@@ -1,8 +1,11 @@
 """Where a run goes on: the newest checkpoint of its workdir, if it is of the same run."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from capjax import config as configuration
 from capjax.checkpoint import Checkpoints
@@ -11,28 +14,44 @@ from capjax.training.progress import Progress
 from capjax.training.train_state import TrainState
 from capjax.training_setup import Setup
 
-# Fields that may differ between the run that wrote a checkpoint and the one that resumes from it.
+# Fields, and sections, that may differ between the run that wrote a checkpoint and the one that resumes from it.
 CHANGEABLE = ("recipe", "train.num_steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
 CHANGEABLE += ("train.num_workers", "eval.", "search.", "dataset.data_dir", "features.dir", "features.batch_size")
+# Of those, the fields that must not: the scores of later validations would be unlike those that chose the kept model.
+COMPARED = ("eval.max_images", "search.max_length")
 
 
 def restore(checkpoints: Checkpoints, setup: Setup, state: TrainState) -> tuple[TrainState, Progress]:
     """Return the state and progress of the newest checkpoint, or `state` and no progress where there is none.
 
     Raises:
-        CapjaxError: if the checkpoint is damaged, or of another configuration or other captions.
+        CapjaxError: if the checkpoint is damaged, or of another configuration, other captions or other features.
     """
     restored = checkpoints.restore(state)
     if restored is None:
         return state, Progress()
     workdir = checkpoints.directory.parent
-    old = configuration.from_dict(restored.host["config"], str(checkpoints.directory))
+    host = restored.host
+    old = configuration.from_dict(host["config"], str(checkpoints.directory))
     _check_same_run(configuration.to_dict(old), configuration.to_dict(setup.config), workdir)
-    if restored.host["vocabulary_sha256"] != setup.vocabulary.sha256:
+    # Older checkpoints know the vocabulary alone.
+    now = _data_of(setup)
+    if any(host.get(name, now[name]) != now[name] for name in ("vocabulary_sha256", "records_sha256")):
         raise CapjaxError(
             f"expected the training captions that {workdir} was begun with, they have changed; choose another workdir"
         )
-    return restored.state, Progress.from_dict(restored.host["progress"])
+    if host.get("features", now["features"]) != now["features"]:
+        raise CapjaxError(
+            f"expected the features that {workdir} was begun with, {setup.config.features.dir} holds others; name "
+            "those with --config.features.dir, or choose another workdir"
+        )
+    values = host["progress"]
+    if "evals_since_best" in values:
+        values = _progress_of_0_1(values, old, int(restored.state.step))
+    progress = Progress.from_dict(values)
+    if old.eval.best_metric != setup.config.eval.best_metric:  # which has its own patience
+        progress = dataclasses.replace(progress, validations_since_best=0)
+    return restored.state, progress
 
 
 def save(checkpoints: Checkpoints, setup: Setup, state: TrainState, step: int, progress: Progress) -> None:
@@ -45,9 +64,31 @@ def save(checkpoints: Checkpoints, setup: Setup, state: TrainState, step: int, p
         "progress": progress.to_dict(),
         "config": configuration.to_dict(setup.config),
         "vocabulary": list(setup.vocabulary.words),
-        "vocabulary_sha256": setup.vocabulary.sha256,
+        **_data_of(setup),
     }
     checkpoints.save(step, state, host)
+
+
+def _data_of(setup: Setup) -> dict[str, Any]:
+    """Return what tells whether a run still sees the data that it was begun with."""
+    return {
+        "vocabulary_sha256": setup.vocabulary.sha256,
+        "records_sha256": setup.records_sha256,
+        "features": setup.features_key,
+    }
+
+
+def _progress_of_0_1(values: Mapping[str, Any], config: ConfigDict, step: int) -> dict[str, Any]:
+    """Translate the progress that capjax 0.1 saved at a step; it validated before it saved."""
+    if values["best"] is None:
+        return {}
+    is_last = step == config.train.num_steps
+    return {
+        "validated_step": step if is_last else step - step % config.eval.every,
+        "best_step": values["best_step"],
+        "best_scores": {f"val/{config.eval.best_metric}": values["best"]},
+        "validations_since_best": values["evals_since_best"],
+    }
 
 
 def _check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: pathlib.Path, prefix: str = "") -> None:
@@ -60,7 +101,7 @@ def _check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: pat
         full = prefix + name
         if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
             _check_same_run(old[name], new[name], workdir, full + ".")
-        elif old.get(name) != new.get(name) and not full.startswith(CHANGEABLE):
+        elif old.get(name) != new.get(name) and (full in COMPARED or not full.startswith(CHANGEABLE)):
             raise CapjaxError(
                 f"expected {full} = {old.get(name)!r} as {workdir} was begun with, got {new.get(name)!r}; "
                 "choose another workdir to start anew"

@@ -75,7 +75,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
 
         # Loop: what a step asks for is done before the next one, in the run that did the step or in one that resumes.
         while True:
-            stop = step > saved_step and stop_requested(step)
+            stop = stop_requested(step) and step > saved_step
             finished = step >= num_steps
             if step % config.train.log_every == 0 or finished or stop:
                 if scalars := window.summarise():
@@ -184,7 +184,7 @@ def model_directory(setup: Setup, state: TrainState, scores: dict[str, float]) -
         setup.vocabulary,
         variables,
         scores,
-        assembly.open_features(config, setup.encoder).key if config.features.dir else None,
+        setup.features_key,
     )
 
 
@@ -199,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, and draw the curves."""
     config = configuration.load_config(args.config, args.overrides)
     quiet_orbax()
-    join_processes(args)
+    join_processes(args, stop_together=True)
     try:
         train(config, args.workdir)
     finally:

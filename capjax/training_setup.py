@@ -1,6 +1,9 @@
 """What a training run works with, whatever its objective: data, vocabulary, model, optimiser and first state."""
 
 import dataclasses
+import functools
+import hashlib
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -51,6 +54,19 @@ class Setup:
     vocabulary: Vocabulary
     model: Captioner
     start: ModelDirectory | None
+
+    @functools.cached_property
+    def records_sha256(self) -> str:
+        """What identifies the training images and their captions, in order."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            digest.update(json.dumps([record.image_id, record.captions]).encode())
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def features_key(self) -> dict[str, Any] | None:
+        """The key of the feature store that the run trains on; None if it trains on images."""
+        return assembly.open_features(self.config, self.encoder).key if self.config.features.dir else None
 
 
 def setup_from(config: ConfigDict, mesh: Mesh) -> Setup:

@@ -1,5 +1,7 @@
 """Files appear whole or not at all, and names do not lead out of their folders."""
 
+import errno
+import fcntl
 import os
 import pathlib
 import signal
@@ -12,7 +14,7 @@ import pytest
 
 from capjax.checkpoint import ModelDirectory, save_model
 from capjax.data.feature_store import create_store
-from capjax.disk import inside, remove_leftovers, write_atomically
+from capjax.disk import exclusive, inside, remove_leftovers, write_atomically
 from capjax.errors import CapjaxError
 from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary
 from capjax.types import CaptionRecord
@@ -96,3 +98,22 @@ def test_names_that_lead_out_of_a_folder_have_no_path(tmp_path: pathlib.Path) ->
     assert inside(folder, "a/../b.jpg") == folder / "b.jpg"
     for name in ("../secret.jpg", "a/../../secret.jpg", "..", "x\0.jpg", str(tmp_path / "secret.jpg")):
         assert inside(folder, name) is None
+
+
+def test_a_lock_is_held_by_one_and_free_again(tmp_path: pathlib.Path) -> None:
+    with exclusive(tmp_path / "new" / "lock", "held"):
+        with pytest.raises(CapjaxError, match="held"), exclusive(tmp_path / "new" / "lock", "held"):
+            pass
+    with exclusive(tmp_path / "new" / "lock", "held"):
+        pass
+
+
+def test_a_file_system_without_locks_is_one_clear_line(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(CapjaxError, match=r"can lock .*No locks available.*choose a folder on another") as error:
+        with exclusive(tmp_path / "lock", "held"):
+            pass
+    assert "\n" not in str(error.value)

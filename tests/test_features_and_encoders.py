@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from capjax.captioning import load_model
 from capjax.cli import main
 from capjax.data.feature_store import open_store
 from tests.toy_project import changed, config, draw, prepare, prepare_again
-from tests.training_runs import finish, start_processes
+from tests.training_runs import finish, read_until, start_processes
 
 SHORT = changed({"train.num_steps": 2, "eval.every": 2})
 
@@ -25,7 +26,8 @@ def shared(tmp_path_factory):
     tuned = changed({"features.dir": "", "encoder.learning_rate_scale": 0.1})
     assert main(["train", *config(root), *SHORT, *tuned, f"--workdir={root / 'tuned'}"]) == 0
     names = [f"{i:02d}.png" for i in range(32)]
-    np.savez(root / "x.npz", file_name=names, pooled=np.random.default_rng(0).normal(size=(32, 6)))
+    rng = np.random.default_rng(0)
+    np.savez(root / "x.npz", file_name=names, pooled=rng.normal(size=(32, 6)), grid=rng.normal(size=(32, 4, 6)))
     assert main(["features", *imported(root), f"--import={root / 'x.npz'}"]) == 0
     assert main(["train", *imported(root), *SHORT, f"--workdir={root / 'imported'}"]) == 0
     return root
@@ -89,6 +91,12 @@ def test_a_photo_that_changed_under_its_name_is_noticed(project, capsys):
     refuses(capsys, ["features", *config(project)], "found others")
 
 
+def test_another_version_of_the_dataset_is_refused(project, capsys):
+    (dataset,) = (project / "data" / "folder" / "toys").iterdir()
+    dataset.rename(dataset.with_name("9.9.9"))
+    refuses(capsys, ["features", *config(project)], "dataset_version = '9.9.9'")
+
+
 def test_imported_features_with_other_captions_are_noticed(project, capsys):
     text = (project / "captions.csv").read_text()
     (project / "captions.csv").write_text(text.replace("there is a", "here you see a"))
@@ -134,6 +142,30 @@ def test_imported_features_of_another_dataset_must_be_named(shared, project, cap
     assert "nothing to see images with" in capsys.readouterr().err
 
 
+def test_every_member_of_an_ensemble_must_fit_imported_features(shared, project, capsys):
+    """Features of equal size from another program would pass for those that a model knows."""
+    shutil.copytree(shared / "imported" / "model", project / "other")
+    header = json.loads((project / "other" / "model.json").read_text())
+    header["features"]["sha256"] = "0" * 64
+    (project / "other" / "model.json").write_text(json.dumps(header))
+    both = f"{shared / 'imported' / 'model'},{project / 'other'}"
+    capsys.readouterr()
+    assert evaluate(project, both) == 1
+    assert f"the model {project / 'other'} was trained on" in capsys.readouterr().err
+    assert len(evaluate(project, both, f"--features_dir={project / 'features-imported'}")) == 8
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and f"the model {project / 'other'} was trained on" in warnings[0]
+
+
+def test_an_ensemble_does_not_depend_on_who_needs_a_grid_first(shared, project):
+    attends = changed({"decoder.name": "soft_attention", "encoder.grid": True})
+    attends += changed({f"decoder.{name}": 16 for name in ("embed_size", "hidden_size", "attention_size")})
+    assert main(["train", *imported(project), *SHORT, *attends, f"--workdir={project / 'run'}"]) == 0
+    models = [shared / "imported" / "model", project / "run" / "model"]
+    one, two = (evaluate(project, ",".join(map(str, order))) for order in (models, models[::-1]))
+    assert len(one) == 8 and one == two
+
+
 def test_features_of_another_size_are_one_clear_line(shared, project, capsys):
     assert evaluate(project, shared / "imported" / "model", f"--features_dir={project / 'features'}") == 1
     assert "numbers an image" in capsys.readouterr().err
@@ -152,6 +184,16 @@ def test_two_processes_extract_what_one_does_holes_filled(project, shared):
         assert one.records(split) == two.records(split)
         for a, b in zip(one.features(split), two.features(split), strict=True):
             np.testing.assert_allclose(a.pooled, b.pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_that_extract_end_at_a_signal(project):
+    """Nothing has to be saved: what is on disk is whole."""
+    shutil.rmtree(project / "features")
+    runs = start_processes("features", *config(project))
+    read_until(runs[0], "writing features")
+    for run in runs:
+        run.send_signal(signal.SIGTERM)
+    finish(*runs, status=-signal.SIGTERM)
 
 
 def test_shards_are_dealt_by_number_whatever_is_there(project, monkeypatch):

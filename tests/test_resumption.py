@@ -1,6 +1,9 @@
 """Runs that stop go on as if they had not: exactly, after kills and signals, in one process at a time."""
 
 import contextlib
+import json
+import os
+import pathlib
 import random
 import shutil
 import signal
@@ -13,6 +16,7 @@ import pytest
 from flax import struct
 
 from capjax.checkpoint import Checkpoints, load_model_directory
+from capjax.distributed import stop_requests
 from capjax.errors import CapjaxError
 from capjax.train import train
 from capjax.training.metric_writer import MetricWriter
@@ -21,11 +25,14 @@ from tests.training_runs import (
     finish,
     make_store,
     read_jsonl,
+    read_until,
     start_capjax,
     start_processes,
     tiny_config,
     write_config_file,
 )
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "workdir_0_1"
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +65,34 @@ def test_resuming_is_exact(store, finished, tmp_path, stop_at):
     assert steps == sorted(set(steps))
 
 
-def test_other_configuration_is_refused_on_resume(store, finished, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer.learning_rate": 0.5}, r"optimizer\.learning_rate = 0\.02"),
+        ({"eval.max_images": 3}, r"eval\.max_images = 5000"),
+        ({"search.max_length": 3}, r"search\.max_length = 20"),
+    ],
+)
+def test_other_configuration_is_refused_on_resume(store, finished, tmp_path, change, message):
     workdir = tmp_path / "copy"
     shutil.copytree(finished[0], workdir)
     config = tiny_config(store)
-    config.optimizer.learning_rate = 0.5
-    with pytest.raises(CapjaxError, match=r"optimizer\.learning_rate = 0\.02"):
+    config.update_from_flattened_dict(change)
+    with pytest.raises(CapjaxError, match=message):
+        train(config, workdir)
+
+
+def test_fields_that_a_stored_configuration_lacks_had_their_defaults(store, finished, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    path = workdir / "checkpoints" / "12" / "host" / "metadata"
+    host = json.loads(path.read_text())
+    del host["config"]["train"]["label_smoothing"], host["config"]["self_critical"]
+    path.write_text(json.dumps(host))
+    assert int(train(tiny_config(store), workdir).step) == 12
+    config = tiny_config(store)
+    config.train.label_smoothing = 0.1
+    with pytest.raises(CapjaxError, match=r"train\.label_smoothing = 0\.0"):
         train(config, workdir)
 
 
@@ -149,6 +178,43 @@ def test_a_signal_to_one_of_two_processes_saves_the_same_step_on_both(store, tmp
     assert int(train(config, workdir).step) == saved + 1
 
 
+def test_a_signal_while_a_run_of_two_processes_resumes_is_heeded(store, finished, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    runs = start_processes(*endless(store, tmp_path), f"--workdir={workdir}")
+    read_until(runs[0], "parameters;")
+    runs[1].send_signal(signal.SIGTERM)
+    said = finish(*runs, status=1)
+    saved = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+    assert 12 < saved < 100
+    for text in said:
+        assert f"interrupted after step {saved}, which is saved" in text
+
+
+def test_a_second_signal_has_its_usual_effect():
+    with stop_requests() as stop_requested:
+        assert not stop_requested(1)
+        signal.raise_signal(signal.SIGINT)
+        assert stop_requested(2) and stop_requested(3)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_workers_as_well_saves(store, tmp_path, number):
+    """As Ctrl-C in a terminal gives it, and a scheduler that stops a job."""
+    workdir = tmp_path / "run"
+    run = start_capjax(
+        *endless(store, tmp_path), "--config.train.num_workers=1", f"--workdir={workdir}", own_group=True
+    )
+    wait_for(has_lines(workdir / "metrics.jsonl"), run)
+    os.killpg(run.pid, number)
+    (said,) = finish(run, status=1)
+    assert "which is saved; the same command goes on" in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("at_step", [6, 12])
 def test_a_validation_that_a_signal_cut_off_is_made_up_for(store, finished, tmp_path, monkeypatch, at_step):
     """Step 6 has a validation; step 12 is the last."""
@@ -191,6 +257,76 @@ def test_progress_compares_like_with_like_and_a_tie_is_no_improvement():
     progress = Progress.from_dict(progress.to_dict() | {"from_another_version": 1})
     progress = progress.after(3, scores[2], "loss")  # 2.5 against the 3.0 of the model that is kept
     assert (progress.best_step, progress.best("loss"), progress.validations_since_best) == (3, 2.5, 0)
+
+
+def test_a_score_that_is_not_a_number_does_not_stay_best():
+    progress = Progress()
+    for step, loss, best_step in ((1, np.nan, 1), (2, np.nan, 1), (3, 2.0, 3), (4, np.nan, 3), (5, 1.0, 5)):
+        progress = progress.after(step, {"val/loss": loss}, "loss")
+        assert progress.best_step == best_step
+
+
+def test_another_metric_has_its_own_patience(store, tmp_path):
+    config = tiny_config(store)
+    config.optimizer.learning_rate = 0.0
+    config.eval.every, config.eval.patience, config.eval.best_metric = 2, 2, "loss"
+    assert int(train(config, tmp_path).step) == 6
+    config.eval.best_metric = "CIDEr-D"
+    assert int(train(config, tmp_path).step) == 10
+
+
+def test_a_workdir_of_capjax_0_1_goes_on(store, tmp_path):
+    """Its last step was no multiple of eval.every, and its kept model is that of the validation before."""
+    workdir = tmp_path / "run"
+    shutil.copytree(GOLDEN, workdir)
+    kept, log = (workdir / "model" / "model.json").read_bytes(), read_jsonl(workdir / "metrics.jsonl")
+    config = tiny_config(store)
+    config.optimizer.learning_rate, config.eval.every, config.train.num_steps = 0.3, 3, 11
+    assert int(train(config, workdir).step) == 11
+    assert read_jsonl(workdir / "metrics.jsonl") == log
+    assert (workdir / "model" / "model.json").read_bytes() == kept
+    config.eval.every, config.train.num_steps = 1000, 13
+    assert int(train(config, workdir).step) == 13
+    rows = read_jsonl(workdir / "metrics.jsonl")
+    assert [row["step"] for row in rows if "val/loss" in row] == [3, 6, 9, 11, 13]
+    assert rows[: len(log)] == log
+    best = json.loads(kept)["scores"]
+    assert (best["step"], rows[-1]["val/CIDEr-D"] < best["val/CIDEr-D"]) == (9, True)
+    assert (workdir / "model" / "model.json").read_bytes() == kept
+
+
+def exchange_captions(store):
+    """Let the first two images with different captions have each other's."""
+    path = store / "train" / "captions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    other = next(row for row in rows if row["captions"] != rows[0]["captions"])
+    rows[0]["captions"], other["captions"] = other["captions"], rows[0]["captions"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def import_another(store):
+    header = json.loads((store / "store.json").read_text())
+    header["key"]["imported"] = "others"
+    (store / "store.json").write_text(json.dumps(header))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(exchange_captions, "training captions"), (import_another, "features that")],
+)
+def test_other_data_is_refused_on_resume_unless_the_checkpoint_is_older(store, finished, tmp_path, change, message):
+    workdir, elsewhere = tmp_path / "run", tmp_path / "store"
+    shutil.copytree(finished[0], workdir)
+    shutil.copytree(store, elsewhere)
+    train(tiny_config(elsewhere), workdir)
+    change(elsewhere)
+    with pytest.raises(CapjaxError, match=message) as error:
+        train(tiny_config(elsewhere), workdir)
+    assert "\n" not in str(error.value)
+    path = workdir / "checkpoints" / "12" / "host" / "metadata"
+    host = json.loads(path.read_text())
+    path.write_text(json.dumps({name: host[name] for name in set(host) - {"records_sha256", "features"}}))
+    assert int(train(tiny_config(elsewhere), workdir).step) == 12
 
 
 @pytest.mark.parametrize("workers", [(0, 2), (2, 0)])
@@ -251,3 +387,13 @@ def test_a_checkpoint_that_lacks_a_newer_field_is_restored(tmp_path):
     assert int(state.step) == 3
     np.testing.assert_array_equal(state.weights["kernel"], weights["kernel"])
     np.testing.assert_array_equal(state.average["kernel"], 1.0)
+
+
+def test_a_step_that_is_saved_already_is_refused(tmp_path):
+    state = OlderState(jnp.asarray(3), {"kernel": jnp.arange(4.0)})
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(3, state, {}, wait=True)
+        for step in (2, 3):
+            with pytest.raises(CapjaxError, match=f"after 3, the newest in .*, got {step}"):
+                checkpoints.save(step, state, {})
+        checkpoints.save(4, state, {}, wait=True)

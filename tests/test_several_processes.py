@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from capjax.checkpoint import load_model_directory
+from capjax.disk import exclusive
 from capjax.train import train
 from tests.training_runs import (
     finish,
@@ -52,3 +53,13 @@ def test_two_processes_evaluate_like_one(store, tmp_path):
     assert one == two
     scores = [(tmp_path / name / "per_image.jsonl").read_text() for name in ("one", "two")]
     assert scores[0] == scores[1]
+
+
+def test_both_of_two_processes_end_where_another_run_holds_the_workdir(store, tmp_path):
+    config_file = write_config_file(tmp_path / "config.py", store)
+    with exclusive(tmp_path / "run" / "lock", "held"):
+        runs = start_processes("train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}")
+        first, second = finish(*runs, status=1)
+    assert "another process trains in" in first
+    assert "process 0 could not begin in" in second
+    assert "Traceback" not in first + second

@@ -10,7 +10,12 @@ from capjax.checkpoint import load_model_directory
 from capjax.cli import main
 from capjax.errors import CapjaxError
 from capjax.metrics import coco_caption
+from capjax.sharding import make_mesh
+from capjax.tasks import TASKS, CrossEntropy
 from capjax.train import train
+from capjax.training.train_state import parameter_overview
+from capjax.training_setup import setup_from
+from capjax.validation import Validation
 from tests.training_runs import make_store, read_jsonl, saved_step, tiny_config, write_config_file
 
 
@@ -71,6 +76,80 @@ def test_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(store, tm
     while labels:
         assert saved_step(tmp_path / "checkpoints") == labels[-1]
         shutil.rmtree(tmp_path / "checkpoints" / str(labels.pop()))
+
+
+def test_loss_that_is_not_finite_is_noticed_before_a_validation(store, tmp_path):
+    config = tiny_config(store)
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 1e30
+    config.train.log_every = config.train.checkpoint_every = 100
+    with pytest.raises(CapjaxError, match=r"not finite at step [2-6] "):
+        train(config, tmp_path)
+    assert not read_jsonl(tmp_path / "metrics.jsonl")
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_moving_average_is_what_is_validated_and_kept(store, tmp_path):
+    config = tiny_config(store)
+    config.train.ema_decay = 0.9
+    config.eval.every = 12
+    state = train(config, tmp_path)
+    kept = load_model_directory(tmp_path / "model").variables["params"]
+    jax.tree.map(np.testing.assert_array_equal, kept, jax.device_get(state.ema_params))
+    (logged,) = (row for row in read_jsonl(tmp_path / "metrics.jsonl") if "val/loss" in row)
+    validate = Validation(setup_from(config, make_mesh()))
+    average, latest = (validate(state.replace(params=p, ema_params={})) for p in (state.ema_params, state.params))
+    assert logged["val/loss"] == pytest.approx(average["val/loss"])
+    assert abs(logged["val/loss"] - latest["val/loss"]) > 0.01
+
+
+def test_parameters_are_laid_out_by_one_process_alone(store, tmp_path, monkeypatch):
+    """Of arrays on the host: what is computed of global ones, all processes would have to compute."""
+    seen = []
+
+    def overview(params):
+        seen.extend(jax.tree.leaves(params))
+        return parameter_overview(params)
+
+    monkeypatch.setattr("capjax.train.parameter_overview", overview)
+    config = tiny_config(store)
+    config.train.num_steps = 1
+    train(config, tmp_path)
+    assert {type(leaf) for leaf in seen} == {np.ndarray}
+
+
+def test_another_objective_is_a_class_and_a_line_in_the_table(store, tmp_path, monkeypatch):
+    class Half:
+        """Cross-entropy that tells half of its loss, and only what the loop needs."""
+
+        def __init__(self, setup):
+            self._task = CrossEntropy(setup)
+
+        def init(self):
+            return self._task.init()
+
+        def batches(self, first_batch):
+            return self._task.batches(first_batch)
+
+        def step(self, state, batch):
+            state, metrics = self._task.step(state, batch)
+            return state, {
+                "loss": metrics["loss"] / 2,
+                "gradient_norm": metrics["gradient_norm"],
+                "num_words": metrics["num_words"],
+            }
+
+        def learning_rate(self, step):
+            return 0.25
+
+    monkeypatch.setitem(TASKS, "half", Half)
+    config = tiny_config(store)
+    config.train.objective, config.train.num_steps, config.eval.every = "half", 4, 4
+    assert int(train(config, tmp_path).step) == 4
+    (told,) = (row for row in read_jsonl(tmp_path / "metrics.jsonl") if "train/loss" in row)
+    names = {"step", "train/loss", "train/gradient_norm", "train/words_per_second", "learning_rate"}
+    assert set(told) == names and told["learning_rate"] == 0.25
+    assert (tmp_path / "model" / "model.json").exists()
 
 
 def test_validations_that_are_no_multiple_of_log_lines_label_checkpoints_by_their_step(store, tmp_path):

@@ -76,8 +76,8 @@ def read_jsonl(path: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def start_capjax(*arguments: str, devices: int = 1) -> subprocess.Popen:
-    """Start the program with some simulated devices."""
+def start_capjax(*arguments: str, devices: int = 1, own_group: bool = False) -> subprocess.Popen:
+    """Start the program with some simulated devices; in a process group of its own, signals reach its workers too."""
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.Popen(
         [sys.executable, "-m", "capjax", *arguments],
@@ -85,6 +85,7 @@ def start_capjax(*arguments: str, devices: int = 1) -> subprocess.Popen:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        process_group=0 if own_group else None,
     )
 
 
@@ -95,6 +96,16 @@ def start_processes(*arguments: str, devices: int = 1, num_processes: int = 2) -
         port = probe.getsockname()[1]
     together = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={num_processes}"]
     return [start_capjax(*arguments, *together, f"--process_id={i}", devices=devices) for i in range(num_processes)]
+
+
+def read_until(run: subprocess.Popen, words: str) -> str:
+    """Read what a process says until a line has these words."""
+    said = ""
+    for line in run.stderr:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(f"it ended without saying {words!r}: {said[-3000:]}")
 
 
 def finish(*runs: subprocess.Popen, status: int = 0) -> list[str]:

@@ -285,7 +285,7 @@ def _read_header(path: pathlib.Path) -> dict[str, Any]:
     if header.get("format_version") != FORMAT_VERSION:
         raise CapjaxError(
             f"expected feature store format {FORMAT_VERSION} at {path}, got {header.get('format_version')}; "
-            "extract the features again"
+            "delete that folder and run capjax features to make it anew"
         )
     return header
 

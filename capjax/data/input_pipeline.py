@@ -16,6 +16,7 @@ processes. Each holds adjoining rows, in the order of the processes, so that row
 for any number of them.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -163,8 +164,15 @@ def training_batches(
     if num_workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read its flags, which this program has no use for
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        options = grain.MultiprocessingOptions(num_workers=num_workers)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_leave_signals_to_the_run)
     return iter(dataset)
+
+
+def _leave_signals_to_the_run(worker: int, num_workers: int) -> None:
+    """Let a worker live through Ctrl-C and a scheduler's SIGTERM, which reach it too; the run ends it when it ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _flatten_captions(batch: dict[str, Any]) -> dict[str, Any]:

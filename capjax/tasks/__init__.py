@@ -13,13 +13,7 @@ from capjax.training_setup import Setup
 
 @runtime_checkable
 class Task(Protocol):
-    """An objective: where its state begins, what it draws, what it does with it.
-
-    Attributes:
-        metric_names: the scalars that `step` returns; `num_words` weighs the others.
-    """
-
-    metric_names: tuple[str, ...]
+    """An objective: where its state begins, what it draws, what it does with it."""
 
     def init(self) -> TrainState:
         """Make the state of a run before its first step, on the devices."""
@@ -30,7 +24,12 @@ class Task(Protocol):
         ...
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Do one update; `state` is used up."""
+        """Do one update; `state` is used up.
+
+        Returns:
+            The new state, and scalars, which are logged. The loop needs three of them: `loss` and `gradient_norm` must
+            be finite, `num_words` weighs the others when they are averaged.
+        """
         ...
 
     def learning_rate(self, step: int) -> float:

@@ -15,8 +15,6 @@ from capjax.training_setup import Setup, initial_state, local_batches, make_opti
 class CrossEntropy:
     """The task of that name; see `capjax.tasks.Task`."""
 
-    metric_names = ("loss", "accuracy", "num_words", "gradient_norm", "update_norm")
-
     def __init__(self, setup: Setup) -> None:
         """Build schedule, optimiser and step.
 

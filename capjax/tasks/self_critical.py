@@ -18,9 +18,6 @@ from capjax.training_setup import Setup, initial_state, local_batches, make_opti
 class SelfCritical:
     """The task of that name; see `capjax.tasks.Task` and `capjax.training.scst_step`."""
 
-    metric_names = ("loss", "reward", "baseline", "advantage_std", "length", "repetition", "dangling_end")
-    metric_names += ("num_words", "gradient_norm", "update_norm")
-
     def __init__(self, setup: Setup) -> None:
         """Pack the references, build schedule, optimiser and step.
 

@@ -1,6 +1,7 @@
 """What a run remembers of its validations: which model was best, and for how long none has been better."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,9 @@ class Progress:
 
     def after(self, step: int, scores: Mapping[str, float], metric: str) -> "Progress":
         """Take in a validation; `best_step` is `step` if it was better than all before. A tie is no improvement."""
-        sign, best = (1 if LARGER_IS_BETTER[metric] else -1), self.best(metric)
-        if best is None or sign * scores[f"val/{metric}"] > sign * best:
+        sign, best, score = (1 if LARGER_IS_BETTER[metric] else -1), self.best(metric), scores[f"val/{metric}"]
+        is_first = best is None or (math.isnan(best) and not math.isnan(score))  # nothing compares with NaN
+        if is_first or sign * score > sign * best:
             return type(self)(step, step, dict(scores), 0)
         return dataclasses.replace(self, validated_step=step, validations_since_best=self.validations_since_best + 1)
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import io
 import pickle
+import shutil
 import zipfile
 
 import numpy as np
@@ -164,6 +165,17 @@ def test_missing_store_and_split(tmp_path):
         open_store(tmp_path / "nowhere", {})
     with pytest.raises(CapjaxError, match="got 'test'"):
         create_store(tmp_path, KEY, F).records("test")
+
+
+def test_a_store_of_an_older_format_says_how_to_go_on(tmp_path):
+    create_store(tmp_path, KEY, F)
+    header = tmp_path / "store.json"
+    header.write_text(header.read_text().replace('"format_version": 2', '"format_version": 1'))
+    for attempt in (lambda: open_store(tmp_path, KEY), lambda: create_store(tmp_path, KEY, F)):
+        with pytest.raises(CapjaxError, match="got 1; delete that folder and run capjax features"):
+            attempt()
+    shutil.rmtree(tmp_path)
+    create_store(tmp_path, KEY, F)
 
 
 def test_importing_features_matches_by_file_name(tmp_path):

@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from capjax.models import Captioner, InitInjectDecoder
+from capjax.models import Captioner, InitInjectDecoder, build_decoder
 from capjax.sharding import DATA_AXIS, replicate, shard_batch
 from capjax.training.train_state import TrainState
 from capjax.training.xe_step import jit_train_step, jit_validation_step
@@ -127,3 +127,34 @@ def test_step_traces_once_and_overfits(variables):
     assert metrics["accuracy"] > 0.95
     sums = jit_validation_step(mesh, model=model)(state, batch)
     assert sums.loss / sums.count < 0.2
+
+
+def test_penalties_are_in_the_loss_that_is_learnt_from_and_told_apart():
+    """Two weights of one penalty: the gradients differ by that of the penalty itself."""
+    sizes = {"embed_size": 4, "hidden_size": 6, "attention_size": 5, "dropout_rate": 0.0}
+    batch = make_batch(captions_per_image=2)
+    batch["features"] = Features(
+        batch["features"].pooled, np.random.default_rng(1).normal(size=(8, 3, F)).astype(np.float32)
+    )
+    models = [
+        Captioner(build_decoder("soft_attention", vocab_size=V, doubly_stochastic_weight=weight, **sizes))
+        for weight in (0.0, 1.0)
+    ]
+    features = Features(*map(jnp.asarray, batch["features"]))
+    variables = models[0].init(jax.random.key(0), features, jnp.zeros((8, 1), jnp.int32))
+
+    def penalty(params):
+        output = models[1].apply({"params": params}, features, jnp.asarray(batch["tokens"][:, :-1]))
+        return jnp.sum(output.penalties["doubly_stochastic"]) / batch["mask"].sum()
+
+    expected, gradient = jax.jit(jax.value_and_grad(penalty))(variables["params"])
+    (without, none), (learnt, some) = (one_update(model, variables, batch, 1) for model in models)
+    assert none["doubly_stochastic"] == 0
+    np.testing.assert_allclose(some["doubly_stochastic"], expected, rtol=1e-5)
+    np.testing.assert_allclose(some["loss"], none["loss"], rtol=1e-6)
+    jax.tree.map(
+        lambda a, b, g: np.testing.assert_allclose(a - b, g, rtol=1e-3, atol=1e-5),
+        without.params,
+        learnt.params,
+        jax.device_get(gradient),
+    )
