@@ -35,7 +35,16 @@ ALLOWED = {
     "training": BASE | {"sharding", "models", "losses", "decoding", "metrics"},
 }
 # The rooms between the library and the jobs; each may import the library and those before it.
-BETWEEN = ["assembly", "captioning", "attention_maps", "training_setup", "tasks", "validation", "resumption"]
+BETWEEN = [
+    "assembly",
+    "captioning",
+    "split_captioning",
+    "attention_maps",
+    "training_setup",
+    "tasks",
+    "validation",
+    "resumption",
+]
 # No job imports another; cli.py finds them by name.
 JOBS = {"caption", "convert_weights", "demo", "evaluate", "extract_features", "prepare_data", "score", "train", "cli"}
 
