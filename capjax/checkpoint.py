@@ -13,6 +13,7 @@ A model directory holds what captioning needs and nothing else:
 model.json names the other two and is replaced last, so the directory is whole at any moment.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,6 +22,7 @@ import os
 import pathlib
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -38,13 +40,6 @@ from capjax.text.vocabulary import Vocabulary
 MODEL_FORMAT_VERSION = 1
 _HEADER_FIELDS = {"weights": str, "weights_sha256": str, "vocabulary": str, "vocabulary_sha256": str}
 _HEADER_FIELDS |= {"scores": dict, "config": dict, "encoder": dict | None, "features": dict | None}
-
-
-class Restored(NamedTuple):
-    """What a checkpoint gives back: the state, and the JSON values that were saved with it."""
-
-    state: Any
-    host: dict[str, Any]
 
 
 class Checkpoints:
@@ -90,39 +85,49 @@ class Checkpoints:
                 "workdir"
             )
 
-    def restore(self, like: Any) -> Restored | None:
-        """Restore the newest checkpoint.
+    def read_host(self) -> dict[str, Any] | None:
+        """Read the JSON values of the newest checkpoint, None when there is none.
+
+        Raises:
+            CapjaxError: if they are damaged.
+        """
+        if self._manager.latest_step() is None:
+            return None
+        host = self._read(host=ocp.args.JsonRestore()).host
+        # capjax 0.1 saved the same values once for each process.
+        return host.get("processes", [host])[0]
+
+    def read_state(self, like: Any) -> Any:
+        """Read the state of the newest checkpoint.
 
         Args:
             like: a state of the shapes, dtypes and shardings to restore to, a dataclass. What a checkpoint of an older
                 capjax lacks of it stays as it is.
 
-        Returns:
-            What was saved, or None when there is no checkpoint.
-
         Raises:
             CapjaxError: if it is damaged or of another model.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+        with self._damage_told():
+            saved = self._manager.item_metadata(self._manager.latest_step())["state"].keys()
+        fields = {field.name: getattr(like, field.name) for field in dataclasses.fields(like) if field.name in saved}
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, fields)
+        return dataclasses.replace(like, **self._read(state=ocp.args.StandardRestore(abstract)).state)
+
+    def _read(self, **items: Any) -> Any:
+        with self._damage_told():
+            return self._manager.restore(self._manager.latest_step(), args=ocp.args.Composite(**items))
+
+    @contextlib.contextmanager
+    def _damage_told(self) -> Iterator[None]:
         try:
-            saved = self._manager.item_metadata(step)["state"].keys()
-            fields = {
-                field.name: getattr(like, field.name) for field in dataclasses.fields(like) if field.name in saved
-            }
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, fields)
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore())
-            restored = self._manager.restore(step, args=args)
+            yield
         except Exception as error:  # Orbax raises whatever its storage layers raise.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CapjaxError(
-                f"expected an intact checkpoint of this model at {self.directory / str(step)}, could not restore it "
-                f"({reason[:200]}); delete that folder to go on from the one before, or choose another workdir"
+                f"expected an intact checkpoint of this model at {self.directory / str(self._manager.latest_step())}, "
+                f"could not restore it ({reason[:200]}); delete that folder to go on from the one before, or choose "
+                "another workdir"
             ) from None
-        # capjax 0.1 saved the same values once for each process.
-        host = restored.host.get("processes", [restored.host])[0]
-        return Restored(dataclasses.replace(like, **restored.state), host)
 
     def __enter__(self) -> "Checkpoints":
         return self

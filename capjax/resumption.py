@@ -27,11 +27,10 @@ def restore(checkpoints: Checkpoints, setup: Setup, state: TrainState) -> tuple[
     Raises:
         CapjaxError: if the checkpoint is damaged, or of another configuration, other captions or other features.
     """
-    restored = checkpoints.restore(state)
-    if restored is None:
+    host = checkpoints.read_host()
+    if host is None:
         return state, Progress()
     workdir = checkpoints.directory.parent
-    host = restored.host
     old = configuration.from_dict(host["config"], str(checkpoints.directory))
     _check_same_run(configuration.to_dict(old), configuration.to_dict(setup.config), workdir)
     # Older checkpoints know the vocabulary alone.
@@ -45,13 +44,14 @@ def restore(checkpoints: Checkpoints, setup: Setup, state: TrainState) -> tuple[
             f"expected the features that {workdir} was begun with, {setup.config.features.dir} holds others; name "
             "those with --config.features.dir, or choose another workdir"
         )
+    state = checkpoints.read_state(state)  # of the same shapes, as the configuration is the same
     values = host["progress"]
     if "evals_since_best" in values:
-        values = _progress_of_0_1(values, old, int(restored.state.step))
+        values = _progress_of_0_1(values, old, int(state.step))
     progress = Progress.from_dict(values)
     if old.eval.best_metric != setup.config.eval.best_metric:  # which has its own patience
         progress = dataclasses.replace(progress, validations_since_best=0)
-    return restored.state, progress
+    return state, progress
 
 
 def save(checkpoints: Checkpoints, setup: Setup, state: TrainState, step: int, progress: Progress) -> None:

@@ -69,6 +69,8 @@ def test_resuming_is_exact(store, finished, tmp_path, stop_at):
     ("change", "message"),
     [
         ({"optimizer.learning_rate": 0.5}, r"optimizer\.learning_rate = 0\.02"),
+        ({"train.ema_decay": 0.9}, r"train\.ema_decay = 0\.0"),
+        ({"optimizer.name": "sgd"}, r"optimizer\.name = 'adam'"),
         ({"eval.max_images": 3}, r"eval\.max_images = 5000"),
         ({"search.max_length": 3}, r"search\.max_length = 20"),
     ],
@@ -381,7 +383,8 @@ def test_a_checkpoint_that_lacks_a_newer_field_is_restored(tmp_path):
         checkpoints.save(3, OlderState(jnp.asarray(3), weights), {"processes": [{"said": "once a process"}]})
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         zeros = {"kernel": jnp.zeros(4)}
-        state, host = checkpoints.restore(NewerState(jnp.asarray(0), zeros, {"kernel": jnp.ones(4)}))
+        host = checkpoints.read_host()
+        state = checkpoints.read_state(NewerState(jnp.asarray(0), zeros, {"kernel": jnp.ones(4)}))
     assert host == {"said": "once a process"}
     assert int(state.step) == 3
     np.testing.assert_array_equal(state.weights["kernel"], weights["kernel"])
