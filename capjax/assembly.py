@@ -20,7 +20,14 @@ from capjax.data.input_pipeline import ImageRows, Rows
 from capjax.errors import CapjaxError
 from capjax.images import Preprocessing
 from capjax.models import Captioner, build_decoder
-from capjax.pretrained.encoder_file import EncoderConfig, LoadedEncoder, cut_encoder, encoder_of, load_encoder
+from capjax.pretrained.encoder_file import (
+    EncoderConfig,
+    LoadedEncoder,
+    cut_encoder,
+    encoder_of,
+    load_encoder,
+    pool_grid,
+)
 from capjax.pretrained.random_encoder import random_encoder
 from capjax.types import CaptionRecord, Features
 
@@ -30,7 +37,11 @@ SCENES_ENCODER = pathlib.Path(__file__).parent / "pretrained" / "scenes_encoder.
 def encoder_from(config: ConfigDict) -> LoadedEncoder | None:
     """Load the encoder that `config.encoder` names; None where features come from elsewhere."""
     encoder = _whole_encoder(config)
-    return cut_encoder(encoder, config.encoder.endpoint) if encoder and config.encoder.endpoint else encoder
+    if encoder and config.encoder.endpoint:
+        encoder = cut_encoder(encoder, config.encoder.endpoint)
+    if encoder and config.encoder.grid_side:
+        encoder = pool_grid(encoder, config.encoder.grid_side)
+    return encoder
 
 
 def _whole_encoder(config: ConfigDict) -> LoadedEncoder | None:
@@ -110,6 +121,8 @@ def feature_key(config: ConfigDict, encoder: LoadedEncoder | None) -> dict[str, 
         return {"dataset": config.dataset.name}
     architecture = dataclasses.asdict(encoder.config)
     del architecture["source"], architecture["num_classes"]
+    if not architecture["grid_side"]:  # as stores say that are older than this field
+        del architecture["grid_side"]
     return {
         "dataset": config.dataset.name,
         "encoder": architecture,

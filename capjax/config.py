@@ -25,7 +25,7 @@ from capjax.errors import CapjaxError
 from capjax.models import decoder_settings
 
 DTYPES = ("bfloat16", "float32")
-STORED_DTYPES = ("float16", "float32")
+STORED_DTYPES = ("float16", "float32", "uint8")
 
 
 def default_config() -> ConfigDict:
@@ -50,6 +50,7 @@ def default_config() -> ConfigDict:
     config.encoder.weights = "inception_v3.safetensors"
     config.encoder.endpoint = ""  # cut the weights off behind this block, such as "mixed9"; "" takes them whole
     config.encoder.grid = False  # feed the decoder grid features as well
+    config.encoder.grid_side = 0  # average the grid down to this side: 4 makes 16 positions of 64; 0 leaves it
     config.encoder.learning_rate_scale = 0.0  # share of the decoder's learning rate; 0 freezes the encoder
     config.encoder.train_batch_norm = False  # use and update batch statistics while fine-tuning
     # The architecture of a "random" encoder; a weights file knows its own.
@@ -61,7 +62,7 @@ def default_config() -> ConfigDict:
 
     config.features = ConfigDict()
     config.features.dir = ""  # the feature store to train from; "" trains from images
-    config.features.dtype = "float32"  # or "float16", half the disk space
+    config.features.dtype = "float32"  # of stored features, or "float16", or "uint8" (the grid alone, in 255 steps)
     config.features.batch_size = 64  # images encoded at once
 
     config.decoder = decoder_config("init_inject")  # a decoder of capjax.models, with the fields that it has
@@ -206,6 +207,7 @@ def check(config: ConfigDict) -> None:
         "optimizer.decay_steps": 0,
         "encoder.image_size": 1,
         "encoder.learning_rate_scale": 0,
+        "encoder.grid_side": 0,
     }
     fields = _fields(config)
     expected = [name for name in _fields(default_config()) if not name.startswith("decoder.")]

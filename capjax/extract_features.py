@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from capjax import assembly, data
 from capjax import config as configuration
-from capjax.data.feature_store import FeatureStore, create_store, import_npz
+from capjax.data.feature_import import import_npz
+from capjax.data.feature_store import FeatureStore, create_store
 from capjax.data.input_pipeline import READ_OPTIONS, ImageRows
 from capjax.disk import check_room, local_path
 from capjax.distributed import add_process_arguments, join_processes

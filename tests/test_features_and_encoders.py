@@ -244,3 +244,21 @@ def test_recipes_that_train_on_images_do(shared, tmp_path, recipe, argument, num
     before, after = load_model(str(shared / "cached" / "model")), load_model(str(tmp_path / "run" / "model"))
     assert after.encoder.sha256 != before.encoder.sha256, "the encoder is trained"
     assert main(["caption", f"--model={tmp_path / 'run' / 'model'}", str(shared / "photos" / "00.png")]) == 0
+
+
+def test_a_smaller_grid_is_what_training_and_captioning_see(project, tmp_path):
+    """Features pooled to 1 position of 49, in eight bits: a model of them captions photos, by the same pooling."""
+    small = changed({"features.dir": tmp_path / "pooled", "encoder.grid": True, "features.dtype": "uint8"})
+    small += changed({"decoder.name": "soft_attention", "decoder.hidden_size": 8, "decoder.embed_size": 8})
+    assert main(["features", *config(project), *small, *changed({"encoder.grid_side": 3})]) == 1, "3 divides no 7"
+    small += changed({"encoder.grid_side": 1})
+    assert main(["features", *config(project), *small]) == 0
+    store = open_store(tmp_path / "pooled", {})
+    assert store.num_positions == 1 and store.key["encoder"]["grid_side"] == 1
+    for row in store.features("val", grid=True):
+        np.testing.assert_allclose(row.grid[0], row.pooled, rtol=1e-2, atol=1e-3)
+    assert main(["train", *config(project), *small, *SHORT, f"--workdir={tmp_path / 'run'}"]) == 0
+    model = load_model(str(tmp_path / "run" / "model"))
+    assert model.encoder.config.grid_side == 1
+    from_features = evaluate(project, tmp_path / "run" / "model")
+    assert evaluate(project, tmp_path / "run" / "model", "--features_dir=") == from_features

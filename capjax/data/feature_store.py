@@ -6,13 +6,13 @@ A store is a folder with one folder per split:
     <store>/<split>/images.sha256      fingerprint of the images that were encoded
     <store>/<split>/captions.jsonl     one record per image, in row order
     <store>/<split>/pooled-00003.npy   rows 3·1024 … 4·1024-1, float32 or float16
-    <store>/<split>/grid-00003.npy     optional
+    <store>/<split>/grid-00003.npy     optional; float32 or float16, or else uint8 with
+    <store>/<split>/scale-00003.npy    float32 [rows, F]: what one step of each feature of an image is worth
 
 Every file appears whole or not at all, so a shard that exists is complete: an interrupted extraction resumes at the
 missing ones. Which process writes which shard depends on their numbers alone, not on what is there already.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -21,8 +21,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
-from capjax.disk import NPZ_ERRORS, remove_leftovers, write_atomically
+from capjax.disk import remove_leftovers, write_atomically
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord, Features
 
@@ -49,13 +50,24 @@ class FeatureStore:
         self.dtype = np.dtype(header["dtype"])
 
     @property
+    def _names(self) -> tuple[str, ...]:
+        """The arrays of a shard."""
+        grid = ("grid", "scale") if self.dtype == np.uint8 else ("grid",)
+        return ("pooled", *grid) if self.num_positions else ("pooled",)
+
+    def _dtype_of(self, name: str) -> np.dtype:
+        """The dtype that an array is stored in: what is small is not worth eight bits."""
+        return self.dtype if name == "grid" or self.dtype != np.uint8 else np.dtype(np.float32)
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that have rows, complete or not."""
         return tuple(sorted(p.parent.name for p in self.path.glob("*/captions.jsonl")))
 
     def bytes_needed(self, num_images: int) -> int:
         """Predict the size on disk of the features of `num_images` images."""
-        return num_images * self.feature_size * (1 + (self.num_positions or 0)) * self.dtype.itemsize
+        sizes = {"pooled": 1, "grid": self.num_positions or 0, "scale": 1}
+        return num_images * self.feature_size * sum(sizes[n] * self._dtype_of(n).itemsize for n in self._names)
 
     def begin_split(self, split: str, records: Sequence[CaptionRecord], images_sha256: str = "") -> None:
         """Fix the rows of a split. Where that was done before, only captions may have changed, which are taken over.
@@ -116,14 +128,13 @@ class FeatureStore:
 
     def has_shard(self, split: str, rows: range) -> bool:
         """Tell whether the features of a row range are on disk."""
-        names = ["pooled"] + (["grid"] if self.num_positions else [])
-        return all(self._shard(split, name, rows.start).exists() for name in names)
+        return all(self._shard(split, name, rows.start).exists() for name in self._names)
 
     def write_shard(self, split: str, rows: range, features: Features) -> None:
         """Write the features of the given rows, one of the ranges of `missing_shards`.
 
         Raises:
-            CapjaxError: if the features have another shape than the store.
+            CapjaxError: if the features have another shape than the store, or its dtype cannot hold them.
         """
         arrays = {"pooled": features.pooled} | ({"grid": features.grid} if self.num_positions else {})
         shapes = {"pooled": (len(rows), self.feature_size), "grid": (len(rows), self.num_positions, self.feature_size)}
@@ -132,8 +143,11 @@ class FeatureStore:
                 raise CapjaxError(
                     f"expected {name} features of shape {shapes[name]}, got {getattr(array, 'shape', None)}"
                 )
+        if "scale" in self._names:
+            arrays["grid"], arrays["scale"] = _in_eight_bits(features.grid)
+        for name, array in arrays.items():
             with np.errstate(over="ignore"):
-                array = np.asarray(array).astype(self.dtype)
+                array = np.asarray(array).astype(self._dtype_of(name))
             if not np.isfinite(array).all():
                 raise CapjaxError(
                     f"expected finite {name} features, got values that {self.dtype} cannot hold; use float32"
@@ -177,7 +191,7 @@ class FeatureStore:
         if grid and not self.num_positions:
             raise CapjaxError(f"expected grid features in {self.path}, it holds pooled ones only; extract with grid")
         starts = range(0, num_rows, ROWS_PER_SHARD)
-        names = ("pooled", "grid") if grid else ("pooled",)
+        names = self._names if grid else ("pooled",)
         return FeatureRows({n: [self._shard(split, n, start) for start in starts] for n in names}, num_rows)
 
     def _shard(self, split: str, name: str, start: int) -> pathlib.Path:
@@ -215,7 +229,8 @@ class FeatureRows:
     def __getitem__(self, i: int) -> Features:
         shard, row = divmod(int(i), ROWS_PER_SHARD)
         values = {name: np.asarray(shards[shard][row], np.float32) for name, shards in self._shards.items()}
-        return Features(values["pooled"], values.get("grid"))
+        grid = values["grid"] * values["scale"] if "scale" in values else values.get("grid")
+        return Features(values["pooled"], grid)
 
     def __iter__(self) -> Iterator[Features]:
         return (self[i] for i in range(len(self)))
@@ -235,7 +250,8 @@ def create_store(
         key: what the features depend on, as JSON values.
         feature_size: F.
         num_positions: P, or None to keep pooled features only.
-        dtype: `float32`, or `float16` for half the size.
+        dtype: `float32`, `float16` for half the size, or `uint8` for a grid of a quarter of it, features that are not
+            negative in steps of 1/255 of their largest value in an image.
 
     Raises:
         CapjaxError: if the folder holds a store that differs.
@@ -302,80 +318,19 @@ def _refuse_difference(path: pathlib.Path, field: str, expected: Any, found: Any
     )
 
 
-def import_npz(
-    path: str | os.PathLike[str],
-    store_path: str | os.PathLike[str],
-    dataset: str,
-    splits: Mapping[str, Sequence[CaptionRecord]],
-) -> dict[str, tuple[int, int]]:
-    """Bring features that another program computed into a store.
-
-    Args:
-        path: an `.npz` with `file_name` [N], `pooled` [N, F] and optionally `grid` [N, P, F], the latter possibly as
-            integers with `grid_scale` (value = integer × scale).
-        store_path: folder of the store to make or complete.
-        dataset: its name.
-        splits: the dataset's records by split; images are matched by file name.
-
-    Returns:
-        By split, how many images were imported and how many of the dataset the file lacks (those are left out).
+def _in_eight_bits(
+    grid: Float[np.ndarray, "N P F"],
+) -> tuple[UInt8[np.ndarray, "N P F"], Float[np.ndarray, "N F"]]:
+    """Divide features into 255 steps; return numbers of steps, and what a step is worth.
 
     Raises:
-        CapjaxError: if the file is no such archive, or has none of the dataset's images.
+        CapjaxError: if a feature is negative or not finite.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = [str(name) for name in archive["file_name"]]
-            pooled = archive["pooled"]
-            grid = archive["grid"] if "grid" in archive else None
-            scale = archive["grid_scale"] if "grid_scale" in archive else np.float32(1)
-    except FileNotFoundError:
-        raise CapjaxError(f"expected features at {path}, found no file there") from None
-    except NPZ_ERRORS as error:
+    if not np.isfinite(grid).all() or grid.min(initial=0.0) < 0:
         raise CapjaxError(
-            f"expected an .npz with file_name, pooled and optionally grid at {path}, got {error!r}"
-        ) from None
-    kinds = {array.dtype.kind for array in (pooled, grid, scale) if array is not None}
-    if not kinds <= set("fiu") or scale.shape not in ((), (1,), pooled.shape[1:]):
-        raise CapjaxError(
-            f"expected real numbers, and a grid_scale for all or for each of the F, in {path}; got pooled of "
-            f"{pooled.dtype}, grid of {None if grid is None else grid.dtype}, grid_scale of {scale.dtype} {scale.shape}"
+            "expected finite grid features of at least 0 for features.dtype=uint8, as ReLU makes them, got others; use "
+            "float16"
         )
-    if pooled.ndim != 2 or len(names) != len(pooled) or (grid is not None and grid.shape[::2] != pooled.shape):
-        raise CapjaxError(
-            f"expected file_name [N], pooled [N, F], grid [N, P, F] in {path}, got {len(names)} names, "
-            f"{pooled.shape}, {None if grid is None else grid.shape}"
-        )
-    rows_by_name = {name: i for i, name in enumerate(names)}
-    store = create_store(
-        store_path,
-        {"dataset": dataset, "imported": pathlib.Path(path).name, "sha256": _sha256(pooled, grid, scale)},
-        pooled.shape[1],
-        None if grid is None else grid.shape[1],
-    )
-    counts = {}
-    for split, records in splits.items():
-        present = [record for record in records if record.file_name in rows_by_name]
-        counts[split] = (len(present), len(records) - len(present))
-        if not present:
-            continue
-        store.begin_split(split, present)
-        for rows in store.missing_shards(split):
-            at = [rows_by_name[present[i].file_name] for i in rows]
-            values = Features(
-                pooled[at].astype(np.float32), None if grid is None else grid[at].astype(np.float32) * scale
-            )
-            store.write_shard(split, rows, values)
-    if not any(imported for imported, _ in counts.values()):
-        raise CapjaxError(
-            f"expected features of the dataset's images in {path}, none of its file names is in the dataset"
-        )
-    return counts
-
-
-def _sha256(*arrays: np.ndarray | np.generic | None) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        if array is not None:
-            digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    scale = grid.max(axis=1) / np.float32(255)
+    steps = np.divide(grid, scale[:, None], out=np.zeros_like(grid), where=scale[:, None] > 0)
+    return np.rint(steps).astype(np.uint8), scale

@@ -294,6 +294,7 @@ class InceptionV3(nn.Module):
         convention: whose network this is; see the table at the top of the file.
         input_scaling: how uint8 images are scaled; see `scale_images`.
         num_classes: outputs of the classification top, None for no top.
+        grid_side: average the last grid down to this side, which must divide its own; 0 leaves it as it is.
         dtype: dtype of the computation; parameters and statistics stay float32.
     """
 
@@ -303,6 +304,7 @@ class InceptionV3(nn.Module):
     convention: Convention = "keras"
     input_scaling: InputScaling = "symmetric"
     num_classes: int | None = None
+    grid_side: int = 0
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
@@ -329,7 +331,8 @@ class InceptionV3(nn.Module):
             pooled [N, F] and grid [N, P, F], P = h·w positions row by row; 64 positions and 2048 features for 299 px.
 
         Raises:
-            CapjaxError: the images are too small for `final_endpoint`, or are neither uint8 nor float.
+            CapjaxError: the images are too small for `final_endpoint`, or are neither uint8 nor float, or `grid_side`
+                does not divide the grid.
         """
         if images.dtype == jnp.uint8:
             images = scale_images(images, self.input_scaling)
@@ -342,6 +345,8 @@ class InceptionV3(nn.Module):
         x = images.astype(self.dtype)
         for block in self.blocks:
             x = block(x, train)
+        if self.grid_side:
+            x = _average(x, self.grid_side)
         grid = x.reshape(x.shape[0], -1, x.shape[-1])
         return Features(pooled=grid.mean(axis=1, dtype=jnp.float32).astype(grid.dtype), grid=grid)
 
@@ -350,6 +355,15 @@ class InceptionV3(nn.Module):
         if self.num_classes is None:
             raise CapjaxError("this encoder has no classification top: build it with num_classes")
         return self.classifier(self(images, train).pooled)
+
+
+def _average(x: Float[Array, "N h w f"], side: int) -> Float[Array, "N side side f"]:
+    """Average equal squares of a grid, so that `side` of them lie beside each other."""
+    num_images, height, width, size = x.shape
+    if height % side or width % side:
+        raise CapjaxError(f"expected a grid_side that divides the grid of {height} × {width}, got {side}")
+    squares = x.reshape(num_images, side, height // side, side, width // side, size)
+    return jnp.mean(squares, axis=(2, 4), dtype=jnp.float32).astype(x.dtype)
 
 
 def encode_one_by_one(encoder: InceptionV3, variables: Mapping[str, Any], images: Num[Array, "N H W 3"]) -> Features:

@@ -46,6 +46,7 @@ class EncoderConfig:
     final_endpoint: str = "mixed10"
     input_scaling: inception_v3.InputScaling = "symmetric"
     num_classes: int | None = None
+    grid_side: int = 0
     image_size: int = 299
     source: str = ""
 
@@ -194,6 +195,18 @@ def cut_encoder(encoder: LoadedEncoder, endpoint: str) -> LoadedEncoder:
     config = dataclasses.replace(encoder.config, final_endpoint=endpoint, num_classes=None)
     tensors = flatten(encoder.variables)
     return encoder_of(config, unflatten({name: tensors[name] for name in variable_shapes(config)}))
+
+
+def pool_grid(encoder: LoadedEncoder, side: int) -> LoadedEncoder:
+    """Let an encoder average its grid down to `side` × `side` positions; its weights stay.
+
+    Raises:
+        CapjaxError: if that does not divide the grid.
+    """
+    config = dataclasses.replace(encoder.config, grid_side=side)
+    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
+    jax.eval_shape(config.build().apply, encoder.variables, image)
+    return encoder._replace(config=config)
 
 
 def _parse_header(path: pathlib.Path, metadata: Mapping[str, str]) -> tuple[EncoderConfig, str]:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from capjax.data import feature_store
-from capjax.data.feature_store import create_store, import_npz, open_store
+from capjax.data.feature_import import import_npz
+from capjax.data.feature_store import create_store, open_store
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord, Features
 from tests.image_mutations import mutations
@@ -50,6 +51,25 @@ def test_round_trip(tmp_path, dtype, tolerance):
         np.testing.assert_allclose(row.pooled, values[i, 0], atol=tolerance)
         np.testing.assert_allclose(row.grid, values[i, 1:], atol=tolerance)
     assert store.features("train")[3].grid is None
+
+
+def test_a_grid_in_eight_bits_is_off_by_half_a_step_and_takes_a_quarter_of_the_space(tmp_path):
+    values = np.abs(np.random.default_rng(0).normal(size=(10, P + 1, F))).astype(np.float32)
+    values[:, 1:, 2] = 0.0  # a feature that no position of the image has
+    values[:, 1:, 3] *= 1000.0
+    store = create_store(tmp_path, KEY, F, P, "uint8")
+    store.begin_split("train", records(10))
+    for rows in store.missing_shards("train"):
+        store.write_shard("train", rows, Features(values[list(rows), 0], values[list(rows), 1:]))
+    rows = pickle.loads(pickle.dumps(open_store(tmp_path, KEY).features("train", grid=True)))
+    for row, (pooled, *grid) in zip(rows, values, strict=True):
+        np.testing.assert_array_equal(row.pooled, pooled)
+        step = np.max(grid, axis=0) / 255
+        assert (np.abs(row.grid - grid) <= 0.51 * step).all()
+    large = create_store(tmp_path / "large", KEY, 2048, 64, "uint8")
+    assert large.bytes_needed(10) < 0.3 * create_store(tmp_path / "float", KEY, 2048, 64).bytes_needed(10)
+    with pytest.raises(CapjaxError, match="at least 0"):
+        store.write_shard("train", range(0, 4), Features(values[:4, 0], -values[:4, 1:]))
 
 
 def test_interrupted_extraction_resumes_with_what_is_missing(tmp_path):

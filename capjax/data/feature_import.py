@@ -1,0 +1,92 @@
+"""Features that another program computed, brought into a store."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from capjax.data.feature_store import create_store
+from capjax.disk import NPZ_ERRORS
+from capjax.errors import CapjaxError
+from capjax.types import CaptionRecord, Features
+
+
+def import_npz(
+    path: str | os.PathLike[str],
+    store_path: str | os.PathLike[str],
+    dataset: str,
+    splits: Mapping[str, Sequence[CaptionRecord]],
+) -> dict[str, tuple[int, int]]:
+    """Bring features that another program computed into a store.
+
+    Args:
+        path: an `.npz` with `file_name` [N], `pooled` [N, F] and optionally `grid` [N, P, F], the latter possibly as
+            integers with `grid_scale` (value = integer × scale).
+        store_path: folder of the store to make or complete.
+        dataset: its name.
+        splits: the dataset's records by split; images are matched by file name.
+
+    Returns:
+        By split, how many images were imported and how many of the dataset the file lacks (those are left out).
+
+    Raises:
+        CapjaxError: if the file is no such archive, or has none of the dataset's images.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = [str(name) for name in archive["file_name"]]
+            pooled = archive["pooled"]
+            grid = archive["grid"] if "grid" in archive else None
+            scale = archive["grid_scale"] if "grid_scale" in archive else np.float32(1)
+    except FileNotFoundError:
+        raise CapjaxError(f"expected features at {path}, found no file there") from None
+    except NPZ_ERRORS as error:
+        raise CapjaxError(
+            f"expected an .npz with file_name, pooled and optionally grid at {path}, got {error!r}"
+        ) from None
+    kinds = {array.dtype.kind for array in (pooled, grid, scale) if array is not None}
+    if not kinds <= set("fiu") or scale.shape not in ((), (1,), pooled.shape[1:]):
+        raise CapjaxError(
+            f"expected real numbers, and a grid_scale for all or for each of the F, in {path}; got pooled of "
+            f"{pooled.dtype}, grid of {None if grid is None else grid.dtype}, grid_scale of {scale.dtype} {scale.shape}"
+        )
+    if pooled.ndim != 2 or len(names) != len(pooled) or (grid is not None and grid.shape[::2] != pooled.shape):
+        raise CapjaxError(
+            f"expected file_name [N], pooled [N, F], grid [N, P, F] in {path}, got {len(names)} names, "
+            f"{pooled.shape}, {None if grid is None else grid.shape}"
+        )
+    rows_by_name = {name: i for i, name in enumerate(names)}
+    store = create_store(
+        store_path,
+        {"dataset": dataset, "imported": pathlib.Path(path).name, "sha256": _sha256(pooled, grid, scale)},
+        pooled.shape[1],
+        None if grid is None else grid.shape[1],
+    )
+    counts = {}
+    for split, records in splits.items():
+        present = [record for record in records if record.file_name in rows_by_name]
+        counts[split] = (len(present), len(records) - len(present))
+        if not present:
+            continue
+        store.begin_split(split, present)
+        for rows in store.missing_shards(split):
+            at = [rows_by_name[present[i].file_name] for i in rows]
+            values = Features(
+                pooled[at].astype(np.float32), None if grid is None else grid[at].astype(np.float32) * scale
+            )
+            store.write_shard(split, rows, values)
+    if not any(imported for imported, _ in counts.values()):
+        raise CapjaxError(
+            f"expected features of the dataset's images in {path}, none of its file names is in the dataset"
+        )
+    return counts
+
+
+def _sha256(*arrays: np.ndarray | np.generic | None) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
