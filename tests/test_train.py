@@ -147,7 +147,7 @@ def test_another_objective_is_a_class_and_a_line_in_the_table(store, tmp_path, m
     config.train.objective, config.train.num_steps, config.eval.every = "half", 4, 4
     assert int(train(config, tmp_path).step) == 4
     (told,) = (row for row in read_jsonl(tmp_path / "metrics.jsonl") if "train/loss" in row)
-    names = {"step", "train/loss", "train/gradient_norm", "train/words_per_second", "learning_rate"}
+    names = {"step", "train/loss", "train/gradient_norm", "train/words_per_second", "train/seconds", "learning_rate"}
     assert set(told) == names and told["learning_rate"] == 0.25
     assert (tmp_path / "model" / "model.json").exists()
 
