@@ -99,6 +99,15 @@ def test_padding_adds_nothing_to_loss_and_gradients(model):
     assert not unused, "every parameter is trained"
 
 
+def test_gradients_reach_every_image(model):
+    """So that an encoder in front of any decoder can be trained."""
+    decoder, params = model
+    features, tokens = images(3), captions(6)
+    gradient = jax.grad(lambda features: loss(decoder, params, features, tokens))(features)
+    reached = sum(np.abs(x).reshape(3, -1).max(axis=1) for x in jax.tree.leaves(gradient))
+    assert (reached > 0).all()
+
+
 def test_dropout_goes_with_the_captions_key(model):
     decoder, params = model
     decoder = decoder.clone(dropout_rate=0.5)

@@ -1,5 +1,6 @@
 """Self-critical training: the gradient of the expected reward, wherever it is computed, and what comes of it."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +11,7 @@ from pycocoevalcap.cider.cider import Cider
 
 from capjax.losses.self_critical import leave_one_out
 from capjax.metrics.packed_references import pack_references
-from capjax.models import DECODERS, Captioner, InitInjectDecoder
-from capjax.pretrained.encoder_file import EncoderConfig
-from capjax.pretrained.random_encoder import random_encoder
+from capjax.models import Captioner, InitInjectDecoder
 from capjax.sharding import replicate, shard_batch
 from capjax.text.vocabulary import Vocabulary
 from capjax.training.scst_step import RewardTables, SelfCriticalSettings, draw_captions, jit_scst_step
@@ -200,35 +199,34 @@ def test_leave_one_out_by_hand():
     np.testing.assert_allclose(found, [[4.0, 3.5, 1.5]])
 
 
-@pytest.mark.parametrize("name", sorted(DECODERS))
-def test_gradients_reach_the_encoder_of_every_decoder(name):
+class TinyEncoder(nn.Module):
+    """What `Captioner` asks of an encoder, in a convolution and its BatchNorm: Inception V3 compiles for minutes."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Conv(5, (8, 8), (8, 8), use_bias=False)(images.astype(jnp.float32) / 255)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        grid = x.reshape(x.shape[0], -1, x.shape[-1])
+        return Features(grid.mean(axis=1), grid)
+
+
+def test_gradients_reach_the_encoder():
     """By cross-entropy and by reinforcement, on one device and on eight."""
-    architecture = EncoderConfig(depth_multiplier=0.25, final_endpoint="mixed0", image_size=75)
-    encoder = random_encoder(architecture, 0)
-    model = Captioner(
-        small(name, vocab_size=len(VOCABULARY)), architecture.build(), freeze_encoder=False, train_batch_norm=True
-    )
-    images = np.random.default_rng(0).integers(0, 255, (N, 75, 75, 3)).astype(np.uint8)
-    features = Features(*(jnp.zeros((1, *shape)) for shape in ((72,), (49, 72))))
-    decoder = jax.jit(model.decoder.init)(jax.random.key(0), features, jnp.zeros((1, 1), jnp.int32))
-    variables = {
-        "params": {"decoder": decoder["params"], "encoder": encoder["params"]},
-        "batch_stats": {"encoder": encoder["batch_stats"]},
-    }
-    batch = make_batch(images)
-    results = [one_update(model, variables, batch, n, optimizer=optax.sgd(0.01)) for n in (1, 8)]
+    decoder = small("soft_attention", vocab_size=len(VOCABULARY))
+    model = Captioner(decoder, TinyEncoder(), freeze_encoder=False, train_batch_norm=True)
+    images = np.random.default_rng(0).integers(0, 255, (N, 16, 16, 3)).astype(np.uint8)
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1], jnp.zeros((1, 1), jnp.int32))
+    batch, optimizer = make_batch(images), optax.sgd(0.01)
+    results = [one_update(model, variables, batch, n, optimizer=optimizer) for n in (1, 8)]
     mesh = mesh_of(1)
-    step = jit_train_step(mesh, model=model, optimizer=optax.sgd(0.01))
-    xe = step(
-        replicate(TrainState.create(variables, optax.sgd(0.01)), mesh), shard_batch(batch, mesh), jax.random.key(0)
-    )
-    for state, metrics in (*results, jax.device_get(xe)):
+    state = replicate(TrainState.create(variables, optimizer), mesh)
+    step = jit_train_step(mesh, model=model, optimizer=optimizer)
+    results.append(jax.device_get(step(state, shard_batch(batch, mesh), jax.random.key(0))))
+    for state, metrics in results:
         assert np.isfinite(metrics["gradient_norm"]) and metrics["gradient_norm"] > 0
-        for part, before in (("params", encoder["params"]), ("batch_stats", encoder["batch_stats"])):
-            moved = jax.tree.map(
-                lambda a, b: bool(np.any(np.asarray(a) != b)), getattr(state, part)["encoder"], dict(before)
-            )
+        for part in ("params", "batch_stats"):
+            before, after = variables[part]["encoder"], getattr(state, part)["encoder"]
+            moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != b)), dict(after), dict(before))
             assert all(jax.tree.leaves(moved)), f"{part} of the encoder are trained"
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), results[0][0].params, results[1][0].params
-    )
+    one, eight = (state.params for state, _ in results[:2])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), one, eight)
