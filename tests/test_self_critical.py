@@ -11,7 +11,15 @@ from capjax.captioning import load_model
 from capjax.config import load_config
 from capjax.errors import CapjaxError
 from capjax.train import train
-from tests.training_runs import make_store, read_jsonl, tiny_config
+from tests.training_runs import (
+    finish,
+    make_store,
+    read_jsonl,
+    start_capjax,
+    start_processes,
+    tiny_config,
+    write_config_file,
+)
 
 RECIPE = pathlib.Path(__file__).parent.parent / "configs" / "self_critical.py"
 
@@ -78,6 +86,21 @@ def test_resuming_is_exact(store, start, finished, tmp_path, stop_at):
     state = jax.device_get(train(reinforced(store, start), tmp_path))
     jax.tree.map(np.testing.assert_array_equal, state.params, finished[1].params)
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, finished[1].opt_state)
+
+
+def test_two_processes_reinforce_like_one(store, start, tmp_path):
+    config = write_config_file(tmp_path / "config.py", store)
+    changes = {"objective": "self_critical", "init_from": start, "num_steps": 6, "log_every": 2}
+    options = [f"--config.train.{name}={value}" for name, value in changes.items()]
+    options += ["--config.self_critical.num_samples=3", "--config.search.max_length=8", "--config.eval.every=6"]
+    command = ["train", f"--config={config}", *options]
+    finish(start_capjax(*command, f"--workdir={tmp_path / 'one'}"))
+    finish(*start_processes(*command, f"--workdir={tmp_path / 'two'}", devices=2))
+    one, two = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        for name in set(a) - {"train/words_per_second", "train/seconds"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-5), name
 
 
 def test_any_objective_may_start_from_a_model_with_its_words(store, start, tmp_path):
