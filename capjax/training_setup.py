@@ -19,7 +19,7 @@ from capjax.checkpoint import ModelDirectory, load_model_directory
 from capjax.data.input_pipeline import Rows, training_batches
 from capjax.errors import CapjaxError
 from capjax.models import Captioner
-from capjax.pretrained.encoder_file import LoadedEncoder
+from capjax.pretrained.encoder_file import LoadedEncoder, config_from, encoder_of
 from capjax.sharding import replicate
 from capjax.text.vocabulary import Vocabulary
 from capjax.training.optimizer import make_optimizer
@@ -84,7 +84,29 @@ def setup_from(config: ConfigDict, mesh: Mesh) -> Setup:
         vocabulary = Vocabulary.build((c for r in records for c in r.captions), **config.vocabulary.to_dict())
     fed_images = not config.features.dir
     model = assembly.captioner_from(config, len(vocabulary), encoder.config if fed_images else None)
-    return Setup(config, mesh, encoder, records, rows, vocabulary, model, start)
+    setup = Setup(config, mesh, encoder, records, rows, vocabulary, model, start)
+    if start and not fed_images:
+        _check_sees_alike(setup, start)
+    return setup
+
+
+def _check_sees_alike(setup: Setup, start: ModelDirectory) -> None:
+    """Refuse cached features that are not what the model to start from sees.
+
+    Raises:
+        CapjaxError: if another encoder or program made them.
+    """
+    if start.encoder:
+        weights = {part: start.variables[part]["encoder"] for part in ("params", "batch_stats")}
+        same = setup.encoder and encoder_of(config_from(start.encoder), weights).sha256 == setup.encoder.sha256
+    else:
+        mine, theirs = ({**(key or {}), "dataset": None} for key in (setup.features_key, start.features))
+        same = mine == theirs
+    if not same:
+        raise CapjaxError(
+            f"expected features as {setup.config.train.init_from} sees, {setup.config.features.dir} holds others; "
+            "name the right ones, or let it look at images with --config.features.dir="
+        )
 
 
 def make_optimization(config: ConfigDict) -> tuple[optax.Schedule, optax.GradientTransformation]:

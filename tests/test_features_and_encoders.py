@@ -246,6 +246,27 @@ def test_recipes_that_train_on_images_do(shared, tmp_path, recipe, argument, num
     assert main(["caption", f"--model={tmp_path / 'run' / 'model'}", str(shared / "photos" / "00.png")]) == 0
 
 
+def test_a_run_starts_only_from_models_that_see_as_it_does(shared, project, tmp_path, capsys):
+    def start(model, *options):
+        return [
+            "train",
+            *options,
+            *SHORT,
+            f"--config.train.init_from={shared / model}",
+            f"--workdir={tmp_path / 'run'}",
+        ]
+
+    refuses(capsys, start("tuned", *config(project)), "expected features as")
+    refuses(capsys, start("imported", *config(project)), "expected features as")
+    refuses(capsys, start("cached", *imported(project)), "expected features as")
+    assert main(start("cached", *config(project))) == 0
+    tuned = changed({"features.dir": "", "encoder.learning_rate_scale": 0.1})
+    assert main([*start("tuned", *config(project), *tuned), f"--workdir={tmp_path / 'images'}"]) == 0
+    scores = json.loads((shared / "tuned" / "model" / "model.json").read_text())["scores"]
+    first = json.loads((tmp_path / "images" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["step"] == 0 and first["val/loss"] == pytest.approx(scores["val/loss"], rel=1e-5)
+
+
 def test_a_smaller_grid_is_what_training_and_captioning_see(project, tmp_path):
     """Features pooled to 1 position of 49, in eight bits: a model of them captions photos, by the same pooling."""
     small = changed({"features.dir": tmp_path / "pooled", "encoder.grid": True, "features.dtype": "uint8"})
