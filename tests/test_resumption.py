@@ -194,6 +194,7 @@ def test_a_signal_while_a_run_of_two_processes_resumes_is_heeded(store, finished
 
 
 def test_a_second_signal_has_its_usual_effect():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # programs in the background may begin without one
     with stop_requests() as stop_requested:
         assert not stop_requested(1)
         signal.raise_signal(signal.SIGINT)

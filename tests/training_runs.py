@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import random
 import socket
 import subprocess
 import sys
@@ -91,9 +92,7 @@ def start_capjax(*arguments: str, devices: int = 1, own_group: bool = False) -> 
 
 def start_processes(*arguments: str, devices: int = 1, num_processes: int = 2) -> list[subprocess.Popen]:
     """Start the processes of one run on loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     together = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={num_processes}"]
     return [start_capjax(*arguments, *together, f"--process_id={i}", devices=devices) for i in range(num_processes)]
 
@@ -106,6 +105,18 @@ def read_until(run: subprocess.Popen, words: str) -> str:
         if words in line:
             return said
     raise AssertionError(f"it ended without saying {words!r}: {said[-3000:]}")
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on, below those that the system gives to whoever connects meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+        return port
 
 
 def finish(*runs: subprocess.Popen, status: int = 0) -> list[str]:
