@@ -169,7 +169,9 @@ def _looks(
         pixels = np.full((224, 224, 3), 128, np.uint8)
         if encoded:
             pixels = preprocess(decode_image(encoded), model.preprocessing or _PICTURE)
-        looks.append(Look(pixels, row.caption, [*row.caption.split(), "(end)"], of_words, row.references))
+        looks.append(
+            Look(pixels, row.caption, [*model.vocabulary.tokenize(row.caption), "(end)"], of_words, row.references)
+        )
     return looks
 
 
