@@ -95,6 +95,8 @@ def evaluate(
     records = records[: max_images or None]
     if not records:
         raise CapjaxError(f"expected images in split {split!r}, it is empty")
+    if attention:  # refused now rather than after an hour of decoding
+        attention_maps(models[0], visual_rows([rows[0]]), [""])
     captions, seconds = decode_split(models, records, rows, settings, batch_size)
     if jax.process_index() != 0:
         return {}

@@ -48,6 +48,9 @@ def test_a_decoder_without_attention_has_none_to_show(project, tmp_path):
     rows = open_store(project / "features", {}).features("val", grid=True)
     with pytest.raises(CapjaxError, match="InitInjectDecoder looks at images once"):
         attention_maps(model, visual_rows([rows[0]]), ["a red circle"])
+    command = ["evaluate", f"--model={tmp_path / 'model'}", "--split=val", f"--data_dir={project / 'data'}"]
+    assert main([*command, "--attention", f"--out={tmp_path / 'evaluation'}"]) == 1
+    assert not (tmp_path / "evaluation").exists(), "it is said before the work"
 
 
 def test_evaluation_draws_attention_and_keeps_a_ledger(project, tmp_path, capsys):
