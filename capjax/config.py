@@ -256,6 +256,12 @@ def check(config: ConfigDict) -> None:
             f"encoder.{field} is set, but cached features cannot train the encoder that made them; train from images "
             "with --config.features.dir="
         )
+    if config.features.dir and not encoder.weights:
+        for name, unset in {"encoder.grid_side": 0, "features.dtype": "float32"}.items():
+            if fields[name] != unset:
+                raise CapjaxError(
+                    f"{name} is set, but imported features are kept as their file has them; leave it at {unset!r}"
+                )
     for name in ("dataset.data_dir", "features.dir"):
         local_path(fields[name])
 

@@ -7,6 +7,7 @@ Three layouts are understood:
 - Keras 3 `x.weights.h5`: `layers/<position>/vars/<index>`, where an attribute of `vars` has the layer's name.
 """
 
+import math
 import os
 from collections.abc import Iterator
 
@@ -20,6 +21,9 @@ Layers = dict[str, dict[str, np.ndarray]]
 # What stands where a group is expected: in files of another make, also a dataset.
 _Node = h5py.Group | h5py.Dataset
 
+# Most that is read of a file, eleven times the published weights; compressed bytes could claim anything.
+MOST_BYTES = 2**30
+
 _MOMENTS = ("beta", "moving_mean", "moving_variance")
 _BATCH_NORM_VARS = {3: _MOMENTS, 4: ("gamma", *_MOMENTS)}
 
@@ -28,12 +32,12 @@ def read_layers(path: str | os.PathLike) -> Layers:
     """Read all layers that have weights.
 
     Raises:
-        CapjaxError: the file is unreadable or truncated, has none of the three layouts, or claims more weights than it
-            holds.
+        CapjaxError: the file is unreadable or truncated, has none of the three layouts, or does not hold the weights
+            that it claims.
     """
     try:
         with h5py.File(path, "r") as file:
-            root, weights = file.get("model_weights", file), _Weights(os.path.getsize(path))
+            root, weights = file.get("model_weights", file), _Weights()
             if list(_attribute_pieces(root, "layer_names")):
                 return _read_legacy(root, weights)
             if "layers" in file:
@@ -46,29 +50,40 @@ def read_layers(path: str | os.PathLike) -> Layers:
 
 
 class _Weights:
-    """Reads weights that are stored as Keras does: whole and uncompressed, together no larger than the file.
+    """Reads weights that a file wholly holds, compressed or not, up to `MOST_BYTES` together.
 
-    Others, compressed ones and those that were declared and never written, could fill the memory.
+    Others, such as those that were declared and never written, could fill the memory.
     """
 
-    def __init__(self, num_bytes: int) -> None:
-        """Begin with a file of `num_bytes`."""
-        self._room = num_bytes
+    def __init__(self) -> None:
+        """Begin with a file."""
+        self._room = MOST_BYTES
 
     def read(self, dataset: _Node) -> np.ndarray:
         """Read one weight.
 
         Raises:
-            CapjaxError: if it is stored in another way.
+            CapjaxError: if the file does not hold it, or too much was read already.
         """
-        stored = dataset.id.get_storage_size()
-        self._room -= dataset.nbytes
-        if dataset.chunks or dataset.external or stored != dataset.nbytes or self._room < 0:
+        if dataset.external or not _is_whole(dataset):
             raise CapjaxError(
-                "expected the weights of Keras whole and uncompressed, together no larger than the file, got "
-                f"{dataset.name} of {dataset.nbytes:,} bytes in {stored:,}; load it in Keras and save it again"
+                f"expected a file that holds all of its weights, got {dataset.name} of {dataset.nbytes:,} bytes in "
+                f"{dataset.id.get_storage_size():,}; load it in Keras and save it again"
+            )
+        self._room -= dataset.nbytes
+        if self._room < 0:
+            raise CapjaxError(
+                f"expected weights of at most {MOST_BYTES:,} bytes together, got more with {dataset.name} of "
+                f"{dataset.nbytes:,} bytes; are they those of an Inception V3?"
             )
         return dataset[()]
+
+
+def _is_whole(dataset: h5py.Dataset) -> bool:
+    if dataset.chunks:
+        pieces = (-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+        return dataset.id.get_num_chunks() == math.prod(pieces)
+    return dataset.id.get_storage_size() == dataset.nbytes
 
 
 def _attribute_pieces(group: _Node, name: str) -> Iterator[str]:

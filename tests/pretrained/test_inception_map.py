@@ -235,8 +235,10 @@ def _external(group, name):
     "make",
     [
         lambda group, name: group.create_dataset(name, (3, 3, 3, 32 * 10**10), "f4"),  # declared, never written
-        lambda group, name: group.create_dataset(name, (1000, 1000), "f4", np.zeros((1000,) * 2), compression="gzip"),
-        lambda group, name: group.create_dataset(name, (32,), "f4", chunks=(32,), fletcher32=True),
+        lambda group, name: group.create_dataset(name, (3, 3, 3, 32 * 10**10), "f4", compression="gzip"),
+        lambda group, name: group.create_dataset(name, (64,), "f4", chunks=(32,)).write_direct(
+            np.ones(32, "f4"), dest_sel=np.s_[:32]
+        ),
         _external,
     ],
 )  # fmt: skip
@@ -252,7 +254,7 @@ def test_weights_that_the_file_does_not_hold_are_refused_unread(tmp_path, name, 
         make(group, name)
     tracemalloc.start()
     try:
-        with pytest.raises(CapjaxError, match=r"x\.h5.*expected the weights of Keras whole and uncompressed") as caught:
+        with pytest.raises(CapjaxError, match=r"x\.h5.*expected a file that holds all of its weights") as caught:
             keras_h5.read_layers(tmp_path / "x.h5")
         assert "\n" not in str(caught.value)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
@@ -260,14 +262,27 @@ def test_weights_that_the_file_does_not_hold_are_refused_unread(tmp_path, name, 
         tracemalloc.stop()
 
 
-def test_one_weight_under_many_names_is_refused(tmp_path):
+def test_compressed_weights_are_read(tmp_path):
+    weights = np.random.default_rng(0).integers(-99, 99, (3, 3, 3, 32)).astype("f4")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        _weight(file, "conv2d/kernel:0")
+        file["conv2d"].create_dataset(
+            "conv2d/kernel:0", data=weights, chunks=(2, 2, 3, 20), compression="gzip", shuffle=True, fletcher32=True
+        )
+        assert file["conv2d/conv2d/kernel:0"].id.get_storage_size() < weights.nbytes
+    np.testing.assert_array_equal(keras_h5.read_layers(tmp_path / "x.h5")["conv2d"]["kernel"], weights)
+
+
+def test_no_more_is_read_than_an_encoder_has(tmp_path, monkeypatch):
+    """Compressed zeros, or one weight under many names, are small in a file only."""
+    monkeypatch.setattr(keras_h5, "MOST_BYTES", 1_000_000)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         names = [f"{i}/kernel" for i in range(50)]
         _layers(file, ["conv2d"])
         group = file.create_group("conv2d")
         group.attrs["weight_names"] = names
-        group["0/kernel"] = np.zeros(10_000)
+        group.create_dataset("0/kernel", data=np.zeros(10_000), compression="gzip")
         for name in names[1:]:
             group[name] = group["0/kernel"]
-    with pytest.raises(CapjaxError, match="together no larger than the file"):
+    with pytest.raises(CapjaxError, match=r"at most 1,000,000 bytes together.*more with /conv2d/12/kernel of 80"):
         keras_h5.read_layers(tmp_path / "x.h5")
