@@ -9,6 +9,7 @@ from capjax.errors import CapjaxError
 from capjax.models.att2in import Att2inDecoder
 from capjax.models.captioner import Captioner
 from capjax.models.init_inject import InitInjectDecoder
+from capjax.models.par_inject import ParInjectDecoder
 from capjax.models.show_and_tell import ShowAndTellDecoder
 from capjax.models.soft_attention import SoftAttentionDecoder
 from capjax.models.transformer import TransformerDecoder
@@ -17,6 +18,7 @@ from capjax.models.up_down import UpDownDecoder
 DECODERS: dict[str, type[nn.Module]] = {
     "init_inject": InitInjectDecoder,
     "show_and_tell": ShowAndTellDecoder,
+    "par_inject": ParInjectDecoder,
     "soft_attention": SoftAttentionDecoder,
     "att2in": Att2inDecoder,
     "up_down": UpDownDecoder,

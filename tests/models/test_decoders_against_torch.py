@@ -55,6 +55,22 @@ def show_and_tell(p, pooled, grid, tokens):
     return torch.stack(logits[1:], dim=1), 0.0
 
 
+def par_inject(p, pooled, grid, tokens):
+    del grid
+    image = torch.relu(dense(p["image_embedding"], layer_norm(p["feature_norm"], pooled)))
+    size = image.shape[1]
+    c = h = torch.zeros(B, size)
+    logits = []
+    for t in range(L):
+        gates = dense(p["word_gates"], p["embedding"]["embedding"][tokens[:, t]]) + dense(p["hidden_gates"], h)
+        i, f, o = (torch.sigmoid(gates[:, n * size : (n + 1) * size]) for n in range(3))
+        maxout = gates[:, 3 * size :] + dense(p["image_maxout"], image)
+        c = i * torch.maximum(maxout[:, :size], maxout[:, size:]) + f * c
+        h = o * torch.tanh(c)
+        logits.append(dense(p["logits"], h))
+    return torch.stack(logits, dim=1), 0.0
+
+
 def soft_attention(p, pooled, grid, tokens):
     del pooled
     grid = layer_norm(p["feature_norm"], grid)
@@ -135,7 +151,7 @@ def transformer(p, pooled, grid, tokens):
     return layer_norm(p["last_norm"], x) @ p["embedding"]["embedding"].T + p["logit_bias"], 0.0
 
 
-PEERS = (show_and_tell, soft_attention, att2in, up_down, transformer)
+PEERS = (show_and_tell, par_inject, soft_attention, att2in, up_down, transformer)
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.__name__)
@@ -166,7 +182,7 @@ def test_values_and_gradients_equal_pytorch(peer):
         np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-4, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("peer", PEERS[1:4], ids=lambda peer: peer.__name__)
+@pytest.mark.parametrize("peer", PEERS[2:5], ids=lambda peer: peer.__name__)
 def test_attention_maps_sum_to_one_and_are_those_of_the_search(peer):
     decoder = small(peer.__name__)
     params = random_params(decoder)
