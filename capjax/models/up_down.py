@@ -34,7 +34,7 @@ class UpDownDecoder(nn.Module):
         hidden_size: D = M, units of both LSTMs and width of the embedded grid.
         attention_size: A, units of the comparison.
         normalize_features: standardise the features at each position first (not in the paper).
-        dropout_rate: share of words and outputs dropped in training.
+        dropout_rate: share of words, embedded grid and outputs dropped in training (as in the program of Luo 2020).
         dtype: of the computation; parameters and logits are float32.
     """
 
@@ -62,12 +62,21 @@ class UpDownDecoder(nn.Module):
         self.attended_gates = gates()
         self.logits = OutputLayer(self.hidden_size, self.vocab_size)
 
+    def _embed_grid(self, features: Features) -> Float[Array, "N P D"]:
+        grid = grid_of(features, self.dtype)
+        return nn.relu(self.grid_embedding(self.feature_norm(grid) if self.normalize_features else grid))
+
+    def _context(self, grid: Float[Array, "N P D"]) -> tuple[Memory, Float[Array, "N gates"]]:
+        return self.attention.memory(grid), self.mean_gates(jnp.mean(grid, axis=1))
+
+    def _zeros(self, num_captions: int) -> Carry:
+        zeros = zero_carry(num_captions, self.hidden_size, self.dtype)
+        return zeros, zeros
+
     def start(self, features: Features) -> tuple[tuple[Memory, Float[Array, "N gates"]], Carry]:
         """Embed the grids [N, P, F], prepare them for attention, and what their means add to LSTM¹; states are zero."""
-        grid = grid_of(features, self.dtype)
-        grid = nn.relu(self.grid_embedding(self.feature_norm(grid) if self.normalize_features else grid))
-        zeros = zero_carry(grid.shape[0], self.hidden_size, self.dtype)
-        return (self.attention.memory(grid), self.mean_gates(jnp.mean(grid, axis=1))), (zeros, zeros)
+        grid = self._embed_grid(features)
+        return self._context(grid), self._zeros(grid.shape[0])
 
     def _step(
         self, carry: Carry, projected: Float[Array, "B gates"], context: tuple[Memory, Float[Array, "N gates"]]
@@ -90,8 +99,10 @@ class UpDownDecoder(nn.Module):
 
     def __call__(self, features: Features, tokens: Int[Array, "B L"], keys: RowKeys | None = None) -> DecoderOutput:
         """Run under teacher forcing; extras: `attention` [B, L, P]."""
-        context, carry = self.start(features)
+        grid = self._embed_grid(features)
+        if keys is not None:  # one draw an image, that of its first caption
+            grid = dropout(grid, self.dropout_rate, keys[:: tokens.shape[0] // grid.shape[0]], site=2)
         words = self.attention_lstm.project(dropout(self.embedding(tokens), self.dropout_rate, keys, site=0))
-        carry = per_caption(carry, tokens.shape[0])
-        _, (hidden, attention) = scan_words(UpDownDecoder._step, self, carry, words, context)
+        carry = self._zeros(tokens.shape[0])
+        _, (hidden, attention) = scan_words(UpDownDecoder._step, self, carry, words, self._context(grid))
         return DecoderOutput(dropout(hidden, self.dropout_rate, keys, site=1), self.logits(), {"attention": attention})
