@@ -107,6 +107,7 @@ def default_config() -> ConfigDict:
     config.self_critical.baseline = "mean"  # of the image's other samples; "greedy": the greedy caption's reward
     config.self_critical.bleu_weight = 0.0  # of BLEU-4 beside CIDEr-D in the reward
     config.self_critical.xe_weight = 0.0  # of the cross-entropy of people's captions beside the reward, by caption
+    config.self_critical.temperature = 1.0  # of the distribution that is drawn from and learnt; below 1: sharper
 
     config.eval = ConfigDict()
     config.eval.every = 1000  # steps between two validations

@@ -22,6 +22,7 @@ from capjax.losses.self_critical import leave_one_out
 from capjax.metrics import device_scores
 from capjax.metrics.ngram_trie import NgramTrie
 from capjax.models.captioner import Captioner
+from capjax.models.decoder import OutputProjection
 from capjax.sharding import DATA_AXIS, batch_sharded, replicated
 from capjax.training.train_state import TrainState
 from capjax.training.update import Batch, Metrics, row_keys, sum_gradients, update, visual_input
@@ -44,6 +45,8 @@ class SelfCriticalSettings:
         baseline: `mean`, of the image's other samples; `greedy`, the caption of greedy search, as published.
         bleu_weight: of BLEU-4 (0 to 1), added to CIDEr-D (0 to 10).
         xe_weight: of the cross-entropy of the references' words, added to the loss, both by caption.
+        temperature: what logits are divided by in the distribution that is drawn from and learnt. Below 1, captions are
+            more like those that a search will find, and the gradient is about these. (1 in the papers.)
         max_length: L, tokens of a caption, END included.
     """
 
@@ -51,6 +54,7 @@ class SelfCriticalSettings:
     baseline: str = "mean"
     bleu_weight: float = 0.0
     xe_weight: float = 0.0
+    temperature: float = 1.0
     max_length: int = 20
 
 
@@ -124,7 +128,7 @@ def draw_captions(
             reward += settings.bleu_weight * device_scores.bleu_4(captions, matches, references)
         return reward
 
-    tokens = search(method="sample", num_captions=settings.num_samples)
+    tokens = search(method="sample", num_captions=settings.num_samples, temperature=settings.temperature)
     if settings.baseline == "mean":
         reward = reward_of(tokens)
         return Drawn(tokens, reward, leave_one_out(reward))
@@ -147,8 +151,8 @@ def scst_step(
 ) -> tuple[TrainState, Metrics]:
     """Do one update on the global batch.
 
-    The model's distribution is the one that is drawn from: PAD, UNK and START have no probability. Where the decoder
-    has dropout, it acts where the gradient is taken, and not where captions are drawn.
+    The distribution that is learnt is the one that is drawn from: at a temperature, and PAD, UNK and START without
+    probability. Where the decoder has dropout, it acts where the gradient is taken, and not where captions are drawn.
 
     Args:
         state: before the update; donated when jitted by `jit_scst_step`.
@@ -209,8 +213,9 @@ def scst_step(
         is_said = (tokens != SPECIAL_IDS.pad).astype(jnp.float32)
         fed = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=SPECIAL_IDS.start)
         output = model.apply(variables, inputs, fed, keys_of(part["drawn_row"], _SAMPLES_DROPOUT))
-        bias = output.projection.bias.at[jnp.asarray(_UNSAYABLE)].set(-1e9)
-        output = output._replace(projection=output.projection._replace(bias=bias))
+        kernel, bias = (x / settings.temperature for x in output.projection)
+        projection = OutputProjection(kernel, bias.at[jnp.asarray(_UNSAYABLE)].set(-1e9))
+        output = output._replace(projection=projection)
         loss = sum_words(output, tokens, advantage.reshape(-1, 1) * is_said, mesh=mesh).loss / num_drawn
         if settings.xe_weight:
             words = part["tokens"]

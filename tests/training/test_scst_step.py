@@ -103,10 +103,12 @@ def published_rewards(tokens, bleu_weight):
     return np.transpose(rewards)
 
 
-@pytest.mark.parametrize(("baseline", "bleu_weight", "xe_weight"), [("mean", 0.0, 0.0), ("greedy", 2.0, 0.5)])
-def test_gradient_is_that_of_the_papers(model, variables, baseline, bleu_weight, xe_weight):
+@pytest.mark.parametrize(
+    ("baseline", "bleu_weight", "xe_weight", "temperature"), [("mean", 0.0, 0.0, 1.0), ("greedy", 2.0, 0.5, 0.6)]
+)
+def test_gradient_is_that_of_the_papers(model, variables, baseline, bleu_weight, xe_weight, temperature):
     """Σ (r - b) ∇ log p, with the published scorer's rewards, and log p from decoding word by word."""
-    settings = SelfCriticalSettings(K, baseline, bleu_weight, xe_weight, L)
+    settings = SelfCriticalSettings(K, baseline, bleu_weight, xe_weight, temperature, L)
     drawn = drawn_captions(model, variables, settings)
     rewards = published_rewards(drawn.tokens, bleu_weight)
     np.testing.assert_allclose(drawn.reward, rewards, rtol=1e-5, atol=1e-6)
@@ -132,7 +134,7 @@ def test_gradient_is_that_of_the_papers(model, variables, baseline, bleu_weight,
             carry, word = first, jnp.full(N, SPECIAL_IDS.start)
             for t in range(L):
                 carry, logits = model.apply(variables, context, carry, word, method="decode_step")
-                log_probs = jax.nn.log_softmax(logits.at[:, :3].set(-jnp.inf))
+                log_probs = jax.nn.log_softmax(logits.at[:, :3].set(-jnp.inf) / temperature)
                 word = jnp.asarray(drawn.tokens[:, k, t])
                 said = word != SPECIAL_IDS.pad
                 advantage = jnp.asarray(rewards[:, k] - np.asarray(baselines)[:, k], jnp.float32)
@@ -170,7 +172,7 @@ def test_diagnostics_are_those_of_the_captions_drawn(model, variables):
 @pytest.mark.parametrize(("num_devices", "accumulate_steps"), [(8, 1), (2, 4)])
 def test_devices_and_microbatches_do_not_matter(variables, num_devices, accumulate_steps):
     model = Captioner(InitInjectDecoder(len(VOCABULARY), 5, 7, 6, 6, dropout_rate=0.5))
-    settings = SelfCriticalSettings(K, "greedy", 1.0, 0.3, L)
+    settings = SelfCriticalSettings(K, "greedy", 1.0, 0.3, 0.8, L)
     whole, metrics = one_update(model, variables, make_batch(), settings=settings)
     parted, parted_metrics = one_update(
         model, variables, make_batch(), num_devices, settings, accumulate_steps=accumulate_steps
