@@ -332,6 +332,15 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
+def changes(config: ConfigDict) -> dict[str, Any]:
+    """Return what a configuration changes of the defaults, by `section.field`; of its decoder, by that one's own."""
+    usual = default_config()
+    with usual.unlocked():
+        usual.decoder = decoder_config(config.decoder.name)
+    defaults = _fields(usual) | {"decoder.name": None}
+    return {name: value for name, value in _fields(config).items() if value != defaults[name]}
+
+
 def from_dict(values: Mapping[str, Any], where: str) -> ConfigDict:
     """Restore a configuration that was stored as JSON; fields that are newer than it have their defaults.
 

@@ -186,14 +186,13 @@ def _ledger_row(
     log: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     model = models[0]
-    trained = model.config.to_dict()
     sees = model.encoder.config.source if model.encoder else (model.features or {}).get("imported", "imported features")
     if model.encoder and model.config.encoder.endpoint:
         sees += f" to {model.config.encoder.endpoint}"
     return {
         "recipe": model.config.recipe,
-        "config_sha256": config_sha256(trained),
-        "decoder": trained["decoder"],
+        "config_sha256": config_sha256(configuration.changes(model.config)),
+        "decoder": model.config.decoder.to_dict(),
         "seeds": [m.config.seed for m in models],
         "encoder": sees,
         "data": {"dataset": config.dataset.name, "split": split, "num_images": report["settings"]["num_images"]},

@@ -19,8 +19,6 @@ from capjax.config import decoder_config, load_config
 
 def get_config(features: str = "inception_v3") -> ConfigDict:
     """Return the configuration; `features` as in the recipe `flickr8k`."""
-    config = load_config(f"flickr8k_att2in:{features}")
+    config = load_config(f"flickr8k_show_and_tell:{features}")
     config.decoder = decoder_config("par_inject", normalize_features=True, embed_size=384, hidden_size=384)
-    config.encoder.grid = False
-    config.features.dir = f"features/flickr8k-{features}"
     return config

@@ -17,11 +17,15 @@ from capjax.config import decoder_config, load_config
 
 
 def get_config(features: str = "inception_v3") -> ConfigDict:
-    """Return the configuration; `features` as in the recipe `flickr8k`."""
+    """Return the configuration, from which the tuned recipes start; `features` as in the recipe `flickr8k`."""
     config = load_config(f"flickr8k:{features}")
     config.decoder = decoder_config("show_and_tell", normalize_features=True, dropout_rate=0.5)
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.train.label_smoothing = 0.1
+    config.train.ema_decay = 0.998
+    config.train.num_steps = 5_000
+    config.train.checkpoint_every = 1_000
+    config.eval.every = 500
     return config

@@ -18,15 +18,11 @@ from capjax.config import decoder_config, load_config
 
 def get_config(features: str = "inception_v3") -> ConfigDict:
     """Return the configuration; `features` as in the recipe `flickr8k`."""
-    config = load_config(f"flickr8k:{features}")
+    config = load_config(f"flickr8k_show_and_tell:{features}")
     config.decoder = decoder_config("soft_attention", normalize_features=True, embed_size=256, attention_size=128)
-    config.encoder.grid = True
-    config.features.dir += "-grid"
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 100
-    config.train.label_smoothing = 0.1
     config.train.num_steps = 3_500
     config.train.checkpoint_every = 500
-    config.eval.every = 500
+    config.encoder.grid = True
+    config.features.dir += "-grid"
     return config

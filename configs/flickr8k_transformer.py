@@ -18,14 +18,11 @@ from capjax.config import decoder_config, load_config
 
 def get_config(features: str = "inception_v3") -> ConfigDict:
     """Return the configuration; `features` as in the recipe `flickr8k`."""
-    config = load_config(f"flickr8k:{features}")
+    config = load_config(f"flickr8k_show_and_tell:{features}")
     config.decoder = decoder_config(
         "transformer", normalize_features=True, hidden_size=256, num_heads=4, dropout_rate=0.3
     )
+    config.optimizer.learning_rate = 5e-4
     config.encoder.grid = True
     config.features.dir += "-grid"
-    config.optimizer.learning_rate = 5e-4
-    config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 100
-    config.train.label_smoothing = 0.1
     return config

@@ -9,6 +9,7 @@ from PIL import Image
 from capjax.attention_maps import attention_maps
 from capjax.captioning import load_model
 from capjax.cli import main
+from capjax.config import changes, load_config
 from capjax.data.feature_store import open_store
 from capjax.data.input_pipeline import visual_rows
 from capjax.errors import CapjaxError
@@ -75,10 +76,19 @@ def test_evaluation_draws_attention_and_keeps_a_ledger(project, tmp_path, capsys
 
 
 def test_the_fingerprint_of_a_configuration_leaves_out_seeds_and_places():
-    values = {"seed": 0, "recipe": "a", "dataset": {"name": "x", "data_dir": "here"}, "train": {"batch_size": 8}}
-    moved = {"seed": 1, "recipe": "b", "dataset": {"name": "x", "data_dir": "there"}, "train": {"batch_size": 8}}
-    assert config_sha256(values) == config_sha256(moved)
-    assert config_sha256(values) != config_sha256(moved | {"train": {"batch_size": 9}})
+    def fingerprint(*overrides):
+        return config_sha256(changes(load_config("flickr8k_att2in", overrides)))
+
+    same = ("seed=3", "features.dir=elsewhere", "search.method=beam", "train.ema_decay=0.998")
+    assert fingerprint() == fingerprint(*same)
+    others = ("train.batch_size=9", "decoder.hidden_size=9", "decoder.name=up_down")
+    assert len({fingerprint(), *map(fingerprint, others)}) == 4
+
+
+def test_the_fingerprint_does_not_change_with_fields_that_are_new():
+    found = changes(load_config("reference", ["train.ema_decay=0.9", "decoder.hidden_size=7"]))
+    told = ("recipe", "decoder.name", "decoder.hidden_size", "features.dir", "train.ema_decay")
+    assert found.keys() == set(told), "what is at its default is not told"
 
 
 def test_a_damaged_ledger_is_one_clear_error(tmp_path):

@@ -46,3 +46,14 @@ def test_runs_of_several_seeds_are_one_line_and_a_repeated_one_counts_once():
 
 def test_other_data_is_left_out():
     assert len(tables.flickr8k([row(data={"dataset": "scenes", "split": "test", "num_images": 1})])) == 2
+
+
+def test_recipes_are_compared_by_search_the_best_first():
+    penalised = {"method": "beam", "beam_size": 3, "length_penalty": 1.0}
+    rows = [row(0, 0.4), row(0, 0.3, search={"method": "greedy"}), row(0, 0.5, search=penalised)]
+    rows += [row(seed, cider, recipe="other", config_sha256="b") for seed, cider in ((0, 0.6), (1, 0.7))]
+    lines = tables.flickr8k_searches(rows)[2:]
+    assert lines == [
+        "| `other` | x.npz | – | 65.0 (60.0–70.0) | – |",
+        "| `flickr8k_att2in:imported` | x.npz | 30.0 [20.0, 40.0] | 40.0 [30.0, 50.0] | 50.0 [40.0, 60.0] |",
+    ]

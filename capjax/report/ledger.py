@@ -19,20 +19,20 @@ import jax
 from capjax import __version__
 from capjax.errors import CapjaxError
 
-# What a configuration says of places and of chance is no part of what is measured.
-_NOT_HASHED = ("seed", "recipe", "dataset.data_dir", "features.dir", "train.init_from", "train.num_workers")
+# What a configuration says of places and of chance is no part of what is measured; how captions were searched for and
+# which ones is said by the row.
+_NOT_HASHED = ("seed", "recipe", "dataset.data_dir", "features.dir", "train.init_from", "train.num_workers", "search.")
 
 
-def config_sha256(config: Mapping[str, Any]) -> str:
-    """Fingerprint what a configuration asks for: seeds, folders and the like left out, so that runs of it agree."""
-    values = json.loads(json.dumps(config))
-    for name in _NOT_HASHED:
-        *sections, field = name.split(".")
-        section = values
-        for part in sections:
-            section = section.get(part, {})
-        section.pop(field, None)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def config_sha256(changes: Mapping[str, Any]) -> str:
+    """Fingerprint what a run was asked for: seeds, folders and the like left out, so that runs of it agree.
+
+    Args:
+        changes: of the defaults, see `capjax.config.changes`; so that a field that is new in another version, and left
+            at its default, changes nothing.
+    """
+    asked = {name: value for name, value in changes.items() if not name.startswith(_NOT_HASHED)}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def provenance() -> dict[str, Any]:
