@@ -3,8 +3,9 @@
     capjax train --config=configs/flickr8k_att2in.py --workdir=runs/flickr8k_att2in
     capjax train --config=configs/flickr8k_self_critical.py --workdir=runs/flickr8k_self_critical
 
-`configs/flickr8k_self_critical.py:imported` takes features that another program made, as `configs/flickr8k.py` says. The
-temperature matters most: captions drawn at 1 teach less of what new photos reward, see experiments/results/flickr8k.md.
+`configs/flickr8k_self_critical.py:imported` takes features that another program made, as `configs/flickr8k.py` says.
+The temperature matters most: what is learnt from captions drawn at 1 holds for new photos less, see
+experiments/results/flickr8k.md.
 """
 
 from ml_collections import ConfigDict
