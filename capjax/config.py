@@ -258,7 +258,7 @@ def check(config: ConfigDict) -> None:
             "with --config.features.dir="
         )
     if config.features.dir and not encoder.weights:
-        for name, unset in {"encoder.grid_side": 0, "features.dtype": "float32"}.items():
+        for name, unset in {"encoder.endpoint": "", "encoder.grid_side": 0, "features.dtype": "float32"}.items():
             if fields[name] != unset:
                 raise CapjaxError(
                     f"{name} is set, but imported features are kept as their file has them; leave it at {unset!r}"

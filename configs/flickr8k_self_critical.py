@@ -1,4 +1,4 @@
-"""Reinforcement of Att2in on Flickr8k: few photos, so few and small steps on captions near those that a search finds.
+"""Reinforcement of Att2in on Flickr8k: few photos, so few steps, on captions near those that a search finds.
 
     capjax train --config=configs/flickr8k_att2in.py --workdir=runs/flickr8k_att2in
     capjax train --config=configs/flickr8k_self_critical.py --workdir=runs/flickr8k_self_critical

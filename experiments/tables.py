@@ -9,11 +9,13 @@ line, with the mean and the least and greatest.
 """
 
 import argparse
+import json
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from capjax.decoding.settings import DecoderSettings
 from capjax.report.ledger import read_ledger
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -27,11 +29,14 @@ Runs = Sequence[Row]
 
 def told_search(row: Row) -> str:
     """Say how captions were searched for."""
-    search = row["search"]
-    if search["method"] == "greedy":
-        return "greedy"
-    told = f"{search['method'].replace('_', ' ')} {search.get('beam_size', '')}".strip()
-    return f"{told}, length penalty {search['length_penalty']:g}" if search.get("length_penalty") else told
+    search = dict(row["search"])
+    usual = json.loads(json.dumps(DecoderSettings(search["method"]).to_dict()))
+    told = f"{search.pop('method').replace('_', ' ')} {search.pop('beam_size', '')}".strip()
+    changed = {name.replace("_", " "): value for name, value in search.items() if value != usual.get(name)}
+    numbers = (
+        f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}" for name, value in changed.items()
+    )
+    return ", ".join([told, *numbers])
 
 
 def same_but_for_seeds(rows: Sequence[Row]) -> list[Runs]:
@@ -90,16 +95,18 @@ def flickr8k_searches(rows: Sequence[Row]) -> list[str]:
     """CIDEr-D of every recipe on Flickr8k's dev split, by how captions were searched for."""
     wanted = [r for r in rows if r["data"]["dataset"].startswith("flickr8k") and r["data"]["split"] == "val"]
     searches = ("greedy", "beam 3", "beam 3, length penalty 1")
-    found: dict[tuple[str, str], dict[str, Runs]] = {}
+    found: dict[tuple[str, ...], dict[str, Runs]] = {}
     for runs in same_but_for_seeds(wanted):
-        found.setdefault((runs[0]["recipe"], runs[0]["encoder"]), {})[told_search(runs[0])] = runs
+        first = runs[0]
+        model = (first["recipe"], first["encoder"], first["config_sha256"], str(first["data"]))
+        found.setdefault(model, {})[told_search(first)] = runs
 
     def best(cells: Mapping[str, Runs]) -> float:
         return max(sum(row["scores"]["CIDEr-D"] for row in runs) / len(runs) for runs in cells.values())
 
     head = ("recipe", "features", *(f"CIDEr-D, {search}" for search in searches))
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    for (recipe, encoder), cells in sorted(found.items(), key=lambda item: -best(item[1])):
+    for (recipe, encoder, *_), cells in sorted(found.items(), key=lambda item: -best(item[1])):
         scores = [scored(cells[search], "CIDEr-D") if search in cells else "–" for search in searches]
         lines.append("| " + " | ".join([f"`{recipe}`", encoder, *scores]) + " |")
     return lines

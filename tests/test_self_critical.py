@@ -123,7 +123,7 @@ def test_any_objective_may_start_from_a_model_with_its_words(store, start, tmp_p
         ({"self_critical.baseline": "best"}, "self_critical.baseline"),
         ({"self_critical.num_samples": 1}, "num_samples of at least 2"),
         ({"self_critical.xe_weight": -1.0}, "self_critical.xe_weight"),
-        ({"self_critical.temperature": 0.0}, "self_critical.temperature above 0"),
+        ({"self_critical.temperature": 0.0}, "self_critical.temperature of at least"),
         ({"decoder.hidden_size": 13}, "decoder.hidden_size = 12"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import re
 
 import pytest
 
@@ -42,6 +43,14 @@ def test_runs_of_several_seeds_are_one_line_and_a_repeated_one_counts_once():
     assert len(lines) == 2
     assert "× 2 seeds" in lines[0] and "| 45.0 (40.0–50.0) |" in lines[0] and "| beam 3 |" in lines[0]
     assert "| greedy |" in lines[1] and "| 30.0 [20.0, 40.0] |" in lines[1] and "| – |" in lines[1]
+
+
+def test_lines_mix_no_models_and_no_searches():
+    rows = [row(0, 0.4), row(0, 0.3, config_sha256="b")]
+    rows += [row(0, 0.9, search={"method": "beam", "beam_size": 3, "length_penalty": 0.0, "no_repeat_ngram_size": 2})]
+    lines = tables.flickr8k_searches(rows)[2:]
+    assert [re.findall(r"(\d+\.\d) \[", line) for line in lines] == [["40.0"], ["30.0"]]
+    assert "| beam 3, no repeat ngram size 2 |" in "\n".join(tables.flickr8k(rows))
 
 
 def test_other_data_is_left_out():

@@ -9,6 +9,7 @@ Three layouts are understood:
 
 import math
 import os
+import zlib
 from collections.abc import Iterator
 
 import h5py
@@ -44,7 +45,7 @@ def read_layers(path: str | os.PathLike) -> Layers:
                 return _read_keras_3(file["layers"], weights)
     except CapjaxError as error:
         raise CapjaxError(f"{path}: {error}") from None
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, zlib.error) as error:
         raise CapjaxError(f"cannot read {path}, is it complete? {error!r}") from error
     raise CapjaxError(f"{path} is HDF5 but not Keras weights: expected the attribute layer_names or a group `layers`")
 
@@ -65,25 +66,52 @@ class _Weights:
         Raises:
             CapjaxError: if the file does not hold it, or too much was read already.
         """
-        if dataset.external or not _is_whole(dataset):
-            raise CapjaxError(
-                f"expected a file that holds all of its weights, got {dataset.name} of {dataset.nbytes:,} bytes in "
-                f"{dataset.id.get_storage_size():,}; load it in Keras and save it again"
-            )
+        if dataset.shape is None or dataset.dtype.kind not in "fiu":
+            raise CapjaxError(f"expected weights that are real numbers, got {dataset.name} of {dataset.dtype}")
         self._room -= dataset.nbytes
         if self._room < 0:
             raise CapjaxError(
                 f"expected weights of at most {MOST_BYTES:,} bytes together, got more with {dataset.name} of "
                 f"{dataset.nbytes:,} bytes; are they those of an Inception V3?"
             )
+        if dataset.external or not _is_whole(dataset):
+            raise CapjaxError(
+                f"expected a file that holds all of its weights, as they are or deflated, got {dataset.name} of "
+                f"{dataset.nbytes:,} bytes in {dataset.id.get_storage_size():,}; load it in Keras and save it again"
+            )
         return dataset[()]
 
 
 def _is_whole(dataset: h5py.Dataset) -> bool:
-    if dataset.chunks:
-        pieces = (-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
-        return dataset.id.get_num_chunks() == math.prod(pieces)
-    return dataset.id.get_storage_size() == dataset.nbytes
+    """Tell whether the file holds all of a dataset and nothing beside it, before HDF5 makes room for what it claims."""
+    if not dataset.chunks:
+        return dataset.id.get_storage_size() == dataset.nbytes
+    if any(chunk > size for chunk, size in zip(dataset.chunks, dataset.shape, strict=True)):
+        return False
+    plan = dataset.id.get_create_plist()
+    filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
+    deflate, checksum = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32
+    if len(set(filters)) < len(filters) or not set(filters) <= {h5py.h5z.FILTER_SHUFFLE, deflate, checksum}:
+        return False
+    expected = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    if checksum in filters and filters[-1] != deflate and deflate in filters:
+        filters.remove(checksum)  # behind the deflated bytes, it is none of theirs
+    expected += 4 if checksum in filters else 0
+    pieces = (-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+    if dataset.id.get_num_chunks() != math.prod(pieces):
+        return False
+    for i in range(dataset.id.get_num_chunks()):
+        chunk = dataset.id.get_chunk_info(i)
+        size = chunk.size
+        if chunk.filter_mask:
+            return False
+        if deflate in filters:
+            _, deflated = dataset.id.read_direct_chunk(chunk.chunk_offset)
+            # One byte more than there should be is enough to tell.
+            size = len(zlib.decompressobj().decompress(deflated, expected + 1))
+        if size != expected:
+            return False
+    return True
 
 
 def _attribute_pieces(group: _Node, name: str) -> Iterator[str]:

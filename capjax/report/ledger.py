@@ -19,9 +19,10 @@ import jax
 from capjax import __version__
 from capjax.errors import CapjaxError
 
-# What a configuration says of places and of chance is no part of what is measured; how captions were searched for and
-# which ones is said by the row.
-_NOT_HASHED = ("seed", "recipe", "dataset.data_dir", "features.dir", "train.init_from", "train.num_workers", "search.")
+# What a configuration says of places and of chance is no part of what is measured; how captions were searched for is
+# said by the row, but for their length, which validation and reinforcement go by.
+_NOT_HASHED = ("seed", "recipe", "dataset.data_dir", "features.dir", "train.num_workers", "search.")
+_HASHED = ("search.max_length",)
 
 
 def config_sha256(changes: Mapping[str, Any]) -> str:
@@ -31,7 +32,7 @@ def config_sha256(changes: Mapping[str, Any]) -> str:
         changes: of the defaults, see `capjax.config.changes`; so that a field that is new in another version, and left
             at its default, changes nothing.
     """
-    asked = {name: value for name, value in changes.items() if not name.startswith(_NOT_HASHED)}
+    asked = {name: value for name, value in changes.items() if name in _HASHED or not name.startswith(_NOT_HASHED)}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

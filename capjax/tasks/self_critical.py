@@ -1,5 +1,6 @@
 """Reinforcement on the metric itself: self-critical sequence training, with CIDEr-D computed on the devices."""
 
+import math
 from collections.abc import Iterator
 
 import jax
@@ -83,8 +84,8 @@ def _check(settings: SelfCriticalSettings) -> None:
             f"expected self_critical.num_samples of at least {least} with the baseline {settings.baseline!r}, "
             f"got {settings.num_samples}"
         )
-    if not settings.temperature > 0:
-        raise CapjaxError(f"expected self_critical.temperature above 0, got {settings.temperature}")
+    if not 1e-3 <= settings.temperature < math.inf:
+        raise CapjaxError(f"expected self_critical.temperature of at least 0.001, finite, got {settings.temperature}")
     for name in ("bleu_weight", "xe_weight"):
         if not getattr(settings, name) >= 0:
             raise CapjaxError(f"expected self_critical.{name} of at least 0, got {getattr(settings, name)}")

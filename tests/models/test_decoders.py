@@ -120,6 +120,21 @@ def test_dropout_goes_with_the_captions_key(model):
     np.testing.assert_allclose(again, dropped, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["par_inject", "att2in", "up_down"])
+def test_dropout_acts_on_the_image(name):
+    """Without words, and but for units of the output that are dropped, only a dropped image makes a difference."""
+    decoder = small(name, dropout_rate=0.5)
+    params = random_params(decoder)
+    params["params"]["embedding"]["embedding"] *= 0.0
+    features, tokens = images(2), captions(6)[:, :-1]
+    plain = decoder.apply(params, features, tokens).hidden
+    keys = jax.random.split(jax.random.key(0), 6)
+    dropped = decoder.apply(params, features, tokens, keys=keys).hidden
+    kept = dropped != 0
+    assert 0.3 < kept.mean() < 0.7
+    assert np.abs(dropped / 2 - plain)[kept].max() > 1e-3
+
+
 def test_bfloat16_stays_close(model):
     decoder, params = model
     features, tokens = images(2), captions(2)[:, :-1]

@@ -155,6 +155,14 @@ def test_gradient_is_that_of_the_papers(model, variables, baseline, bleu_weight,
     )
 
 
+def test_captions_are_drawn_at_the_temperature(model, variables):
+    """Near zero, all of them are the one that greedy search finds, whose reward the other baseline is."""
+    cold = drawn_captions(model, variables, SelfCriticalSettings(K, "greedy", temperature=1e-3, max_length=L))
+    np.testing.assert_array_equal(cold.tokens, np.repeat(cold.tokens[:, :1], K, axis=1))
+    np.testing.assert_array_equal(cold.reward, cold.baseline)
+    assert np.any(drawn_captions(model, variables, SETTINGS).tokens != cold.tokens)
+
+
 def test_diagnostics_are_those_of_the_captions_drawn(model, variables):
     drawn = drawn_captions(model, variables, SETTINGS)
     _, metrics = one_update(model, variables, make_batch())
