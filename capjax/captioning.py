@@ -214,7 +214,8 @@ def _variable_shapes(
     Without an encoder, how many numbers the features had is read off the shapes `found`.
     """
     if encoder is not None:
-        size = min_image_size(encoder.final_endpoint)
+        size = min_image_size(encoder.final_endpoint)  # of an image whose grid is too small to be made smaller
+        captioner = captioner.clone(encoder=captioner.encoder.clone(grid_side=0))
         shapes = _shapes(captioner, np.zeros((1, size, size, 3), np.uint8))
         # A classification top that came with the encoder is kept, and not used.
         return shapes | {name: found[name] for name in found if name.split("/")[1:3] == ["encoder", "classifier"]}

@@ -71,7 +71,7 @@ class LoadedEncoder(NamedTuple):
 
 def variable_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every variable of the network, by flat name, without computing anything."""
-    return dict(_variable_shapes(dataclasses.replace(config, image_size=0, source="")))
+    return dict(_variable_shapes(dataclasses.replace(config, image_size=0, source="", grid_side=0)))
 
 
 @functools.lru_cache  # tracing takes a second
