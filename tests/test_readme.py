@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 from capjax import cli
+from capjax.config import load_config
 from tests.test_architecture import ALLOWED, BETWEEN, JOBS, PACKAGE
 
 ROOT = PACKAGE.parent
@@ -20,8 +21,11 @@ def test_the_commands_are_found():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_parse(command):
-    cli._parse(shlex.split(command, comments=True))
+def test_commands_parse_and_configurations_have_what_they_set(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    args = cli._parse(shlex.split(command, comments=True))
+    if "config" in args:
+        assert load_config(args.config, args.overrides).recipe
 
 
 def test_recipes_exist():

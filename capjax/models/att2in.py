@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from capjax.models.attention import AdditiveAttention, Memory, grid_of
 from capjax.models.decoder import DecoderOutput, OutputLayer, scan_words
 from capjax.models.dropout import dropout
-from capjax.models.recurrence import LSTMCarry, zero_carry
+from capjax.models.recurrence import LSTMCarry, maxout_cell, zero_carry
 from capjax.types import Features, RowKeys
 
 
@@ -72,11 +72,7 @@ class Att2inDecoder(nn.Module):
     ) -> tuple[LSTMCarry, tuple[Float[Array, "B D"], Float[Array, "B P"]]]:
         cell, hidden = carry
         mixed, attention = self.attention(memory, hidden)
-        i, f, o, *halves = jnp.split(projected + self.hidden_gates(hidden), 5, axis=-1)
-        first, second = jnp.split(self.image_maxout(mixed), 2, axis=-1)
-        candidate = jnp.maximum(halves[0] + first, halves[1] + second)
-        cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * candidate
-        hidden = nn.sigmoid(o) * jnp.tanh(cell)
+        cell, hidden = maxout_cell(cell, projected + self.hidden_gates(hidden), self.image_maxout(mixed))
         return (cell, hidden), (hidden, attention)
 
     def decode_step(

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from capjax.models.decoder import DecoderOutput, OutputLayer, per_caption, scan_words
 from capjax.models.dropout import dropout
-from capjax.models.recurrence import LSTMCarry, zero_carry
+from capjax.models.recurrence import LSTMCarry, maxout_cell, zero_carry
 from capjax.types import Features, RowKeys
 
 
@@ -66,11 +66,7 @@ class ParInjectDecoder(nn.Module):
         self, carry: LSTMCarry, projected: Float[Array, "B gates"], image: Float[Array, "B maxout"]
     ) -> tuple[LSTMCarry, Float[Array, "B D"]]:
         cell, hidden = carry
-        i, f, o, *halves = jnp.split(projected + self.hidden_gates(hidden), 5, axis=-1)
-        first, second = jnp.split(image, 2, axis=-1)
-        candidate = jnp.maximum(halves[0] + first, halves[1] + second)
-        cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * candidate
-        hidden = nn.sigmoid(o) * jnp.tanh(cell)
+        cell, hidden = maxout_cell(cell, projected + self.hidden_gates(hidden), image)
         return (cell, hidden), hidden
 
     def decode_step(

@@ -15,6 +15,24 @@ def zero_carry(num_rows: int, hidden_size: int, dtype: DTypeLike) -> LSTMCarry:
     return zeros, zeros
 
 
+def maxout_cell(
+    cell: Float[Array, "B D"], gates: Float[Array, "B gates"], image: Float[Array, "B maxout"]
+) -> LSTMCarry:
+    """Take a step of the LSTM of Rennie et al. 2017 (section 2.2), where the image enters the cell alone.
+
+    With φ a maxout of two: c' = σ(i) φ(z + image) + σ(f) c,  h' = σ(o) tanh(c').
+
+    Args:
+        cell: c.
+        gates: i, f, o and both halves of z before their nonlinearities [B, 5 D], of the word and h.
+        image: the image's share of both halves of z [B, 2 D].
+    """
+    i, f, o, first, second = jnp.split(gates, 5, axis=-1)
+    of_first, of_second = jnp.split(image, 2, axis=-1)
+    cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.maximum(first + of_first, second + of_second)
+    return cell, nn.sigmoid(o) * jnp.tanh(cell)
+
+
 class LSTM(nn.Module):
     """Long short-term memory with the parameters and equations of TensorFlow 1's `LSTMCell`.
 

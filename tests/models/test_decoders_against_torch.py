@@ -29,6 +29,15 @@ def lstm(gates, c):
     return c, torch.sigmoid(o) * torch.tanh(c)
 
 
+def maxout_lstm(gates, image, c):
+    """Rennie et al. 2017, section 2.2: gates i, f, o, and a maxout of two that the image enters."""
+    size = c.shape[1]
+    i, f, o = (torch.sigmoid(gates[:, n * size : (n + 1) * size]) for n in range(3))
+    maxout = gates[:, 3 * size :] + image
+    c = i * torch.maximum(maxout[:, :size], maxout[:, size:]) + f * c
+    return c, o * torch.tanh(c)
+
+
 def attend(params, grid, hidden):
     """Bahdanau's attention, position by position: the weights."""
     scores = [
@@ -58,15 +67,11 @@ def show_and_tell(p, pooled, grid, tokens):
 def par_inject(p, pooled, grid, tokens):
     del grid
     image = torch.relu(dense(p["image_embedding"], layer_norm(p["feature_norm"], pooled)))
-    size = image.shape[1]
-    c = h = torch.zeros(B, size)
+    c = h = torch.zeros_like(image)
     logits = []
     for t in range(L):
         gates = dense(p["word_gates"], p["embedding"]["embedding"][tokens[:, t]]) + dense(p["hidden_gates"], h)
-        i, f, o = (torch.sigmoid(gates[:, n * size : (n + 1) * size]) for n in range(3))
-        maxout = gates[:, 3 * size :] + dense(p["image_maxout"], image)
-        c = i * torch.maximum(maxout[:, :size], maxout[:, size:]) + f * c
-        h = o * torch.tanh(c)
+        c, h = maxout_lstm(gates, dense(p["image_maxout"], image), c)
         logits.append(dense(p["logits"], h))
     return torch.stack(logits, dim=1), 0.0
 
@@ -93,17 +98,13 @@ def soft_attention(p, pooled, grid, tokens):
 def att2in(p, pooled, grid, tokens):
     del pooled
     grid = torch.relu(dense(p["grid_embedding"], layer_norm(p["feature_norm"], grid)))
-    size = grid.shape[2]
-    c = h = torch.zeros(B, size)
+    c = h = torch.zeros(B, grid.shape[2])
     logits = []
     for t in range(L):
         word = p["embedding"]["embedding"][tokens[:, t]]
         image = mean_of(attend(p["attention"], grid, h), grid)
         gates = dense(p["word_gates"], word) + dense(p["hidden_gates"], h)
-        i, f, o = (torch.sigmoid(gates[:, n * size : (n + 1) * size]) for n in range(3))
-        maxout = gates[:, 3 * size :] + dense(p["image_maxout"], image)
-        c = i * torch.maximum(maxout[:, :size], maxout[:, size:]) + f * c
-        h = o * torch.tanh(c)
+        c, h = maxout_lstm(gates, dense(p["image_maxout"], image), c)
         logits.append(dense(p["logits"], h))
     return torch.stack(logits, dim=1), 0.0
 
