@@ -107,6 +107,7 @@ def test_defaults_are_the_reference_system():
         (["train.dtype=float8"], r"train\.dtype out of"),
         (["features.dtype=int8"], r"features\.dtype out of"),
         (["features.dir=x", "encoder.learning_rate_scale=0.1"], r"learning_rate_scale.*train from images"),
+        (["features.dir=x", "encoder.weights=", "encoder.endpoint=mixed9"], r"encoder\.endpoint is set.*imported"),
         (["features.dir=x", "encoder.weights=", "encoder.grid_side=2"], r"encoder\.grid_side is set.*imported.*at 0"),
         (["features.dir=x", "encoder.weights=", "features.dtype=uint8"], r"features\.dtype is set.*'float32'"),
         (["features.dir=x", "encoder.train_batch_norm=true"], r"train_batch_norm.*train from images"),

@@ -133,6 +133,10 @@ def test_dropout_acts_on_the_image(name):
     kept = dropped != 0
     assert 0.3 < kept.mean() < 0.7
     assert np.abs(dropped / 2 - plain)[kept].max() > 1e-3
+    # What is dropped of an image that captions share follows from the first one's key.
+    others = jnp.where(jnp.arange(6) % 3 == 0, keys, jax.random.split(jax.random.key(1), 6))
+    again = decoder.apply(params, features, tokens, keys=others).hidden
+    np.testing.assert_array_equal(again[::3], dropped[::3])
 
 
 def test_bfloat16_stays_close(model):
