@@ -41,7 +41,7 @@ from capjax.report import (
     write_page,
     write_sheet,
 )
-from capjax.report.ledger import append_row, config_sha256, provenance
+from capjax.report.ledger import append_row, asked_of, config_sha256, provenance
 from capjax.split_captioning import decode_split, open_split
 from capjax.types import CaptionRecord
 
@@ -189,9 +189,11 @@ def _ledger_row(
     sees = model.encoder.config.source if model.encoder else (model.features or {}).get("imported", "imported features")
     if model.encoder and model.config.encoder.endpoint:
         sees += f" to {model.config.encoder.endpoint}"
+    changes = configuration.changes(model.config)
     return {
         "recipe": model.config.recipe,
-        "config_sha256": config_sha256(configuration.changes(model.config)),
+        "config": asked_of(changes),
+        "config_sha256": config_sha256(changes),
         "decoder": model.config.decoder.to_dict(),
         "seeds": [m.config.seed for m in models],
         "encoder": sees,

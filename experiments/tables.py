@@ -5,7 +5,7 @@
 
 A document has a table where it says `<!-- table: NAME -->`, up to `<!-- end of table -->`; NAMEs are the functions of
 `TABLES`. Of rows that measure the same the newest stands in the table; runs that differ in their seed alone are one
-line, with the mean and the least and greatest.
+line, with the mean and the least and greatest. What a run changed of its recipe stands behind the recipe's name.
 """
 
 import argparse
@@ -15,8 +15,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from capjax.config import changes, load_config
 from capjax.decoding.settings import DecoderSettings
-from capjax.report.ledger import read_ledger
+from capjax.errors import CapjaxError
+from capjax.report.ledger import asked_of, read_ledger
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEDGER = ROOT / "experiments" / "results" / "ledger.jsonl"
@@ -48,6 +50,21 @@ def same_but_for_seeds(rows: Sequence[Row]) -> list[Runs]:
     return [tuple(group.values()) for group in groups.values()]
 
 
+def named(row: Row) -> str:
+    """Name the recipe, and what the run changed of it as it now is; of older rows, which do not tell, the recipe."""
+    try:
+        recipe = asked_of(changes(load_config(row["recipe"])))
+    except CapjaxError:
+        recipe = row.get("config", {})
+    asked = row.get("config", recipe)
+    told = [
+        f"{name.partition('.')[2]} {asked.get(name, 'as usual')}"
+        for name in sorted(recipe.keys() | asked.keys())
+        if recipe.get(name) != asked.get(name) and name not in ("encoder.weights", "encoder.endpoint")
+    ]
+    return ", ".join([f"`{row['recipe']}`", *told])
+
+
 def mean_and_range(values: Sequence[float], digits: int) -> str:
     """Format one number, or the mean of several with the least and the greatest."""
     mean = sum(values) / len(values)
@@ -77,7 +94,7 @@ def flickr8k(rows: Sequence[Row]) -> list[str]:
         minutes = [row["training_seconds"] / 60 for row in runs if row["training_seconds"]]
         seeds = f" × {len(runs)} seeds" if len(runs) > 1 else ""
         cells = [
-            f"`{runs[0]['recipe']}`{seeds}",
+            f"{named(runs[0])}{seeds}",
             runs[0]["encoder"],
             told_search(runs[0]),
             mean_and_range([v["val/loss"] for v in validation], 3),
@@ -98,7 +115,7 @@ def flickr8k_searches(rows: Sequence[Row]) -> list[str]:
     found: dict[tuple[str, ...], dict[str, Runs]] = {}
     for runs in same_but_for_seeds(wanted):
         first = runs[0]
-        model = (first["recipe"], first["encoder"], first["config_sha256"], str(first["data"]))
+        model = (named(first), first["encoder"], first["config_sha256"], str(first["data"]))
         found.setdefault(model, {})[told_search(first)] = runs
 
     def best(cells: Mapping[str, Runs]) -> float:
@@ -106,9 +123,9 @@ def flickr8k_searches(rows: Sequence[Row]) -> list[str]:
 
     head = ("recipe", "features", *(f"CIDEr-D, {search}" for search in searches))
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    for (recipe, encoder, *_), cells in sorted(found.items(), key=lambda item: -best(item[1])):
+    for (name, encoder, *_), cells in sorted(found.items(), key=lambda item: -best(item[1])):
         scores = [scored(cells[search], "CIDEr-D") if search in cells else "–" for search in searches]
-        lines.append("| " + " | ".join([f"`{recipe}`", encoder, *scores]) + " |")
+        lines.append("| " + " | ".join([name, encoder, *scores]) + " |")
     return lines
 
 

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from capjax.report.ledger import read_ledger
+from capjax.config import changes, load_config
+from capjax.report.ledger import asked_of, read_ledger
 
 ROOT = pathlib.Path(__file__).parent.parent
 SPEC = importlib.util.spec_from_file_location("tables", ROOT / "experiments" / "tables.py")
@@ -51,6 +52,13 @@ def test_lines_mix_no_models_and_no_searches():
     lines = tables.flickr8k_searches(rows)[2:]
     assert [re.findall(r"(\d+\.\d) \[", line) for line in lines] == [["40.0"], ["30.0"]]
     assert "| beam 3, no repeat ngram size 2 |" in "\n".join(tables.flickr8k(rows))
+
+
+def test_what_a_run_changed_of_its_recipe_is_told():
+    asked = asked_of(changes(load_config("flickr8k_att2in:imported", ["train.num_steps=9", "seed=3"])))
+    name = "`flickr8k_att2in:imported`, num_steps 9"
+    assert tables.flickr8k([row(config=asked)])[2].startswith(f"| {name} | x.npz |")
+    assert tables.flickr8k_searches([row(config=asked)])[2].startswith(f"| {name} | x.npz |")
 
 
 def test_other_data_is_left_out():

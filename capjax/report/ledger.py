@@ -25,15 +25,19 @@ _NOT_HASHED = ("seed", "recipe", "dataset.data_dir", "features.dir", "train.num_
 _HASHED = ("search.max_length",)
 
 
-def config_sha256(changes: Mapping[str, Any]) -> str:
-    """Fingerprint what a run was asked for: seeds, folders and the like left out, so that runs of it agree.
+def asked_of(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run was asked for: seeds, folders and the like left out, so that runs of it agree.
 
     Args:
         changes: of the defaults, see `capjax.config.changes`; so that a field that is new in another version, and left
             at its default, changes nothing.
     """
-    asked = {name: value for name, value in changes.items() if name in _HASHED or not name.startswith(_NOT_HASHED)}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return {name: value for name, value in changes.items() if name in _HASHED or not name.startswith(_NOT_HASHED)}
+
+
+def config_sha256(changes: Mapping[str, Any]) -> str:
+    """Fingerprint what a run was asked for, see `asked_of`."""
+    return hashlib.sha256(json.dumps(asked_of(changes), sort_keys=True).encode()).hexdigest()
 
 
 def provenance() -> dict[str, Any]:
