@@ -32,12 +32,26 @@ class Match(NamedTuple):
     gain: int  # what it is worth in the search
 
 
+@functools.lru_cache(maxsize=100_000)
 def _match(start: int, length: int, caption_start: int, caption_length: int, stage: int) -> Match:
     bits = ((1 << length) - 1) << start
     caption_bits = ((1 << caption_length) - 1) << caption_start
     # All but equal words weigh half, and the program keeps its sums in integers: of a single word nothing is left.
     gain = length + caption_length if stage == _EXACT else length // 2 + caption_length // 2
     return Match(start, length, caption_start, caption_length, stage, bits, caption_bits, gain)
+
+
+class Word(NamedTuple):
+    """What the matchers ask of a word."""
+
+    stem: str
+    synonyms: frozenset[int]
+    is_function: bool
+
+
+@functools.lru_cache(maxsize=100_000)
+def _word(text: str, lexicon: Lexicon) -> Word:
+    return Word(stem(text), lexicon.synonym_sets(text), text in lexicon.function_words)
 
 
 class Sentence:
@@ -51,33 +65,37 @@ class Sentence:
           lexicon: METEOR's word lists.
         """
         self.words = words
-        self.stems = [stem(word) for word in words]
-        self.synonyms = [_synonym_sets(word, lexicon) for word in words]
-        self.is_function = [word in lexicon.function_words for word in words]
-        self.places: dict[str, list[int]] = {}
-        self.stem_places: dict[str, list[int]] = {}
-        for place, (word, word_stem) in enumerate(zip(words, self.stems, strict=True)):
-            self.places.setdefault(word, []).append(place)
-            self.stem_places.setdefault(word_stem, []).append(place)
+        known = [_word(word, lexicon) for word in words]
+        self.stems = [word.stem for word in known]
+        self.is_function = [word.is_function for word in known]
+        self.synonyms = [(place, word.synonyms) for place, word in enumerate(known) if word.synonyms]
+        self.all_synonyms = frozenset().union(*(sets for _, sets in self.synonyms))
+        self.paraphrases: Paraphrases = {}
 
     @functools.cached_property
-    def phrases(self) -> dict[str, list[int]]:
-        """Every phrase of up to seven words, with the places where it begins."""
-        places: dict[str, list[int]] = {}
+    def phrases(self) -> frozenset[str]:
+        """Every phrase of up to seven words."""
+        phrases = []
         for start in range(len(self.words)):
-            for end in range(start + 1, min(start + MAX_PHRASE_LENGTH, len(self.words)) + 1):
-                places.setdefault(" ".join(self.words[start:end]), []).append(start)
-        return places
+            phrase = ""
+            for word in self.words[start : start + MAX_PHRASE_LENGTH]:
+                phrase = f"{phrase} {word}" if phrase else word
+                phrases.append(phrase)
+        return frozenset(phrases)
+
+    def find_paraphrases(self, paraphrases: Paraphrases) -> None:
+        """Keep what the table says of the phrases."""
+        self.paraphrases = {phrase: paraphrases[phrase] for phrase in self.phrases & paraphrases.keys()}
+
+    def places_of(self, phrase: str) -> list[int]:
+        """Return where a phrase begins."""
+        words = tuple(phrase.split(" "))
+        return [place for place in range(len(self.words)) if self.words[place : place + len(words)] == words]
 
 
-@functools.lru_cache(maxsize=100_000)
-def _synonym_sets(word: str, lexicon: Lexicon) -> frozenset[int]:
-    return lexicon.synonym_sets(word)
-
-
-def alignment_statistics(caption: Sentence, reference: Sentence, paraphrases: Paraphrases) -> list[int]:
+def alignment_statistics(caption: Sentence, reference: Sentence) -> list[int]:
     """Return the 23 match statistics of a caption and a reference, in the order that `meteor` documents."""
-    matches = _all_matches(caption, reference, paraphrases)
+    matches = _all_matches(caption, reference)
     chosen = _search(matches, len(caption.words))
     statistics = [len(caption.words), len(reference.words), sum(caption.is_function), sum(reference.is_function)]
     counts = [0] * 16
@@ -94,41 +112,47 @@ def alignment_statistics(caption: Sentence, reference: Sentence, paraphrases: Pa
     return [*statistics, *counts, chunks, caption_matched, matched]
 
 
-def _all_matches(caption: Sentence, reference: Sentence, paraphrases: Paraphrases) -> list[list[Match]]:
+def _all_matches(caption: Sentence, reference: Sentence) -> list[list[Match]]:
     """Return the proposed matches by the word of the reference where they start, in the order of the matchers."""
     found: list[list[Match]] = [[] for _ in reference.words]
     for start, word in enumerate(reference.words):
-        for place in caption.places.get(word, ()):
-            found[start].append(_match(start, 1, place, 1, _EXACT))
+        if word in caption.words:
+            found[start] += [_match(start, 1, place, 1, _EXACT) for place in _places(caption.words, word)]
     if caption.words == reference.words:  # then nothing but equal words counts
         return found
     for start, (word, word_stem) in enumerate(zip(reference.words, reference.stems, strict=True)):
-        for place in caption.stem_places.get(word_stem, ()):
-            if word != caption.words[place]:
-                found[start].append(_match(start, 1, place, 1, _STEM))
-    caption_synonyms = [(place, sets) for place, sets in enumerate(caption.synonyms) if sets]
-    for start, (word, sets) in enumerate(zip(reference.words, reference.synonyms, strict=True)):
-        if sets:
-            for place, other_sets in caption_synonyms:
-                if not sets.isdisjoint(other_sets) and word != caption.words[place]:
+        if word_stem in caption.stems:
+            for place in _places(caption.stems, word_stem):
+                if word != caption.words[place]:
+                    found[start].append(_match(start, 1, place, 1, _STEM))
+    for start, sets in reference.synonyms:
+        if not sets.isdisjoint(caption.all_synonyms):
+            for place, other_sets in caption.synonyms:
+                if not sets.isdisjoint(other_sets) and reference.words[start] != caption.words[place]:
                     found[start].append(_match(start, 1, place, 1, _SYNONYM))
-    for start, length, place, other_length in _paraphrase_places(reference, caption, paraphrases):
+    for start, length, place, other_length in _paraphrase_places(reference, caption):
         found[start].append(_match(start, length, place, other_length, _PARAPHRASE))
-    for place, other_length, start, length in _paraphrase_places(caption, reference, paraphrases):
+    for place, other_length, start, length in _paraphrase_places(caption, reference):
         found[start].append(_match(start, length, place, other_length, _PARAPHRASE))
     return found
 
 
-def _paraphrase_places(one: Sentence, other: Sentence, paraphrases: Paraphrases) -> list[tuple[int, int, int, int]]:
+def _places(words: Sequence[str], wanted: str) -> list[int]:
+    return [place for place, word in enumerate(words) if word == wanted]
+
+
+def _paraphrase_places(one: Sentence, other: Sentence) -> list[tuple[int, int, int, int]]:
     """Return (start, length, start in the other, length there) of phrases of `one` with a paraphrase in `other`."""
     found = []
-    phrases = other.phrases.keys()
-    for phrase in paraphrases.keys() & one.phrases.keys():
-        table = paraphrases[phrase]
-        for paraphrase in table.keys() & phrases:
+    for phrase, table in one.paraphrases.items():
+        if other.phrases.isdisjoint(table):
+            continue
+        for paraphrase in table.keys() & other.phrases:
             length, other_length = phrase.count(" ") + 1, paraphrase.count(" ") + 1
-            order, places = table[paraphrase], other.phrases[paraphrase]
-            found += [(start, length, order, place, other_length) for start in one.phrases[phrase] for place in places]
+            starts, places = one.places_of(phrase), other.places_of(paraphrase)
+            found += [
+                (start, length, table[paraphrase], place, other_length) for start in starts for place in places
+            ]
     return [(start, length, place, n) for start, length, _, place, n in sorted(found)]
 
 
@@ -144,20 +168,27 @@ class _Path:
 
     __slots__ = ("caption_used", "end", "last", "matches", "rank", "used")
 
-    def __init__(self, rank: int, used: int, caption_used: int, matches: tuple[Match, ...], last: int) -> None:
+    def __init__(
+        self, rank: int, used: int, caption_used: int, matches: tuple[Match, ...], end: int, last: int
+    ) -> None:
         self.rank = rank
         self.used, self.caption_used = used, caption_used
         self.matches = matches
-        self.end = 0  # the word of the reference up to which the path has decided
+        self.end = end  # the word of the reference up to which the path has decided
         self.last = last  # where its open chunk ends in the caption, -1 without one
 
-    def take(self, match: Match) -> None:
-        self.matches += (match,)
-        self.rank -= match.gain * _GAIN
+    def with_match(self, match: Match) -> "_Path":
+        rank = self.rank - match.gain * _GAIN
         if self.last not in (-1, match.caption_start):
-            self.rank += _CHUNK
-        self.end = match.start + match.length
-        self.last = match.caption_start + match.caption_length
+            rank += _CHUNK
+        return _Path(
+            rank,
+            self.used | match.bits,
+            self.caption_used | match.caption_bits,
+            (*self.matches, match),
+            match.start + match.length,
+            match.caption_start + match.caption_length,
+        )
 
     def close_chunk(self) -> None:
         if self.last != -1:
@@ -172,34 +203,28 @@ def _search(matches: Sequence[Sequence[Match]], caption_length: int) -> tuple[Ma
     the distance of a match is charged not to the path that takes it but to those that the program makes after it.
     """
     fixed, used, caption_used = _certain_matches(matches, caption_length)
-    paths = [_Path(0, used, caption_used, (), -1)]
+    paths = [_Path(0, used, caption_used, (), 0, -1)]
     for current, proposed in enumerate(matches):
-        paths.sort(key=_rank)
+        if len(paths) > 1:
+            paths.sort(key=_rank)
+        certain = fixed.get(current)
         following = []
         for path in paths[:_BEAM_SIZE]:
             if path.used >> current & 1:
-                if current < path.end:
-                    following.append(path)
-                elif match := fixed.get(current):
-                    path.take(match)
-                    path.rank += abs(match.start - match.caption_start)
-                    following.append(path)
+                if current >= path.end:
+                    if not certain:
+                        continue
+                    path = path.with_match(certain)
+                    path.rank += abs(current - certain.caption_start)
+                following.append(path)
                 continue
             for match in proposed:
-                if path.used & match.bits or path.caption_used & match.caption_bits:
-                    continue
-                new = _Path(
-                    path.rank,
-                    path.used | match.bits,
-                    path.caption_used | match.caption_bits,
-                    path.matches,
-                    path.last,
-                )
-                new.take(match)
-                path.rank += abs(match.start - match.caption_start)
-                following.append(new)
-            path.close_chunk()
-            path.end += 1
+                if not (path.used & match.bits or path.caption_used & match.caption_bits):
+                    following.append(path.with_match(match))
+                    path.rank += abs(current - match.caption_start)
+            if path.last != -1:
+                path.close_chunk()
+            path.end = current + 1
             following.append(path)
         paths = following or paths[:1]
     paths.sort(key=_rank)
