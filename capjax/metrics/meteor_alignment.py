@@ -150,9 +150,7 @@ def _paraphrase_places(one: Sentence, other: Sentence) -> list[tuple[int, int, i
         for paraphrase in table.keys() & other.phrases:
             length, other_length = phrase.count(" ") + 1, paraphrase.count(" ") + 1
             starts, places = one.places_of(phrase), other.places_of(paraphrase)
-            found += [
-                (start, length, table[paraphrase], place, other_length) for start in starts for place in places
-            ]
+            found += [(start, length, table[paraphrase], place, other_length) for start in starts for place in places]
     return [(start, length, place, n) for start, length, _, place, n in sorted(found)]
 
 
