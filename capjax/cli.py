@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from capjax import __version__
 from capjax.errors import CapjaxError
+from capjax.host_memory import keep_freed_memory
 
 COMMANDS = {
     "demo": ("capjax.demo", "train on rendered scenes, caption unseen ones, write a report page"),
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Compiled programs are kept between runs: most of a short run on a laptop is compilation.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "capjax" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    keep_freed_memory()
     try:
         args = _parse(argv)
         return args.run(args)

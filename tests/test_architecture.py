@@ -18,6 +18,7 @@ ALLOWED = {
     "errors": set(),
     "types": set(),
     "disk": {"errors"},
+    "host_memory": set(),
     "images": BASE,
     "sharding": BASE,
     "distributed": BASE,
