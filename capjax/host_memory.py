@@ -15,7 +15,7 @@ _KEPT_BYTES = (1 << 31) - 1
 def keep_freed_memory() -> bool:
     """Let this process keep up to 2 GiB that it has freed; to be called before there are threads.
 
-    All memory comes from the one heap that can grow, since each thread's own ends at 64 MiB, beyond which glibc asks the
+    All memory comes from the one heap that can grow: each thread's own ends at 64 MiB, beyond which glibc asks the
     kernel after all.
 
     Returns:
