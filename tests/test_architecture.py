@@ -13,12 +13,13 @@ from capjax.images import Preprocessing, preprocess
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "capjax"
 
-BASE = {"errors", "types", "disk"}
+BASE = {"errors", "types", "disk", "top_k"}
 ALLOWED = {
     "errors": set(),
     "types": set(),
     "disk": {"errors"},
     "host_memory": set(),
+    "top_k": set(),
     "images": BASE,
     "sharding": BASE,
     "distributed": BASE,

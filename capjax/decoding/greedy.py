@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
-
 from capjax.decoding.hypotheses import Hypotheses
 from capjax.decoding.logits_processors import LogitsProcessor
 from capjax.decoding.rollout import rollout
+from capjax.top_k import arg_max
 from capjax.types import Carry, DecodeStep, SpecialIds
 
 
@@ -36,5 +35,5 @@ def greedy_search(
         special_ids,
         max_length=max_length,
         processors=processors,
-        choose_token=lambda step, logits: jnp.argmax(logits, axis=-1).astype(jnp.int32),
+        choose_token=lambda step, logits: arg_max(logits),
     )

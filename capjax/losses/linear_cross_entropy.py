@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from capjax.top_k import arg_max
+
 
 class WordSums(NamedTuple):
     """Sums over the words of a batch: weighted cross-entropy in nats, most probable words that were right, words."""
@@ -103,7 +105,7 @@ def _over_chunks(
         if label_smoothing:
             losses += label_smoothing * (of_target - jnp.mean(logits, axis=-1))
         loss += jnp.sum(losses * w)
-        correct += jnp.sum((jnp.argmax(logits, axis=-1) == t) & (w != 0))
+        correct += jnp.sum((arg_max(logits) == t) & (w != 0))
         if gradients:
             d_hidden, d_kernel, d_bias = grads
             d_logits = jnp.exp(logits - log_normalizer[:, None]) - label_smoothing / vocab_size
