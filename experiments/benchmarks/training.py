@@ -1,0 +1,129 @@
+"""`capjax train` against a PyTorch script that does the same, from start-up to the last validation, in turn.
+
+    python experiments/benchmarks/training.py --data=flickr8k
+    python experiments/benchmarks/training.py --generate=82783 --steps=600 --validate_every=300
+
+DATA holds captions_train.json and captions_dev.json in COCO's layout and squeezenet_features.npz; `--generate` makes as
+many images of 2,048 random features with captions of random words of the length and number of COCO's instead. Both
+programs run as processes of their own and are timed from outside; preparing the data is not counted. The first run of
+capjax has an empty cache of compiled programs, as on a new machine; it counts apart.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import torch  # noqa: F401 (read from disk once, so that the peer's first run does not pay for it)
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "experiments" / "results" / "training.md"
+NUM_WORDS = 8_765  # with the four special ids, the vocabulary of COCO at five occurrences
+
+
+def generate(folder: pathlib.Path, num_images: int) -> None:
+    """Write features and captions that look like those of COCO to a program."""
+    rng = np.random.default_rng(0)
+    names = [f"{i:06d}.jpg" for i in range(num_images + 1000)]
+    pooled = rng.random((len(names), 2048), np.float32)
+    np.savez(folder / "features.npz", file_name=np.array(names), pooled=pooled)
+    frequencies = 1 / np.arange(10, NUM_WORDS + 10)
+    for split, images in (("train", range(num_images)), ("dev", range(num_images, len(names)))):
+        lengths = np.clip(rng.normal(10.5, 2.4, 5 * len(images)).round(), 6, 18).astype(int)
+        words = rng.choice(NUM_WORDS, lengths.sum(), p=frequencies / frequencies.sum())
+        captions = np.split(words, np.cumsum(lengths)[:-1])
+        content = {
+            "images": [{"id": i, "file_name": names[i]} for i in images],
+            "annotations": [
+                {"id": n, "image_id": images[n // 5], "caption": " ".join(f"w{word}" for word in caption)}
+                for n, caption in enumerate(captions)
+            ],
+        }
+        (folder / f"captions_{split}.json").write_text(json.dumps(content))
+
+
+def link(source: pathlib.Path, folder: pathlib.Path) -> None:
+    """Lay out real data as the two programs want it."""
+    for name in ("captions_train.json", "captions_dev.json"):
+        (folder / name).symlink_to(source.resolve() / name)
+    (folder / "features.npz").symlink_to(source.resolve() / "squeezenet_features.npz")
+
+
+def run(command: list[str], **environment: str) -> tuple[float, str]:
+    """Run a command; return its seconds and what it said."""
+    start = time.perf_counter()
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return seconds, done.stderr
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=pathlib.Path)
+    parser.add_argument("--generate", type=int, metavar="IMAGES")
+    parser.add_argument("--steps", type=int, default=934)
+    parser.add_argument("--validate_every", type=int, default=467)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="a file, to which a table is appended")
+    args = parser.parse_args()
+    if (args.data is None) == (args.generate is None):
+        parser.error("expected one of --data and --generate")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        (folder / "data").mkdir()
+        link(args.data, folder / "data") if args.data else generate(folder / "data", args.generate)
+        environment = {
+            "TFDS_DATA_DIR": str(folder / "tfds"),
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        }
+        capjax = [sys.executable, "-m", "capjax"]
+        config = [
+            "--config=flickr8k:imported",
+            f"--config.features.dir={folder / 'features'}",
+            f"--config.train.num_steps={args.steps}",
+            f"--config.eval.every={args.validate_every}",
+            f"--config.train.checkpoint_every={args.validate_every}",
+        ]
+        run([*capjax, "data", "prepare", "flickr8k", f"--source={folder / 'data'}", "--captions_only"], **environment)
+        run([*capjax, "features", *config, f"--import={folder / 'data' / 'features.npz'}"], **environment)
+        theirs = [sys.executable, str(ROOT / "experiments" / "benchmarks" / "torch_training.py"), str(folder / "data")]
+        theirs += [f"--steps={args.steps}", f"--validate_every={args.validate_every}"]
+
+        first, _ = run([*capjax, "train", *config, f"--workdir={folder / 'first'}"], **environment)
+        times: dict[str, list[float]] = {"PyTorch, packed": [], "capjax": []}
+        for i in range(args.rounds):
+            seconds, said_by_them = run(theirs)
+            times["PyTorch, packed"].append(seconds)
+            seconds, said = run([*capjax, "train", *config, f"--workdir={folder / str(i)}"], **environment)
+            times["capjax"].append(seconds)
+    print(said_by_them, said, sep="\n", file=sys.stderr)
+    ratios = np.array(times["PyTorch, packed"]) / np.array(times["capjax"])
+    last = [re.findall(r"^step .*", text, re.MULTILINE)[-1] for text in (said_by_them, said)]
+    what = f"Flickr8k, {args.steps} steps" if args.data else f"{args.generate:,} generated images, {args.steps} steps"
+    lines = [
+        f"| {what} | PyTorch, packed | {told(times['PyTorch, packed'])} | 1.00 |",
+        f"| {what} | capjax | {told(times['capjax'])} | "
+        f"{np.median(ratios):.2f} [{min(ratios):.2f}–{max(ratios):.2f}] |",
+        f"| {what} | capjax, nothing compiled yet | {first:.0f} | {np.median(times['PyTorch, packed']) / first:.2f} |",
+    ]
+    print(*lines, *last, sep="\n")
+    with args.out.open("a") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def told(seconds: list[float]) -> str:
+    """Format the median and the range."""
+    return f"{np.median(seconds):.0f} [{min(seconds):.0f}–{max(seconds):.0f}]"
+
+
+if __name__ == "__main__":
+    main()
