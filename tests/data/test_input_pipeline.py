@@ -71,6 +71,14 @@ def test_training_captions_belong_to_their_images(records, vocabulary):
     assert seen == {caption for record in records for caption in record.captions}
 
 
+def test_nothing_is_printed_of_the_data(records, vocabulary):
+    class Unprintable(VectorRows):
+        def __repr__(self):
+            raise AssertionError("Grain describes what it runs, and would print all captions of a data set")
+
+    next(training_batches(records, Unprintable(10), vocabulary, **SIZES))
+
+
 def test_an_epoch_shows_every_image_with_captions_once_and_epochs_differ(records, vocabulary):
     batches = training_batches(records, VectorRows(10), vocabulary, **SIZES | {"batch_size": 1})
     order = [int(next(batches)["image_id"][0]) for _ in range(14)]
