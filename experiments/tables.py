@@ -50,18 +50,22 @@ def same_but_for_seeds(rows: Sequence[Row]) -> list[Runs]:
     return [tuple(group.values()) for group in groups.values()]
 
 
-def named(row: Row) -> str:
-    """Name the recipe, and what the run changed of it as it now is; of older rows, which do not tell, the recipe."""
+def changed(row: Row) -> set[str]:
+    """Return the fields that a run changed of its recipe as that now is; none of older rows, which do not tell."""
+    if "config" not in row:
+        return set()
     try:
         recipe = asked_of(changes(load_config(row["recipe"])))
-    except CapjaxError:
-        recipe = row.get("config", {})
-    asked = row.get("config", recipe)
-    told = [
-        f"{name.partition('.')[2]} {asked.get(name, 'as usual')}"
-        for name in sorted(recipe.keys() | asked.keys())
-        if recipe.get(name) != asked.get(name) and name not in ("encoder.weights", "encoder.endpoint")
-    ]
+    except CapjaxError:  # a recipe of somebody's own
+        return set()
+    names = recipe.keys() | row["config"].keys()
+    told_elsewhere = {"encoder.weights", "encoder.endpoint"}
+    return {name for name in names if recipe.get(name) != row["config"].get(name)} - told_elsewhere
+
+
+def named(row: Row) -> str:
+    """Name the recipe, and what the run changed of it."""
+    told = [f"{name.partition('.')[2]} {row['config'].get(name, 'as usual')}" for name in sorted(changed(row))]
     return ", ".join([f"`{row['recipe']}`", *told])
 
 
@@ -111,6 +115,7 @@ def flickr8k(rows: Sequence[Row]) -> list[str]:
 def flickr8k_searches(rows: Sequence[Row]) -> list[str]:
     """CIDEr-D of every recipe on Flickr8k's dev split, by how captions were searched for."""
     wanted = [r for r in rows if r["data"]["dataset"].startswith("flickr8k") and r["data"]["split"] == "val"]
+    wanted = [r for r in wanted if not changed(r) - {"encoder.grid_side", "features.dtype", "train.init_from"}]
     searches = ("greedy", "beam 3", "beam 3, length penalty 1")
     found: dict[tuple[str, ...], dict[str, Runs]] = {}
     for runs in same_but_for_seeds(wanted):
@@ -129,9 +134,38 @@ def flickr8k_searches(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def flickr8k_reinforcement(rows: Sequence[Row]) -> list[str]:
+    """What reinforcement adds to the model that it starts from, the one of the same seed."""
+    prefix = "flickr8k_self_critical:"
+    wanted = [r for r in rows if r["data"]["dataset"].startswith("flickr8k") and r["data"]["split"] == "val"]
+    newest = {(named(r), str(r["seeds"]), told_search(r)): r for r in wanted}
+    head = ("start", "changes of the recipe", "search", "CIDEr-D", "gain", "dangling ends, %", "repetition, %", "words")
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    for (name, seeds, search), after in sorted(newest.items(), key=lambda item: item[0]):
+        if not after["recipe"].startswith(prefix):
+            continue
+        # The recipe once had Att2in as its only start.
+        start = after["recipe"].removeprefix(prefix).replace("imported", "flickr8k_att2in:imported", 1)
+        start = start.replace(":flickr8k_att2in:imported", ":imported")
+        before = newest.get((f"`{start}`", seeds, search))
+        if before is None:
+            continue
+        changes = [change for change in name.split(", ")[1:] if not change.startswith("init_from")]
+        scores = [100 * row["scores"]["CIDEr-D"] for row in (before, after)]
+        health = [
+            f"{scale * before['health'][key]:.1f} → {scale * after['health'][key]:.1f}"
+            for key, scale in (("dangling_end", 100), ("repetition", 100), ("mean_length", 1))
+        ]
+        cells = [f"`{start}`, seed {seeds[1:-1]}", ", ".join(changes) or "–", search]
+        cells += [f"{scores[0]:.1f} → {scores[1]:.1f}", f"{scores[1] - scores[0]:+.1f}", *health]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "flickr8k": flickr8k,
     "flickr8k_searches": flickr8k_searches,
+    "flickr8k_reinforcement": flickr8k_reinforcement,
 }
 
 

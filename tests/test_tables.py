@@ -34,6 +34,7 @@ def row(seed=0, cider=0.4, date="2026", **changes):
         "captions_per_second": 100.4,
         "validation": {"val/loss": 3.0, "val/perplexity": 20.1, "val/accuracy": 0.37},
         "training_seconds": 600.0,
+        "health": {"dangling_end": 0.03, "repetition": 0.126, "mean_length": 11.1},
         "date": date,
     } | changes
 
@@ -58,7 +59,19 @@ def test_what_a_run_changed_of_its_recipe_is_told():
     asked = asked_of(changes(load_config("flickr8k_att2in:imported", ["train.num_steps=9", "seed=3"])))
     name = "`flickr8k_att2in:imported`, num_steps 9"
     assert tables.flickr8k([row(config=asked)])[2].startswith(f"| {name} | x.npz |")
-    assert tables.flickr8k_searches([row(config=asked)])[2].startswith(f"| {name} | x.npz |")
+    assert len(tables.flickr8k_searches([row(config=asked)])) == 2, "the recipes themselves are compared"
+
+
+def test_reinforcement_stands_beside_its_start_of_the_same_seed():
+    health = {"dangling_end": 0.0, "repetition": 0.01, "mean_length": 9.0}
+    rows = [row(0, 0.4), row(1, 0.3), row(2, 0.3, search={"method": "greedy"})]
+    rows += [row(1, 0.45, recipe="flickr8k_self_critical:flickr8k_att2in:imported", health=health)]
+    rows += [row(2, 0.45, recipe="flickr8k_self_critical:flickr8k_att2in:imported", health=health)]  # no start of it
+    (line,) = tables.flickr8k_reinforcement(rows)[2:]
+    cells = ["`flickr8k_att2in:imported`, seed 1", "–", "beam 3", "30.0 → 45.0", "+15.0", "3.0 → 0.0", "12.6 → 1.0"]
+    assert line == "| " + " | ".join([*cells, "11.1 → 9.0"]) + " |"
+    old = [row(0, 0.4), row(0, 0.45, recipe="flickr8k_self_critical:imported", health=health)]
+    assert "`flickr8k_att2in:imported`, seed 0" in tables.flickr8k_reinforcement(old)[2]
 
 
 def test_other_data_is_left_out():
