@@ -25,14 +25,7 @@ def block_top_k(
     num_leading = values.ndim - 1
     if size <= 2 * k * block_size:  # the chosen blocks would be most of the vocabulary
         return tuple(jax.lax.top_k(values, k))
-    maxima = jax.lax.reduce_window(
-        values,
-        -jnp.inf,
-        jax.lax.max,
-        window_dimensions=(1,) * num_leading + (block_size,),
-        window_strides=(1,) * num_leading + (block_size,),
-        padding=[(0, 0)] * num_leading + [(0, -size % block_size)],
-    )
+    maxima = _block_maxima(values, block_size)
     blocks = jnp.sort(jax.lax.top_k(maxima, k)[1], axis=-1)  # in order of index, so that ties resolve by index
     within = jnp.arange(block_size).reshape((1,) * (num_leading + 1) + (block_size,))
     indices = (blocks[..., None] * block_size + within).reshape(*values.shape[:-1], k * block_size)
@@ -42,9 +35,34 @@ def block_top_k(
     return best, jnp.take_along_axis(indices, positions, axis=-1)
 
 
-def arg_max(values: Float[Array, "*rows V"]) -> Int[Array, "*rows"]:
-    """Return the index of the largest value of the last axis, of equal ones the first: equal to `jnp.argmax`, int32.
+def arg_max(values: Float[Array, "*rows V"], block_size: int = BLOCK_SIZE) -> Int[Array, "*rows"]:
+    """Return the index of the largest value of the last axis: `jnp.argmax` of numbers (not of NaN), block by block.
 
-    On a CPU a fifth of its time: XLA does not vectorise a reduction to a value and its index.
+    XLA does not vectorise a reduction to a value and its index on a CPU; there this takes a fifth of the time for 64 or
+    256 rows of 8,769.
+
+    Args:
+      values: any number of leading axes.
+      block_size: tokens per block.
     """
-    return block_top_k(values, 1)[1][..., 0]
+    size = values.shape[-1]
+    if size <= 2 * block_size:
+        return jnp.argmax(values, axis=-1).astype(jnp.int32)
+    block = jnp.argmax(_block_maxima(values, block_size), axis=-1).astype(jnp.int32)
+    indices = block[..., None] * block_size + jnp.arange(block_size).reshape((1,) * block.ndim + (-1,))
+    candidates = jnp.take_along_axis(values, jnp.minimum(indices, size - 1), axis=-1)
+    candidates = jnp.where(indices < size, candidates, -jnp.inf)
+    return block * block_size + jnp.argmax(candidates, axis=-1).astype(jnp.int32)
+
+
+def _block_maxima(values: Float[Array, "*rows V"], block_size: int) -> Float[Array, "*rows blocks"]:
+    """Return the largest value of every block, the last one possibly short."""
+    num_leading = values.ndim - 1
+    return jax.lax.reduce_window(
+        values,
+        -jnp.inf,
+        jax.lax.max,
+        window_dimensions=(1,) * num_leading + (block_size,),
+        window_strides=(1,) * num_leading + (block_size,),
+        padding=[(0, 0)] * num_leading + [(0, -values.shape[-1] % block_size)],
+    )

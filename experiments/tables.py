@@ -50,23 +50,25 @@ def same_but_for_seeds(rows: Sequence[Row]) -> list[Runs]:
     return [tuple(group.values()) for group in groups.values()]
 
 
-def changed(row: Row) -> set[str]:
-    """Return the fields that a run changed of its recipe as that now is; none of older rows, which do not tell."""
+def changed(row: Row) -> list[str]:
+    """List what a run changed of its recipe as that now is; nothing of older rows, which do not tell.
+
+    The weights of an encoder have a column of their own.
+    """
     if "config" not in row:
-        return set()
+        return []
     try:
         recipe = asked_of(changes(load_config(row["recipe"])))
-    except CapjaxError:  # a recipe of somebody's own
-        return set()
-    names = recipe.keys() | row["config"].keys()
-    told_elsewhere = {"encoder.weights", "encoder.endpoint"}
-    return {name for name in names if recipe.get(name) != row["config"].get(name)} - told_elsewhere
+    except CapjaxError:  # somebody's own, or one that is gone
+        return ["a recipe that is not here"]
+    fields = sorted((recipe.keys() | row["config"].keys()) - {"encoder.weights", "encoder.endpoint"})
+    told = {name: row["config"].get(name, "default") for name in fields}
+    return [f"{name} {told[name]}" for name in fields if recipe.get(name) != row["config"].get(name)]
 
 
 def named(row: Row) -> str:
     """Name the recipe, and what the run changed of it."""
-    told = [f"{name.partition('.')[2]} {row['config'].get(name, 'as usual')}" for name in sorted(changed(row))]
-    return ", ".join([f"`{row['recipe']}`", *told])
+    return ", ".join([f"`{row['recipe']}`", *changed(row)])
 
 
 def mean_and_range(values: Sequence[float], digits: int) -> str:
@@ -115,7 +117,8 @@ def flickr8k(rows: Sequence[Row]) -> list[str]:
 def flickr8k_searches(rows: Sequence[Row]) -> list[str]:
     """CIDEr-D of every recipe on Flickr8k's dev split, by how captions were searched for."""
     wanted = [r for r in rows if r["data"]["dataset"].startswith("flickr8k") and r["data"]["split"] == "val"]
-    wanted = [r for r in wanted if not changed(r) - {"encoder.grid_side", "features.dtype", "train.init_from"}]
+    stored = ("encoder.grid_side", "features.dtype")
+    wanted = [r for r in wanted if all(change.startswith(stored) for change in changed(r))]
     searches = ("greedy", "beam 3", "beam 3, length penalty 1")
     found: dict[tuple[str, ...], dict[str, Runs]] = {}
     for runs in same_but_for_seeds(wanted):
@@ -135,28 +138,28 @@ def flickr8k_searches(rows: Sequence[Row]) -> list[str]:
 
 
 def flickr8k_reinforcement(rows: Sequence[Row]) -> list[str]:
-    """What reinforcement adds to the model that it starts from, the one of the same seed."""
+    """What reinforcement adds to the model of the same recipe, features and seed, from which it starts."""
     prefix = "flickr8k_self_critical:"
     wanted = [r for r in rows if r["data"]["dataset"].startswith("flickr8k") and r["data"]["split"] == "val"]
-    newest = {(named(r), str(r["seeds"]), told_search(r)): r for r in wanted}
+
+    def model(row: Row) -> tuple[str, ...]:
+        return named(row), row["encoder"], str(row["data"]), str(row["seeds"]), told_search(row)
+
+    newest = {model(row): row for row in wanted}
     head = ("start", "changes of the recipe", "search", "CIDEr-D", "gain", "dangling ends, %", "repetition, %", "words")
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    for (name, seeds, search), after in sorted(newest.items(), key=lambda item: item[0]):
-        if not after["recipe"].startswith(prefix):
+    for _, after in sorted(newest.items(), key=lambda item: item[0]):
+        start = after["recipe"].removeprefix(prefix)
+        start = {"imported": "flickr8k_att2in:imported"}.get(start, start)  # once the only start
+        before = newest.get((f"`{start}`", *model(after)[1:]))
+        if start == after["recipe"] or before is None:
             continue
-        # The recipe once had Att2in as its only start.
-        start = after["recipe"].removeprefix(prefix).replace("imported", "flickr8k_att2in:imported", 1)
-        start = start.replace(":flickr8k_att2in:imported", ":imported")
-        before = newest.get((f"`{start}`", seeds, search))
-        if before is None:
-            continue
-        changes = [change for change in name.split(", ")[1:] if not change.startswith("init_from")]
         scores = [100 * row["scores"]["CIDEr-D"] for row in (before, after)]
         health = [
             f"{scale * before['health'][key]:.1f} → {scale * after['health'][key]:.1f}"
             for key, scale in (("dangling_end", 100), ("repetition", 100), ("mean_length", 1))
         ]
-        cells = [f"`{start}`, seed {seeds[1:-1]}", ", ".join(changes) or "–", search]
+        cells = [f"`{start}`, seed {after['seeds'][0]}", ", ".join(changed(after)) or "–", told_search(after)]
         cells += [f"{scores[0]:.1f} → {scores[1]:.1f}", f"{scores[1] - scores[0]:+.1f}", *health]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

@@ -81,9 +81,11 @@ def test_the_fingerprint_of_a_configuration_leaves_out_seeds_and_places():
         return config_sha256(changes(load_config("flickr8k_att2in", overrides)))
 
     same = ("seed=3", "features.dir=x", "dataset.data_dir=x", "train.num_workers=2", "recipe=x", "search.method=beam")
+    same += ("train.init_from=x", "features.batch_size=1", "train.log_every=7")
     assert fingerprint() == fingerprint(*same)
+    assert fingerprint("encoder.weights=a/x.safetensors") == fingerprint("encoder.weights=b/x.safetensors")
     others = ("train.batch_size=9", "decoder.hidden_size=9", "decoder.name=up_down", "search.max_length=9")
-    others += ("train.init_from=x",)
+    others += ("encoder.weights=y.safetensors",)
     assert len({fingerprint(), *map(fingerprint, others)}) == 6
 
 

@@ -1,9 +1,13 @@
 """A program's intermediate results are given back to the next call instead of to the kernel."""
 
+import os
+import platform
 import subprocess
 import sys
 
 import pytest
+
+from capjax.host_memory import keep_freed_memory
 
 PROGRAM = """
 import resource, sys
@@ -28,13 +32,21 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 5)
 
 
 def pages_a_call(how):
-    run = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", PROGRAM, how]
+    environment["JAX_PLATFORMS"] = "cpu"
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=300)
     return int(run.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that is set")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is set")
 def test_freed_memory_is_used_again():
     of_intermediates = 128 * 2**20 // 4096
     usual, kept = pages_a_call("usual"), pages_a_call("kept")
     assert usual > of_intermediates, "JAX gives nothing back any more: then capjax.host_memory is of no use"
     assert kept < usual / 4
+
+
+def test_what_the_environment_says_of_memory_stands(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    assert not keep_freed_memory()

@@ -57,7 +57,7 @@ def test_lines_mix_no_models_and_no_searches():
 
 def test_what_a_run_changed_of_its_recipe_is_told():
     asked = asked_of(changes(load_config("flickr8k_att2in:imported", ["train.num_steps=9", "seed=3"])))
-    name = "`flickr8k_att2in:imported`, num_steps 9"
+    name = "`flickr8k_att2in:imported`, train.num_steps 9"
     assert tables.flickr8k([row(config=asked)])[2].startswith(f"| {name} | x.npz |")
     assert len(tables.flickr8k_searches([row(config=asked)])) == 2, "the recipes themselves are compared"
 
@@ -67,6 +67,7 @@ def test_reinforcement_stands_beside_its_start_of_the_same_seed():
     rows = [row(0, 0.4), row(1, 0.3), row(2, 0.3, search={"method": "greedy"})]
     rows += [row(1, 0.45, recipe="flickr8k_self_critical:flickr8k_att2in:imported", health=health)]
     rows += [row(2, 0.45, recipe="flickr8k_self_critical:flickr8k_att2in:imported", health=health)]  # no start of it
+    rows += [row(1, 0.9, encoder="y.npz")]  # of other features
     (line,) = tables.flickr8k_reinforcement(rows)[2:]
     cells = ["`flickr8k_att2in:imported`, seed 1", "–", "beam 3", "30.0 → 45.0", "+15.0", "3.0 → 0.0", "12.6 → 1.0"]
     assert line == "| " + " | ".join([*cells, "11.1 → 9.0"]) + " |"

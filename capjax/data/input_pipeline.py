@@ -81,9 +81,8 @@ def pad_captions(captions: Sequence[np.ndarray], max_tokens: int) -> dict[str, n
     return {"tokens": tokens, "mask": tokens[:, 1:] != SPECIAL_IDS.pad}
 
 
-@dataclass(
-    frozen=True, repr=False
-)  # Grain prints what it runs to describe it: that would be the captions of all images
+# Grain prints what it runs, to describe it: that would be the captions of all images.
+@dataclass(frozen=True, repr=False)
 class _DrawExample(grain.transforms.RandomMap):
     """From the number of an image to the image with some of its captions; goes to worker processes."""
 

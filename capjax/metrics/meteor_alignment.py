@@ -70,7 +70,6 @@ class Sentence:
         self.is_function = [word.is_function for word in known]
         self.synonyms = [(place, word.synonyms) for place, word in enumerate(known) if word.synonyms]
         self.all_synonyms = frozenset().union(*(sets for _, sets in self.synonyms))
-        self.paraphrases: Paraphrases = {}
 
     @functools.cached_property
     def phrases(self) -> frozenset[str]:
@@ -220,8 +219,7 @@ def _search(matches: Sequence[Sequence[Match]], caption_length: int) -> tuple[Ma
                 if not (path.used & match.bits or path.caption_used & match.caption_bits):
                     following.append(path.with_match(match))
                     path.rank += abs(current - match.caption_start)
-            if path.last != -1:
-                path.close_chunk()
+            path.close_chunk()
             path.end = current + 1
             following.append(path)
         paths = following or paths[:1]

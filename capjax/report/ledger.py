@@ -21,18 +21,31 @@ from capjax.errors import CapjaxError
 
 # What a configuration says of places and of chance is no part of what is measured; how captions were searched for is
 # said by the row, but for their length, which validation and reinforcement go by.
-_NOT_HASHED = ("seed", "recipe", "dataset.data_dir", "features.dir", "train.num_workers", "search.")
+_NOT_HASHED = (
+    "seed",
+    "recipe",
+    "dataset.data_dir",
+    "features.dir",
+    "features.batch_size",
+    "train.num_workers",
+    "train.init_from",
+    "train.log_every",
+    "search.",
+)
 _HASHED = ("search.max_length",)
 
 
 def asked_of(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run was asked for: seeds, folders and the like left out, so that runs of it agree.
+    """Return what a run was asked for: seeds, folders, what only changes speed left out, so that runs of it agree.
 
     Args:
         changes: of the defaults, see `capjax.config.changes`; so that a field that is new in another version, and left
             at its default, changes nothing.
     """
-    return {name: value for name, value in changes.items() if name in _HASHED or not name.startswith(_NOT_HASHED)}
+    asked = {name: value for name, value in changes.items() if name in _HASHED or not name.startswith(_NOT_HASHED)}
+    if "encoder.weights" in asked:
+        asked["encoder.weights"] = pathlib.PurePath(asked["encoder.weights"]).name
+    return asked
 
 
 def config_sha256(changes: Mapping[str, Any]) -> str:

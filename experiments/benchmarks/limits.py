@@ -23,20 +23,10 @@ class Product(NamedTuple):
 def seconds_of(products: Iterable[Product]) -> float:
     """Return what the products take one after the other, each with the fastest library for its shape.
 
-    A product of few rows is bound by reading its matrix, which in a program lies in no cache: it counts with the bytes
-    of the matrix over the memory's bandwidth, where that is more.
+    Each is repeated on the same matrices, so those that fit a cache lie in it, which in a program they may not: of one
+    row, where reading the matrix is all of the work, the limit is a generous one.
     """
-    return sum(
-        product.times * max(_fastest(*product[:3]), 4 * product.k * product.n / bandwidth() if product.m < 8 else 0.0)
-        for product in products
-    )
-
-
-@functools.cache
-def bandwidth() -> float:
-    """Measure the bytes a second that all cores read from memory: a sum over 512 MB."""
-    numbers = torch.ones(1 << 27)
-    return 4 * numbers.numel() / _best(numbers.sum, repeats=7)
+    return sum(product.times * _fastest(*product[:3]) for product in products)
 
 
 @functools.cache

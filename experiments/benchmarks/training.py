@@ -5,25 +5,40 @@
 
 DATA holds captions_train.json and captions_dev.json in COCO's layout and squeezenet_features.npz; `--generate` makes as
 many images of 2,048 random features with captions of random words of the length and number of COCO's instead. Both
-programs run as processes of their own and are timed from outside; preparing the data is not counted. The first run of
-capjax has an empty cache of compiled programs, as on a new machine; it counts apart.
+programs run as processes of their own and are timed from outside. The first run of capjax has an empty cache of
+compiled programs, as on a new machine; it counts apart.
+
+They are not alike in all: capjax prepares the captions and copies the features before (not counted), where PyTorch
+reads the .npz and the JSON every time; capjax writes checkpoints, the best model, curves and TensorBoard's files, and
+PyTorch nothing; capjax sets how memory is handed out (`capjax.host_memory`), as it does for every user.
 """
 
 import argparse
 import json
 import os
 import pathlib
-import re
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 
+import jax
 import numpy as np
-import torch  # noqa: F401 (read from disk once, so that the peer's first run does not pay for it)
+import torch  # which is then read from disk before the peer's first run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results" / "training.md"
+HEAD = f"""# Training from start-up to the last validation, against PyTorch
+
+`python experiments/benchmarks/training.py`, which says what is compared.
+
+jax {jax.__version__}, torch {torch.__version__}, {os.cpu_count()} CPU cores, Python {platform.python_version()};
+seconds as median [min–max], × is the time of PyTorch over that of the row, round by round.
+
+| work | program | seconds | × |
+| --- | --- | --- | --- |
+"""
 NUM_WORDS = 8_765  # with the four special ids, the vocabulary of COCO at five occurrences
 
 
@@ -68,19 +83,21 @@ def run(command: list[str], **environment: str) -> tuple[float, str]:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=pathlib.Path)
-    parser.add_argument("--generate", type=int, metavar="IMAGES")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=pathlib.Path)
+    source.add_argument("--generate", type=int, metavar="IMAGES")
     parser.add_argument("--steps", type=int, default=934)
     parser.add_argument("--validate_every", type=int, default=467)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="a file, to which a table is appended")
     args = parser.parse_args()
-    if (args.data is None) == (args.generate is None):
-        parser.error("expected one of --data and --generate")
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         (folder / "data").mkdir()
-        link(args.data, folder / "data") if args.data else generate(folder / "data", args.generate)
+        if args.data:
+            link(args.data, folder / "data")
+        else:
+            generate(folder / "data", args.generate)
         environment = {
             "TFDS_DATA_DIR": str(folder / "tfds"),
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
@@ -107,7 +124,6 @@ def main() -> None:
             times["capjax"].append(seconds)
     print(said_by_them, said, sep="\n", file=sys.stderr)
     ratios = np.array(times["PyTorch, packed"]) / np.array(times["capjax"])
-    last = [re.findall(r"^step .*", text, re.MULTILINE)[-1] for text in (said_by_them, said)]
     what = f"Flickr8k, {args.steps} steps" if args.data else f"{args.generate:,} generated images, {args.steps} steps"
     lines = [
         f"| {what} | PyTorch, packed | {told(times['PyTorch, packed'])} | 1.00 |",
@@ -115,9 +131,11 @@ def main() -> None:
         f"{np.median(ratios):.2f} [{min(ratios):.2f}–{max(ratios):.2f}] |",
         f"| {what} | capjax, nothing compiled yet | {first:.0f} | {np.median(times['PyTorch, packed']) / first:.2f} |",
     ]
-    print(*lines, *last, sep="\n")
     with args.out.open("a") as file:
+        if not file.tell():
+            file.write(HEAD)
         file.write("\n".join(lines) + "\n")
+    print(*lines, sep="\n")
 
 
 def told(seconds: list[float]) -> str:
