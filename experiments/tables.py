@@ -23,6 +23,8 @@ from capjax.report.ledger import asked_of, read_ledger
 ROOT = pathlib.Path(__file__).parent.parent
 LEDGER = ROOT / "experiments" / "results" / "ledger.jsonl"
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "experiments" / "results").glob("*.md")))
+# Names that recipes had when rows were written.
+RENAMED = {"flickr8k_self_critical:imported": "flickr8k_self_critical:flickr8k_att2in:imported"}
 METRICS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D")
 
 Row = Mapping[str, Any]
@@ -58,7 +60,7 @@ def changed(row: Row) -> list[str]:
     if "config" not in row:
         return []
     try:
-        recipe = asked_of(changes(load_config(row["recipe"])))
+        recipe = asked_of(changes(load_config(recipe_of(row))))
     except CapjaxError:  # somebody's own, or one that is gone
         return ["a recipe that is not here"]
     fields = sorted((recipe.keys() | row["config"].keys()) - {"encoder.weights", "encoder.endpoint"})
@@ -68,7 +70,12 @@ def changed(row: Row) -> list[str]:
 
 def named(row: Row) -> str:
     """Name the recipe, and what the run changed of it."""
-    return ", ".join([f"`{row['recipe']}`", *changed(row)])
+    return ", ".join([f"`{recipe_of(row)}`", *changed(row)])
+
+
+def recipe_of(row: Row) -> str:
+    """Return the recipe by the name that it has now."""
+    return RENAMED.get(row["recipe"], row["recipe"])
 
 
 def mean_and_range(values: Sequence[float], digits: int) -> str:
@@ -95,7 +102,7 @@ def flickr8k(rows: Sequence[Row]) -> list[str]:
     head = ("recipe", "features", "search", "loss", "perplexity", "accuracy", *METRICS, "captions/s", "training, min")
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     wanted = [r for r in rows if r["data"]["dataset"].startswith("flickr8k") and r["data"]["split"] == "val"]
-    for runs in sorted(same_but_for_seeds(wanted), key=lambda runs: (runs[0]["recipe"], told_search(runs[0]))):
+    for runs in sorted(same_but_for_seeds(wanted), key=lambda runs: (named(runs[0]), told_search(runs[0]))):
         validation = [row["validation"] for row in runs]
         minutes = [row["training_seconds"] / 60 for row in runs if row["training_seconds"]]
         seeds = f" × {len(runs)} seeds" if len(runs) > 1 else ""
@@ -149,10 +156,9 @@ def flickr8k_reinforcement(rows: Sequence[Row]) -> list[str]:
     head = ("start", "changes of the recipe", "search", "CIDEr-D", "gain", "dangling ends, %", "repetition, %", "words")
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     for _, after in sorted(newest.items(), key=lambda item: item[0]):
-        start = after["recipe"].removeprefix(prefix)
-        start = {"imported": "flickr8k_att2in:imported"}.get(start, start)  # once the only start
+        start = recipe_of(after).removeprefix(prefix)
         before = newest.get((f"`{start}`", *model(after)[1:]))
-        if start == after["recipe"] or before is None:
+        if start == recipe_of(after) or before is None:
             continue
         scores = [100 * row["scores"]["CIDEr-D"] for row in (before, after)]
         health = [
