@@ -194,6 +194,7 @@ def _ledger_row(
         "recipe": model.config.recipe,
         "config": asked_of(changes),
         "config_sha256": config_sha256(changes),
+        "init_from": model.config.train.init_from,
         "decoder": model.config.decoder.to_dict(),
         "seeds": [m.config.seed for m in models],
         "encoder": sees,

@@ -50,8 +50,8 @@ def arg_max(values: Float[Array, "*rows V"], block_size: int = BLOCK_SIZE) -> In
         return jnp.argmax(values, axis=-1).astype(jnp.int32)
     block = jnp.argmax(_block_maxima(values, block_size), axis=-1).astype(jnp.int32)
     indices = block[..., None] * block_size + jnp.arange(block_size).reshape((1,) * block.ndim + (-1,))
+    # Behind the end of the vocabulary its last value is repeated, which is never the first of the largest.
     candidates = jnp.take_along_axis(values, jnp.minimum(indices, size - 1), axis=-1)
-    candidates = jnp.where(indices < size, candidates, -jnp.inf)
     return block * block_size + jnp.argmax(candidates, axis=-1).astype(jnp.int32)
 
 

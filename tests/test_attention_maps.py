@@ -73,7 +73,7 @@ def test_evaluation_draws_attention_and_keeps_a_ledger(project, tmp_path, capsys
     assert first["training_seconds"] > 0 and first["validation"]["step"] == 30
     assert first["hardware"]["cores"] >= 1 and first["commit"]
     assert first["config_sha256"] == second["config_sha256"]
-    assert first["config"] == second["config"] and first["config"]["train.num_steps"] == 30
+    assert first["init_from"] == "" and first["config"] == second["config"] and first["config"]["train.num_steps"] == 30
 
 
 def test_the_fingerprint_of_a_configuration_leaves_out_seeds_and_places():

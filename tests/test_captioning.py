@@ -131,6 +131,7 @@ def test_a_model_that_is_replaced_while_it_is_read_is_read_again(golden, monkeyp
 
     monkeypatch.setattr(pathlib.Path, "read_bytes", replace_first)
     again = load_model(str(golden))
+    assert again.scores == {"step": 7} != whole.scores, "the older model was read"
     jax.tree.map(np.testing.assert_array_equal, again.variables, whole.variables)
 
 

@@ -186,7 +186,7 @@ def test_two_processes_extract_what_one_does_holes_filled(project, shared):
             np.testing.assert_allclose(a.pooled, b.pooled, rtol=1e-4, atol=1e-5)
 
 
-def test_two_processes_that_extract_end_at_a_signal(project):
+def test_two_processes_that_extract_end_at_a_signal(shared, project):
     """Nothing has to be saved: what is on disk is whole."""
     shutil.rmtree(project / "features")
     runs = start_processes("features", *config(project))
@@ -194,6 +194,11 @@ def test_two_processes_that_extract_end_at_a_signal(project):
     for run in runs:
         run.send_signal(signal.SIGTERM)
     finish(*runs, status=-signal.SIGTERM)
+    assert main(["features", *config(project)]) == 0
+    one, two = (open_store(root / "features", {}) for root in (shared, project))
+    for split in one.splits:
+        for a, b in zip(one.features(split), two.features(split), strict=True):
+            np.testing.assert_allclose(a.pooled, b.pooled, rtol=1e-4, atol=1e-5)
 
 
 def test_shards_are_dealt_by_number_whatever_is_there(project, monkeypatch):

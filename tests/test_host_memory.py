@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from capjax import cli
 from capjax.host_memory import keep_freed_memory
 
 PROGRAM = """
@@ -50,3 +51,11 @@ def test_freed_memory_is_used_again():
 def test_what_the_environment_says_of_memory_stands(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
     assert not keep_freed_memory()
+
+
+def test_the_program_sets_it_before_anything_else(monkeypatch):
+    called = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: called.append(1))
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert len(called) == 1

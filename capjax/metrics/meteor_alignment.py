@@ -55,7 +55,9 @@ def _word(text: str, lexicon: Lexicon) -> Word:
 
 
 class Sentence:
-    """A sentence with what the matchers ask of it."""
+    """A sentence with what the matchers ask of it; of paraphrases, after `find_paraphrases`."""
+
+    paraphrases: Paraphrases
 
     def __init__(self, words: tuple[str, ...], lexicon: Lexicon) -> None:
         """Look up the words.
@@ -115,15 +117,13 @@ def _all_matches(caption: Sentence, reference: Sentence) -> list[list[Match]]:
     """Return the proposed matches by the word of the reference where they start, in the order of the matchers."""
     found: list[list[Match]] = [[] for _ in reference.words]
     for start, word in enumerate(reference.words):
-        if word in caption.words:
-            found[start] += [_match(start, 1, place, 1, _EXACT) for place in _places(caption.words, word)]
+        found[start] += [_match(start, 1, place, 1, _EXACT) for place in _places(caption.words, word)]
     if caption.words == reference.words:  # then nothing but equal words counts
         return found
     for start, (word, word_stem) in enumerate(zip(reference.words, reference.stems, strict=True)):
-        if word_stem in caption.stems:
-            for place in _places(caption.stems, word_stem):
-                if word != caption.words[place]:
-                    found[start].append(_match(start, 1, place, 1, _STEM))
+        for place in _places(caption.stems, word_stem):
+            if word != caption.words[place]:
+                found[start].append(_match(start, 1, place, 1, _STEM))
     for start, sets in reference.synonyms:
         if not sets.isdisjoint(caption.all_synonyms):
             for place, other_sets in caption.synonyms:
@@ -137,6 +137,8 @@ def _all_matches(caption: Sentence, reference: Sentence) -> list[list[Match]]:
 
 
 def _places(words: Sequence[str], wanted: str) -> list[int]:
+    if wanted not in words:  # most are not, and this is quicker to see
+        return []
     return [place for place, word in enumerate(words) if word == wanted]
 
 

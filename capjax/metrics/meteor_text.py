@@ -3,7 +3,6 @@
 Hyphenated words fall apart, contractions split before the apostrophe, full stops stay with abbreviations and initials.
 """
 
-import functools
 import re
 from collections.abc import Mapping
 
@@ -61,7 +60,6 @@ def meteor_words(text: str, abbreviations: Mapping[str, bool]) -> tuple[str, ...
     return tuple(word for word in _JAVA_SPACES.split(line) if word)
 
 
-@functools.lru_cache(maxsize=100_000)
 def stem(word: str) -> str:
     """Return the stem of a lower-case word by Snowball's English stemmer, by which METEOR matches inflected words.
 

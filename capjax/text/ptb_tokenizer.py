@@ -6,7 +6,7 @@ tokens. This module gives the same tokens from plain Python:
     tokenize("A man's dog can't sit.")  ->  ['a', 'man', "'s", 'dog', 'ca', "n't", 'sit']
 
 A caption made of plain words and commas or full stops, as nearly all captions are, is split by `_tokenize_plain`.
-Everything else goes through the longest-match lexer of `ptb_rules`.
+Everything else goes through the longest-match lexer of `ptb_lexer`.
 
 Two habits of the published scorer deserve a word, because scores depend on them. Brackets become `-lrb-`, `-rrb-` and
 so on, and stay: its list of punctuation has them in upper case only. And it tokenises one file with a caption a line,
@@ -17,7 +17,8 @@ so the beginning of the next line decides how a few captions end (`Plan B.` befo
 import re
 from collections.abc import Iterable, Sequence
 
-from capjax.text.ptb_rules import ABBREVIATIONS, SPLIT_WORDS, lex
+from capjax.text.ptb_lexer import lex
+from capjax.text.ptb_rules import ABBREVIATIONS, SPLIT_WORDS
 
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]

@@ -38,7 +38,7 @@ from capjax.metrics.coco_caption import BLEU_NAMES, DEFAULT_METRICS, References,
 from capjax.metrics.coco_files import read_references, read_results
 from capjax.metrics.ngrams import count_ngrams
 from capjax.metrics.rouge_l import rouge_l
-from capjax.text import ptb_rules, ptb_tokenizer
+from capjax.text import ptb_lexer, ptb_tokenizer
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "score_coco.md"
 
@@ -118,7 +118,7 @@ def compare_tokenisers(captions: list[str]) -> list[str]:
     ptb_tokenizer._known_chunks.clear()
     found, seconds = timed(ptb_tokenizer.tokenize_captions, captions)
     different = sum(a != b for a, b in zip(found, expected, strict=True))
-    lexed, lexed_seconds = timed(lambda: [ptb_rules.lex(caption) for caption in captions])
+    lexed, lexed_seconds = timed(lambda: [ptb_lexer.lex(caption) for caption in captions])
     assert len(lexed) == len(captions)
     java = published_seconds - start_up
     return [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capjax.text.ptb_rules import lex
+from capjax.text.ptb_lexer import lex
 from capjax.text.ptb_tokenizer import PUNCTUATION, tokenize, tokenize_captions
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "metrics"
