@@ -47,7 +47,7 @@ def same_but_for_seeds(rows: Sequence[Row]) -> list[Runs]:
     """Group the rows that measure the same with other seeds, the newest of each seed."""
     groups: dict[tuple, dict[tuple, Row]] = {}
     for row in rows:
-        key = (row["recipe"], row["config_sha256"], row["encoder"], str(row["data"]), str(row["search"]))
+        key = (named(row), row["config_sha256"], row["encoder"], str(row["data"]), str(row["search"]))
         groups.setdefault(key, {})[tuple(row["seeds"])] = row
     return [tuple(group.values()) for group in groups.values()]
 
@@ -69,8 +69,9 @@ def changed(row: Row) -> list[str]:
 
 
 def named(row: Row) -> str:
-    """Name the recipe, and what the run changed of it."""
-    return ", ".join([f"`{recipe_of(row)}`", *changed(row)])
+    """Name the recipe, whether several models voted, and what the run changed of the recipe."""
+    ensemble = [f"ensemble of {len(row['seeds'])}"] if len(row["seeds"]) > 1 else []
+    return ", ".join([f"`{recipe_of(row)}`", *ensemble, *changed(row)])
 
 
 def recipe_of(row: Row) -> str:
