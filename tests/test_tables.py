@@ -49,8 +49,8 @@ def test_runs_of_several_seeds_are_one_line_and_a_repeated_one_counts_once():
 
 def test_an_ensemble_is_no_seed():
     lines = tables.flickr8k([row(0, 0.2), row(seeds=[0, 1], cider=0.4)])[2:]
-    assert ["ensemble of 2" in line for line in lines] == [True, False]
-    assert "| 40.0 [30.0, 50.0] |" in lines[0] and "| 20.0 [10.0, 30.0] |" in lines[1]
+    assert ["ensemble of 2" in line for line in lines] == [False, True]
+    assert "| 20.0 [10.0, 30.0] |" in lines[0] and "| 40.0 [30.0, 50.0] |" in lines[1]
 
 
 def test_lines_mix_no_models_and_no_searches():
