@@ -31,7 +31,7 @@ def linear_cross_entropy(
     targets: Int[Array, " N"],
     weights: Float[Array, " N"],
     label_smoothing: float = 0.0,
-    chunk_size: int = 128,
+    chunk_size: int = 256,
 ) -> WordSums:
     """Sum weighted cross-entropy, and hits, over the positions that count.
 
@@ -46,7 +46,7 @@ def linear_cross_entropy(
         weights: factor of each position's cross-entropy, of any sign; 0 where the target is padding, and no work is
             done there. They get no gradient.
         label_smoothing: ε in [0, 1), see `weighted_cross_entropy`.
-        chunk_size: positions that go through the vocabulary at once: about 128 for the caches of a CPU, more for
+        chunk_size: positions that go through the vocabulary at once: about 256 for the caches of a CPU, more for
             accelerators.
     """
     chunk_size = min(chunk_size, hidden.shape[0])

@@ -6,9 +6,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from capjax.models.attention import AdditiveAttention, Memory, grid_of
-from capjax.models.decoder import DecoderOutput, OutputLayer, scan_words
+from capjax.models.decoder import DecoderOutput, OutputLayer
 from capjax.models.dropout import dropout
-from capjax.models.recurrence import LSTMCarry, maxout_cell, zero_carry
+from capjax.models.recurrence import LSTMCarry, maxout_cell, scan_words, swap_time, zero_carry
 from capjax.types import Features, RowKeys
 
 
@@ -88,7 +88,7 @@ class Att2inDecoder(nn.Module):
         if keys is not None:  # one draw an image, that of its first caption
             grid = dropout(grid, self.dropout_rate, keys[:: tokens.shape[0] // grid.shape[0]], site=2)
         carry = zero_carry(tokens.shape[0], self.hidden_size, self.dtype)
-        words = self.word_gates(dropout(self.embedding(tokens), self.dropout_rate, keys, site=0))
+        words = self.word_gates(swap_time(dropout(self.embedding(tokens), self.dropout_rate, keys, site=0)))
         _, (hidden, attention) = scan_words(Att2inDecoder._step, self, carry, words, self.attention.memory(grid))
         hidden = dropout(hidden, self.dropout_rate, keys, site=1)
         return DecoderOutput(hidden, self.logits(), {"attention": attention})

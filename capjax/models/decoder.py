@@ -90,25 +90,6 @@ class Decoder(Protocol):
         ...
 
 
-def scan_words(step: Any, decoder: nn.Module, carry: Carry, words: Any, context: Context) -> tuple[Carry, Any]:
-    """Scan a step of a decoder over the words of captions, its parameters and the context the same at every word.
-
-    Args:
-        step: method of the decoder's class, (self, carry, word, context) -> (carry, output).
-        decoder: the module.
-        carry: state before the first word, leaves [B, …].
-        words: inputs by word, leaves [B, L, …].
-        context: of the images.
-
-    Returns:
-        The last state, and the outputs, leaves [B, L, …].
-    """
-    scan = nn.scan(
-        step, variable_broadcast="params", split_rngs={"params": False}, in_axes=(1, nn.broadcast), out_axes=1
-    )
-    return scan(decoder, carry, words, context)
-
-
 def per_caption(tree: Any, num_captions: int) -> Any:
     """Repeat the leading axis of every leaf from N images to `num_captions`, those of one image beside each other."""
     return jax.tree.map(lambda x: jnp.repeat(x, num_captions // x.shape[0], axis=0), tree)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from capjax.models.decoder import DecoderOutput, OutputLayer, per_caption, scan_words
+from capjax.models.decoder import DecoderOutput, OutputLayer, per_caption
 from capjax.models.dropout import dropout
-from capjax.models.recurrence import LSTMCarry, maxout_cell, zero_carry
+from capjax.models.recurrence import LSTMCarry, maxout_cell, scan_words, swap_time, zero_carry
 from capjax.types import Features, RowKeys
 
 
@@ -81,7 +81,7 @@ class ParInjectDecoder(nn.Module):
         """Run under teacher forcing over captions without their last id; `keys` make dropout act."""
         image = per_caption(self._embed_image(features), tokens.shape[0])
         image = self.image_maxout(dropout(image, self.dropout_rate, keys, site=2))
-        words = self.word_gates(dropout(self.embedding(tokens), self.dropout_rate, keys, site=0))
+        words = self.word_gates(swap_time(dropout(self.embedding(tokens), self.dropout_rate, keys, site=0)))
         carry = zero_carry(tokens.shape[0], self.hidden_size, self.dtype)
         _, hidden = scan_words(ParInjectDecoder._step, self, carry, words, image)
         return DecoderOutput(dropout(hidden, self.dropout_rate, keys, site=1), self.logits())

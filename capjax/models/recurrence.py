@@ -1,9 +1,14 @@
-"""The LSTM of the reference system, as one fused cell and as a scan over time."""
+"""The LSTM of the reference system, and how any decoder is scanned over the words of captions."""
+
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from capjax.types import Carry, Context
 
 LSTMCarry = tuple[Float[Array, "B D"], Float[Array, "B D"]]
 """(c, h), the cell and the hidden state, in the order Flax uses."""
@@ -79,6 +84,30 @@ class LSTM(nn.Module):
     def __call__(self, carry: LSTMCarry, xs: Float[Array, "B L E"]) -> tuple[LSTMCarry, Float[Array, "B L D"]]:
         """Run over a sequence; return the last (c, h) and the outputs at every step."""
         # One large product outside of the scan.
-        projected = self.project(xs)
-        scan = nn.scan(LSTM.advance, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
-        return scan(self, carry, projected)
+        projected = self.project(swap_time(xs))
+        scan = nn.scan(LSTM.advance, variable_broadcast="params", split_rngs={"params": False})
+        carry, outputs = scan(self, carry, projected)
+        return carry, swap_time(outputs)
+
+
+def scan_words(step: Any, decoder: nn.Module, carry: Carry, words: Any, context: Context) -> tuple[Carry, Any]:
+    """Scan a step of a decoder over the words of captions, its parameters and the context the same at every word.
+
+    Args:
+        step: method of the decoder's class, (self, carry, word, context) -> (carry, output).
+        decoder: the module.
+        carry: state before the first word, leaves [B, …].
+        words: inputs by word, leaves [L, B, …], of which a step reads one block of memory: see `swap_time`.
+        context: of the images.
+
+    Returns:
+        The last state, and the outputs, leaves [B, L, …].
+    """
+    scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False}, in_axes=(0, nn.broadcast))
+    carry, outputs = scan(decoder, carry, words, context)
+    return carry, jax.tree.map(swap_time, outputs)
+
+
+def swap_time(x: Array) -> Array:
+    """Swap captions and time, the first two axes; of what enters a scan best while it is small, words and not gates."""
+    return jnp.swapaxes(x, 0, 1)

@@ -8,9 +8,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from capjax.models.attention import AdditiveAttention, Memory, grid_of
-from capjax.models.decoder import DecoderOutput, OutputLayer, per_caption, scan_words
+from capjax.models.decoder import DecoderOutput, OutputLayer, per_caption
 from capjax.models.dropout import dropout
-from capjax.models.recurrence import LSTM, LSTMCarry
+from capjax.models.recurrence import LSTM, LSTMCarry, scan_words, swap_time
 from capjax.types import SPECIAL_IDS, Features, RowKeys
 
 
@@ -105,7 +105,8 @@ class SoftAttentionDecoder(nn.Module):
         context, carry = self.start(features)
         words = dropout(self.embedding(tokens), self.dropout_rate, keys, site=0)
         carry = per_caption(carry, tokens.shape[0])
-        _, (hidden, seen) = scan_words(SoftAttentionDecoder._step, self, carry, self.lstm.project(words), context)
+        projected = self.lstm.project(swap_time(words))
+        _, (hidden, seen) = scan_words(SoftAttentionDecoder._step, self, carry, projected, context)
         hidden = dropout(self._deep_output(words, hidden, seen.gated), self.dropout_rate, keys, site=1)
         predicts = (tokens != SPECIAL_IDS.pad) & (tokens != SPECIAL_IDS.end)
         looked = jnp.sum(seen.attention * predicts[:, :, None], axis=1)

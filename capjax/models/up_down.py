@@ -6,9 +6,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from capjax.models.attention import AdditiveAttention, Memory, grid_of
-from capjax.models.decoder import DecoderOutput, OutputLayer, per_caption, scan_words
+from capjax.models.decoder import DecoderOutput, OutputLayer, per_caption
 from capjax.models.dropout import dropout
-from capjax.models.recurrence import LSTM, LSTMCarry, zero_carry
+from capjax.models.recurrence import LSTM, LSTMCarry, scan_words, swap_time, zero_carry
 from capjax.types import Features, RowKeys
 
 Carry = tuple[LSTMCarry, LSTMCarry]
@@ -102,7 +102,8 @@ class UpDownDecoder(nn.Module):
         grid = self._embed_grid(features)
         if keys is not None:  # one draw an image, that of its first caption
             grid = dropout(grid, self.dropout_rate, keys[:: tokens.shape[0] // grid.shape[0]], site=2)
-        words = self.attention_lstm.project(dropout(self.embedding(tokens), self.dropout_rate, keys, site=0))
+        words = dropout(self.embedding(tokens), self.dropout_rate, keys, site=0)
         carry = self._zeros(tokens.shape[0])
-        _, (hidden, attention) = scan_words(UpDownDecoder._step, self, carry, words, self._context(grid))
+        projected = self.attention_lstm.project(swap_time(words))
+        _, (hidden, attention) = scan_words(UpDownDecoder._step, self, carry, projected, self._context(grid))
         return DecoderOutput(dropout(hidden, self.dropout_rate, keys, site=1), self.logits(), {"attention": attention})

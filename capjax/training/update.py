@@ -100,12 +100,19 @@ def update(
         The new state, `gradient_norm` and `update_norm`. An update that is not finite is left out; its step counts all
         the same.
     """
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    norms = {"gradient_norm": optax.tree.norm(gradient), "update_norm": optax.tree.norm(updates)}
-    params = optax.apply_updates(state.params, updates)
-    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema = optax.incremental_update(params, state.ema_params, 1.0 - decay) if state.ema_params else {}
-    new = (params, batch_stats, opt_state, ema)
-    old = (state.params, state.batch_stats, state.opt_state, state.ema_params)
-    is_finite = jnp.isfinite(loss) & jnp.isfinite(norms["gradient_norm"])
-    return TrainState(state.step + 1, *jax.tree.map(partial(jnp.where, is_finite), new, old)), norms
+    gradient_norm = optax.tree.norm(gradient)
+
+    def apply(state: TrainState) -> tuple[TrainState, Float[Array, ""]]:
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = optax.incremental_update(params, state.ema_params, 1.0 - decay) if state.ema_params else {}
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), optax.tree.norm(updates)
+
+    def leave_out(state: TrainState) -> tuple[TrainState, Float[Array, ""]]:
+        return state.replace(step=state.step + 1), jnp.float32(jnp.nan)
+
+    # A branch, not a choice by `where`: that would hold the old state beside the new one, and pass over both.
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    state, update_norm = jax.lax.cond(is_finite, apply, leave_out, state)
+    return state, {"gradient_norm": gradient_norm, "update_norm": update_norm}

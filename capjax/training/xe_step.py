@@ -27,7 +27,7 @@ def sum_words(
     label_smoothing: float = 0.0,
 ) -> WordSums:
     """Put every device's own positions through the last layer and the loss, then add up."""
-    chunk_size = 128 if jax.default_backend() == "cpu" else 4096
+    chunk_size = 256 if jax.default_backend() == "cpu" else 4096
 
     def on_one_device(hidden: Array, projection: Any, targets: Array, weights: Array) -> WordSums:
         flat = (x.reshape(-1, *x.shape[2:]) for x in (targets, weights))
