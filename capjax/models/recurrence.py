@@ -63,30 +63,30 @@ class LSTM(nn.Module):
         self.kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
         self.bias = self.param("bias", nn.initializers.zeros, shape[1:])
 
-    def project(self, x: Float[Array, "... E"]) -> Float[Array, "... gates"]:
-        """Compute the input's share of the gates [..., 4 D], which needs no recurrence."""
-        projected = x.astype(self.dtype) @ self.kernel[: self.input_size].astype(self.dtype)
-        return projected + self.bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    def step(
+        self, carry: LSTMCarry, x: Float[Array, "B E"], more: Float[Array, "B gates"] | float = 0.0
+    ) -> tuple[LSTMCarry, Float[Array, "B D"]]:
+        """Take one time step; return the new (c, h) and the output h.
 
-    def advance(self, carry: LSTMCarry, projected: Float[Array, "B gates"]) -> tuple[LSTMCarry, Float[Array, "B D"]]:
-        """Take one time step from the share of the input, and of whatever else acts on the gates."""
+        Args:
+            carry: (c, h).
+            x: the input.
+            more: what else acts on the gates before their nonlinearities.
+        """
         c, h = carry
-        gates = projected + h @ self.kernel[self.input_size :].astype(self.dtype)
+        # One product of [x, h], also where all x are known before: on a CPU it is faster than one of h beside a large
+        # one of all x, whose halves of the kernel would be cut out of it anew at every step.
+        gates = jnp.concatenate([x.astype(self.dtype), h], axis=-1) @ self.kernel.astype(self.dtype)
+        gates += self.bias.astype(self.dtype)[None, :] + more
         i, j, f, o = jnp.split(gates, 4, axis=-1)
         c = nn.sigmoid(f + self.forget_bias) * c + nn.sigmoid(i) * jnp.tanh(j)
         h = nn.sigmoid(o) * jnp.tanh(c)
         return (c, h), h
 
-    def step(self, carry: LSTMCarry, x: Float[Array, "B E"]) -> tuple[LSTMCarry, Float[Array, "B D"]]:
-        """Take one time step; return the new (c, h) and the output h."""
-        return self.advance(carry, self.project(x))
-
     def __call__(self, carry: LSTMCarry, xs: Float[Array, "B L E"]) -> tuple[LSTMCarry, Float[Array, "B L D"]]:
         """Run over a sequence; return the last (c, h) and the outputs at every step."""
-        # One large product outside of the scan.
-        projected = self.project(swap_time(xs))
-        scan = nn.scan(LSTM.advance, variable_broadcast="params", split_rngs={"params": False})
-        carry, outputs = scan(self, carry, projected)
+        scan = nn.scan(LSTM.step, variable_broadcast="params", split_rngs={"params": False})
+        carry, outputs = scan(self, carry, swap_time(xs))
         return carry, swap_time(outputs)
 
 

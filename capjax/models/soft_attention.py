@@ -64,7 +64,7 @@ class SoftAttentionDecoder(nn.Module):
         self.attention = AdditiveAttention(self.attention_size, dtype=self.dtype)
         self.gate = dense(1)
         self.embedding = nn.Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
-        # The LSTM's kernel on ẑ stands apart from that on the word, whose share needs no recurrence.
+        # The LSTM's kernel on ẑ stands apart from that on the word.
         self.lstm = LSTM(self.embed_size, self.hidden_size, dtype=self.dtype)
         self.context_gates = dense(4 * self.hidden_size, use_bias=False)
         self.output_hidden, self.output_context = dense(self.embed_size), dense(self.embed_size, use_bias=False)
@@ -78,13 +78,13 @@ class SoftAttentionDecoder(nn.Module):
         return self.attention.memory(grid), (jnp.tanh(self.initial_cell(mean)), jnp.tanh(self.initial_hidden(mean)))
 
     def _step(
-        self, carry: LSTMCarry, projected: Float[Array, "B gates"], memory: Memory
+        self, carry: LSTMCarry, word: Float[Array, "B E"], memory: Memory
     ) -> tuple[LSTMCarry, tuple[Float[Array, "B D"], _Seen]]:
-        """Look, then take in the word whose share of the gates is given."""
+        """Look, then take in the word."""
         _, hidden = carry
         mixed, attention = self.attention(memory, hidden)
         gated = nn.sigmoid(self.gate(hidden)) * mixed
-        carry, hidden = self.lstm.advance(carry, projected + self.context_gates(gated))
+        carry, hidden = self.lstm.step(carry, word, self.context_gates(gated))
         return carry, (hidden, _Seen(gated, attention))
 
     def _deep_output(
@@ -97,7 +97,7 @@ class SoftAttentionDecoder(nn.Module):
     ) -> tuple[LSTMCarry, Float[Array, "B V"]]:
         """Feed one word per caption; return the new state and the logits of the next word."""
         words = self.embedding(tokens)
-        carry, (hidden, seen) = self._step(carry, self.lstm.project(words), context)
+        carry, (hidden, seen) = self._step(carry, words, context)
         return carry, self.logits().logits(self._deep_output(words, hidden, seen.gated))
 
     def __call__(self, features: Features, tokens: Int[Array, "B L"], keys: RowKeys | None = None) -> DecoderOutput:
@@ -105,8 +105,7 @@ class SoftAttentionDecoder(nn.Module):
         context, carry = self.start(features)
         words = dropout(self.embedding(tokens), self.dropout_rate, keys, site=0)
         carry = per_caption(carry, tokens.shape[0])
-        projected = self.lstm.project(swap_time(words))
-        _, (hidden, seen) = scan_words(SoftAttentionDecoder._step, self, carry, projected, context)
+        _, (hidden, seen) = scan_words(SoftAttentionDecoder._step, self, carry, swap_time(words), context)
         hidden = dropout(self._deep_output(words, hidden, seen.gated), self.dropout_rate, keys, site=1)
         predicts = (tokens != SPECIAL_IDS.pad) & (tokens != SPECIAL_IDS.end)
         looked = jnp.sum(seen.attention * predicts[:, :, None], axis=1)

@@ -79,22 +79,21 @@ class UpDownDecoder(nn.Module):
         return self._context(grid), self._zeros(grid.shape[0])
 
     def _step(
-        self, carry: Carry, projected: Float[Array, "B gates"], context: tuple[Memory, Float[Array, "N gates"]]
+        self, carry: Carry, word: Float[Array, "B E"], context: tuple[Memory, Float[Array, "N gates"]]
     ) -> tuple[Carry, tuple[Float[Array, "B D"], Float[Array, "B P"]]]:
         memory, of_mean = context
         looking, speaking = carry
-        of_mean = per_caption(of_mean, projected.shape[0])
-        looking, where = self.attention_lstm.advance(looking, projected + of_mean + self.language_gates(speaking[1]))
+        of_mean = per_caption(of_mean, word.shape[0])
+        looking, where = self.attention_lstm.step(looking, word, of_mean + self.language_gates(speaking[1]))
         mixed, attention = self.attention(memory, where)
-        projected = self.language_lstm.project(where) + self.attended_gates(mixed)
-        speaking, hidden = self.language_lstm.advance(speaking, projected)
+        speaking, hidden = self.language_lstm.step(speaking, where, self.attended_gates(mixed))
         return (looking, speaking), (hidden, attention)
 
     def decode_step(
         self, context: tuple[Memory, Float[Array, "N gates"]], carry: Carry, tokens: Int[Array, " B"]
     ) -> tuple[Carry, Float[Array, "B V"]]:
         """Feed one word per caption; return the new state and the logits of the next word."""
-        carry, (hidden, _) = self._step(carry, self.attention_lstm.project(self.embedding(tokens)), context)
+        carry, (hidden, _) = self._step(carry, self.embedding(tokens), context)
         return carry, self.logits().logits(hidden)
 
     def __call__(self, features: Features, tokens: Int[Array, "B L"], keys: RowKeys | None = None) -> DecoderOutput:
@@ -104,6 +103,5 @@ class UpDownDecoder(nn.Module):
             grid = dropout(grid, self.dropout_rate, keys[:: tokens.shape[0] // grid.shape[0]], site=2)
         words = dropout(self.embedding(tokens), self.dropout_rate, keys, site=0)
         carry = self._zeros(tokens.shape[0])
-        projected = self.attention_lstm.project(swap_time(words))
-        _, (hidden, attention) = scan_words(UpDownDecoder._step, self, carry, projected, self._context(grid))
+        _, (hidden, attention) = scan_words(UpDownDecoder._step, self, carry, swap_time(words), self._context(grid))
         return DecoderOutput(dropout(hidden, self.dropout_rate, keys, site=1), self.logits(), {"attention": attention})

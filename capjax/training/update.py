@@ -1,7 +1,6 @@
 """What every training step does with a batch: gradients summed over microbatches, and one update from them."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
