@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from capjax import assembly
 from capjax import config as configuration
-from capjax.checkpoint import load_model_directory
 from capjax.decoding.ensemble import ensemble
 from capjax.decoding.hypotheses import Hypotheses
 from capjax.decoding.sampling import image_keys
@@ -24,6 +23,7 @@ from capjax.decoding.settings import DecoderSettings, build_search
 from capjax.disk import local_path
 from capjax.errors import CapjaxError
 from capjax.images import IMAGE_SUFFIXES, Preprocessing, decode_image, list_images, preprocess, read_image_file
+from capjax.model_directory import load_model_directory
 from capjax.models import Captioner
 from capjax.models.inception_v3 import min_image_size
 from capjax.pretrained.encoder_file import (
@@ -31,7 +31,6 @@ from capjax.pretrained.encoder_file import (
     LoadedEncoder,
     check_shapes,
     config_from,
-    encoder_of,
     flatten,
 )
 from capjax.sharding import DATA_AXIS, gather_rows, gather_to_host, shard_batch
@@ -183,7 +182,7 @@ def load_model(path: str) -> LoadedModel:
             weights = {part: directory.variables[part]["encoder"] for part in ("params", "batch_stats")}
         except (TypeError, KeyError, ValueError) as error:
             raise CapjaxError(f"expected an encoder that capjax knows in {path}/model.json, got {error}") from None
-        encoder = encoder_of(architecture, weights)
+        encoder = LoadedEncoder(architecture, weights)
     found = {name: leaf.shape for name, leaf in flatten(directory.variables).items()}
     try:
         captioner = assembly.captioner_from(config, len(directory.vocabulary), encoder and encoder.config)

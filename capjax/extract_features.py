@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from capjax import assembly, data
+from capjax import assembly, data, split_rows
 from capjax import config as configuration
 from capjax.data.feature_import import import_npz
 from capjax.data.feature_store import FeatureStore, create_store
@@ -52,7 +52,7 @@ def extract_features(config: ConfigDict, splits: list[str] | None = None) -> Fea
     probe = encode.shapes()
     store = create_store(
         config.features.dir,
-        assembly.feature_key(config, encoder) | {"dataset_version": dataset.version},
+        split_rows.feature_key(config, encoder) | {"dataset_version": dataset.version},
         probe.pooled.shape[1],
         probe.grid.shape[1] if config.encoder.grid else None,
         config.features.dtype,

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from capjax import assembly
+from capjax import split_rows
 from capjax.captioning import Caption, Generator, LoadedModel
 from capjax.data import feature_store
 from capjax.data.input_pipeline import ImageRows, Rows, image_batches
@@ -51,7 +51,7 @@ def open_split(
             _check_trained_on(models, config.features.dir, other_features)
     # A decoder that needs no grid passes over it.
     config.encoder.grid = any(model.config.encoder.grid for model in models)
-    records, rows = assembly.open_split(config, split, encoder)
+    records, rows = split_rows.open_split(config, split, encoder)
     for model in models:
         _check_features_fit(model, rows, config)
     return records, rows
@@ -89,7 +89,7 @@ def _check_features_fit(model: LoadedModel, rows: Rows, config: ConfigDict) -> N
         if model.encoder is None:
             raise CapjaxError(f"the model {model.path} has no encoder to look at images with; name its --features_dir")
         return
-    features = assembly.first_features(rows, None, config.encoder.grid)
+    features = split_rows.first_features(rows, None, config.encoder.grid)
     try:
         jax.eval_shape(lambda: model.captioner.apply(model.variables, features, method="start"))
     except flax.errors.ScopeParamShapeError:

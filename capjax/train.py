@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from capjax import assembly, resumption
 from capjax import config as configuration
-from capjax.checkpoint import Checkpoints, ModelDirectory, quiet_orbax, save_model
+from capjax.checkpoint import Checkpoints, quiet_orbax
 from capjax.disk import exclusive, local_path
 from capjax.distributed import add_process_arguments, join_processes, stop_requests
 from capjax.errors import CapjaxError
+from capjax.model_directory import ModelDirectory, save_model
 from capjax.report import read_log, write_curves
 from capjax.sharding import make_mesh
 from capjax.tasks import make_task

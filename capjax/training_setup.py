@@ -13,13 +13,13 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from capjax import assembly
+from capjax import assembly, split_rows
 from capjax import config as configuration
-from capjax.checkpoint import ModelDirectory, load_model_directory
 from capjax.data.input_pipeline import Rows, training_batches
 from capjax.errors import CapjaxError
+from capjax.model_directory import ModelDirectory, load_model_directory
 from capjax.models import Captioner
-from capjax.pretrained.encoder_file import LoadedEncoder, config_from, encoder_of
+from capjax.pretrained.encoder_file import LoadedEncoder, config_from
 from capjax.sharding import replicate
 from capjax.text.vocabulary import Vocabulary
 from capjax.training.optimizer import make_optimizer
@@ -66,7 +66,7 @@ class Setup:
     @functools.cached_property
     def features_key(self) -> dict[str, Any] | None:
         """The key of the feature store that the run trains on; None if it trains on images."""
-        return assembly.open_features(self.config, self.encoder).key if self.config.features.dir else None
+        return split_rows.open_features(self.config, self.encoder).key if self.config.features.dir else None
 
 
 def setup_from(config: ConfigDict, mesh: Mesh) -> Setup:
@@ -77,7 +77,7 @@ def setup_from(config: ConfigDict, mesh: Mesh) -> Setup:
     """
     start = _load_start(config) if config.train.init_from else None
     encoder = assembly.encoder_from(config)
-    records, rows = assembly.open_split(config, config.dataset.train_split, encoder)
+    records, rows = split_rows.open_split(config, config.dataset.train_split, encoder)
     if start:
         vocabulary = start.vocabulary
     else:
@@ -98,7 +98,7 @@ def _check_sees_alike(setup: Setup, start: ModelDirectory) -> None:
     """
     if start.encoder:
         weights = {part: start.variables[part]["encoder"] for part in ("params", "batch_stats")}
-        same = setup.encoder and encoder_of(config_from(start.encoder), weights).sha256 == setup.encoder.sha256
+        same = setup.encoder and LoadedEncoder(config_from(start.encoder), weights).sha256 == setup.encoder.sha256
     else:
         mine, theirs = ({**(key or {}), "dataset": None} for key in (setup.features_key, start.features))
         same = mine == theirs
@@ -136,7 +136,7 @@ def make_optimization(config: ConfigDict) -> tuple[optax.Schedule, optax.Gradien
 
 def initial_state(setup: Setup, key: jax.Array, optimizer: optax.GradientTransformation) -> TrainState:
     """Make the state of a run before its first step: drawn and pretrained weights, or those it starts from."""
-    features = assembly.first_features(setup.rows, setup.encoder, setup.config.encoder.grid)
+    features = split_rows.first_features(setup.rows, setup.encoder, setup.config.encoder.grid)
     variables = assembly.initial_variables(setup.model, key, features, setup.encoder)
     if setup.start:
         variables = _started(variables, setup.start, setup.config.train.init_from)

@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 
-from capjax import assembly
+from capjax import split_rows
 from capjax.captioning import Generator
 from capjax.data.input_pipeline import image_batches, validation_batches
 from capjax.decoding.settings import DecoderSettings
@@ -35,7 +35,7 @@ class Validation:
         """
         config = setup.config
         check_divides(config.eval.batch_size, "eval.batch_size")
-        records, self._rows = assembly.open_split(config, config.dataset.val_split, setup.encoder)
+        records, self._rows = split_rows.open_split(config, config.dataset.val_split, setup.encoder)
         self._records = records[: config.eval.max_images or None]
         references = {record.image_id: record.captions for record in self._records if record.captions}
         if not references:

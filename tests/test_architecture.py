@@ -33,13 +33,15 @@ ALLOWED = {
     "metrics": BASE | {"text"},
     "report": BASE | {"images"},
     "config": BASE | {"decoding", "models"},
-    "checkpoint": BASE | {"text", "config"},
+    "checkpoint": BASE,
+    "model_directory": BASE | {"text", "config"},
     "training": BASE | {"sharding", "models", "losses", "decoding", "metrics"},
 }
 # The rooms between the library and the jobs; each may import the library and those before it.
 BETWEEN = [
     "assembly",
     "captioning",
+    "split_rows",
     "split_captioning",
     "attention_maps",
     "training_setup",

@@ -13,11 +13,11 @@ import pytest
 
 from capjax import assembly, evaluate
 from capjax.captioning import Generator, find_photos, load_ensemble, load_model, photo_batch, read_photos
-from capjax.checkpoint import ModelDirectory, save_model
 from capjax.cli import main
 from capjax.config import load_config, to_dict
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
+from capjax.model_directory import ModelDirectory, save_model
 from capjax.models import DECODERS, Captioner
 from capjax.sharding import make_mesh, replicate
 from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary

@@ -7,8 +7,9 @@ import os
 import numpy as np
 import pytest
 
-from capjax.checkpoint import Checkpoints, ModelDirectory, load_model_directory, save_model
+from capjax.checkpoint import Checkpoints
 from capjax.errors import CapjaxError
+from capjax.model_directory import ModelDirectory, load_model_directory, save_model
 from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary
 
 

@@ -12,10 +12,10 @@ import time
 import numpy as np
 import pytest
 
-from capjax.checkpoint import ModelDirectory, save_model
 from capjax.data.feature_store import create_store
 from capjax.disk import exclusive, inside, remove_leftovers, write_atomically
 from capjax.errors import CapjaxError
+from capjax.model_directory import ModelDirectory, save_model
 from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary
 from capjax.types import CaptionRecord
 

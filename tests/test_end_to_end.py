@@ -118,7 +118,7 @@ def test_training_from_images_equals_training_from_the_cache(project, tmp_path):
 
 
 def test_fine_tuning_changes_the_encoder_and_freezing_does_not(project, tmp_path):
-    from capjax.checkpoint import load_model_directory
+    from capjax.model_directory import load_model_directory
 
     settings = ["--config.train.num_steps=2", "--config.features.dir=", "--config.eval.every=2"]
     variables = {}

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from capjax.checkpoint import load_model_directory
+from capjax.model_directory import load_model_directory
 from capjax.train import train
 from tests.training_runs import make_store, saved_step, tiny_config, write_config_file
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from flax import struct
 
-from capjax.checkpoint import Checkpoints, load_model_directory
+from capjax.checkpoint import Checkpoints
 from capjax.distributed import stop_requests
 from capjax.errors import CapjaxError
+from capjax.model_directory import load_model_directory
 from capjax.train import train
 from capjax.training.metric_writer import MetricWriter
 from capjax.training.progress import Progress

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from capjax.checkpoint import load_model_directory
 from capjax.disk import exclusive
+from capjax.model_directory import load_model_directory
 from capjax.train import train
 from tests.training_runs import (
     finish,

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from capjax.checkpoint import load_model_directory
 from capjax.cli import main
 from capjax.errors import CapjaxError
 from capjax.metrics import coco_caption
+from capjax.model_directory import load_model_directory
 from capjax.sharding import make_mesh
 from capjax.tasks import TASKS, CrossEntropy
 from capjax.train import train

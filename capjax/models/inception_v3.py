@@ -16,10 +16,9 @@ ImageNet's mean and standard deviation, but its pretrained network undoes that f
 trained with `transform_input=False` want `input_scaling="imagenet"`.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -233,7 +232,8 @@ class ConvUnit(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N h w F"]:
         shape = (self.conv.height, self.conv.width, x.shape[-1], self.filters)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(self.dtype)
+        # Weights come from a file or `random_encoder`, never from here: what takes no time to trace will do.
+        kernel = self.param("kernel", nn.initializers.zeros, shape).astype(self.dtype)
         if shape[:2] == (1, 1):
             x = x @ kernel[0, 0]  # twice as fast as the same convolution on CPUs
         else:
@@ -364,20 +364,3 @@ def _average(x: Float[Array, "N h w f"], side: int) -> Float[Array, "N side side
         raise CapjaxError(f"expected a grid_side that divides the grid of {height} × {width}, got {side}")
     squares = x.reshape(num_images, side, height // side, side, width // side, size)
     return jnp.mean(squares, axis=(2, 4), dtype=jnp.float32).astype(x.dtype)
-
-
-def encode_one_by_one(encoder: InceptionV3, variables: Mapping[str, Any], images: Num[Array, "N H W 3"]) -> Features:
-    """Encode images one after the other inside one program: the features of `encoder.apply(variables, images)`.
-
-    For one CPU device: a single image's intermediate results are small enough for the allocator to keep, while those
-    of a batch are fresh memory at every call, and a third of the time goes into the kernel mapping it. Accelerators,
-    and batches sharded over devices, want the whole batch at once.
-
-    Args:
-        encoder: the module.
-        variables: {"params", "batch_stats"}.
-        images: as for `InceptionV3.__call__`.
-    """
-    return jax.tree.map(
-        lambda leaf: leaf.squeeze(1), lax.map(lambda image: encoder.apply(variables, image[None]), images)
-    )

@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,16 +57,17 @@ class EncoderConfig:
         return inception_v3.InceptionV3(**fields, dtype=dtype)
 
 
-class LoadedEncoder(NamedTuple):
-    """An encoder in memory.
-
-    `sha256` identifies its weights as float32 values: it is the same whether they came from an encoder file, in
-    whichever precision, or with a trained captioner.
-    """
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedEncoder:
+    """An encoder in memory: the network, and its variables as float32 values."""
 
     config: EncoderConfig
     variables: Variables
-    sha256: str
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """What identifies the weights: the same whether they came from an encoder file or with a trained captioner."""
+        return tensors_sha256(flatten(self.variables))
 
 
 def variable_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
@@ -171,12 +172,7 @@ def load_encoder(path: str | os.PathLike) -> LoadedEncoder:
     sha256 = tensors_sha256(tensors)
     if sha256 != stored_sha256:
         raise CapjaxError(f"{path} is damaged: its tensors hash to {sha256}, its header says {stored_sha256}")
-    return encoder_of(config, unflatten({name: tensor.astype(np.float32) for name, tensor in tensors.items()}))
-
-
-def encoder_of(config: EncoderConfig, variables: Variables) -> LoadedEncoder:
-    """Put an encoder's float32 variables together with their fingerprint."""
-    return LoadedEncoder(config, variables, tensors_sha256(flatten(variables)))
+    return LoadedEncoder(config, unflatten({name: tensor.astype(np.float32) for name, tensor in tensors.items()}))
 
 
 def cut_encoder(encoder: LoadedEncoder, endpoint: str) -> LoadedEncoder:
@@ -194,7 +190,7 @@ def cut_encoder(encoder: LoadedEncoder, endpoint: str) -> LoadedEncoder:
         raise CapjaxError(f"expected encoder.endpoint out of {', '.join(blocks)} for these weights, got {endpoint!r}")
     config = dataclasses.replace(encoder.config, final_endpoint=endpoint, num_classes=None)
     tensors = flatten(encoder.variables)
-    return encoder_of(config, unflatten({name: tensors[name] for name in variable_shapes(config)}))
+    return LoadedEncoder(config, unflatten({name: tensors[name] for name in variable_shapes(config)}))
 
 
 def pool_grid(encoder: LoadedEncoder, side: int) -> LoadedEncoder:
@@ -206,7 +202,7 @@ def pool_grid(encoder: LoadedEncoder, side: int) -> LoadedEncoder:
     config = dataclasses.replace(encoder.config, grid_side=side)
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
     jax.eval_shape(config.build().apply, encoder.variables, image)
-    return encoder._replace(config=config)
+    return dataclasses.replace(encoder, config=config)
 
 
 def _parse_header(path: pathlib.Path, metadata: Mapping[str, str]) -> tuple[EncoderConfig, str]:

@@ -5,7 +5,8 @@
 
 All networks compute the same in float32 with all cores, weights random, BatchNorm with stored statistics. PyTorch runs
 eagerly in inference mode, in its usual memory layout and in channels-last, the one it recommends for convolutions. Ours
-receives uint8 pixels and scales them; the others receive them scaled already.
+receives uint8 pixels and scales them; the others receive them scaled already. Memory is handed out as `capjax` sets it
+(`capjax.host_memory`), for all.
 
 On a machine that does other work too, wall-clock times of several threads measure how they wait for each other. There,
 `--one_core` binds the process to one core and counts its CPU seconds.
@@ -20,13 +21,17 @@ import sys
 import time
 from collections.abc import Callable
 
+from capjax.host_memory import keep_freed_memory
+
+keep_freed_memory()  # before there are threads
+
 os.environ["KERAS_BACKEND"] = "torch"
 import jax
 import keras
 import numpy as np
 import torch
 
-from capjax.models.inception_v3 import encode_one_by_one, scale_images
+from capjax.models.inception_v3 import scale_images
 from capjax.pretrained.encoder_file import EncoderConfig
 from capjax.pretrained.random_encoder import random_encoder, random_images
 
@@ -49,7 +54,6 @@ def programs(batch_size: int) -> dict[str, Callable[[], object]]:
     config = EncoderConfig()
     variables = jax.device_put(random_encoder(config, seed=0))
     encode = jax.jit(config.build().apply)
-    one_by_one = jax.jit(lambda v, images: encode_one_by_one(config.build(), v, images))
 
     scaled = torch.from_numpy(np.array(scale_images(jax.numpy.asarray(pixels))))
     images = scaled.permute(0, 3, 1, 2).contiguous()
@@ -66,7 +70,6 @@ def programs(batch_size: int) -> dict[str, Callable[[], object]]:
         "PyTorch, channels-last": lambda: run(last.grid, images_last),
         "Keras": lambda: run(keras_network, scaled),
         "capjax": lambda: jax.block_until_ready(encode(variables, pixels)),
-        "capjax, one by one": lambda: jax.block_until_ready(one_by_one(variables, pixels)),
     }
 
 

@@ -194,15 +194,6 @@ def test_scaled_floats_and_pixels_give_the_same_features(small):
     np.testing.assert_allclose(from_pixels.pooled, from_pixels.grid.mean(1), rtol=1e-5, atol=1e-6)
 
 
-def test_images_one_by_one_give_the_same_features(small):
-    module, variables, apply = small
-    images = random_images(2, 75, seed=0)
-    found = jax.jit(lambda v, x: inception_v3.encode_one_by_one(module, v, x))(variables, images)
-    expected = apply(variables, images)
-    np.testing.assert_allclose(found.grid, expected.grid, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.pooled, expected.pooled, rtol=1e-4, atol=1e-5)
-
-
 def test_stored_statistics_are_used_unless_training(small):
     module, variables, apply = small
     images = random_images(4, 75, seed=0)

@@ -201,7 +201,7 @@ def test_a_network_is_cut_behind_any_of_its_blocks(num_classes):
     whole = encoder_file.EncoderConfig(
         depth_multiplier=0.1, final_endpoint="mixed4", image_size=139, num_classes=num_classes
     )
-    encoder = encoder_file.encoder_of(whole, random_encoder(whole, 0))
+    encoder = encoder_file.LoadedEncoder(whole, random_encoder(whole, 0))
     images = jnp.asarray(random_images(2, 139, seed=0))
     shapes = {}
     for endpoint in ("mixed0", "mixed3", "mixed4"):

@@ -1,0 +1,150 @@
+"""The self-contained model directory that comes out of a run.
+
+It holds what captioning needs and nothing else:
+
+    model.json            format version, configuration, scores; names the other two files
+    vocabulary-<hash>.json
+    weights-<hash>.safetensors
+
+model.json names the other two and is replaced last, so the directory is whole at any moment.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from capjax.config import write_json
+from capjax.disk import remove_leftovers, write_atomically
+from capjax.errors import CapjaxError
+from capjax.text.vocabulary import Vocabulary
+
+MODEL_FORMAT_VERSION = 1
+_HEADER_FIELDS = {"weights": str, "weights_sha256": str, "vocabulary": str, "vocabulary_sha256": str}
+_HEADER_FIELDS |= {"scores": dict, "config": dict, "encoder": dict | None, "features": dict | None}
+
+
+class ModelDirectory(NamedTuple):
+    """The content of a model directory.
+
+    Attributes:
+        config: of the run, as JSON values.
+        encoder: the encoder's architecture; None if the model was trained on features made elsewhere.
+        vocabulary: of its captions.
+        variables: of the captioner, the encoder's among them if it has one.
+        scores: of the validation that chose it.
+        features: the key of the feature store it was trained on; None if it was trained on images.
+    """
+
+    config: dict[str, Any]
+    encoder: dict[str, Any] | None
+    vocabulary: Vocabulary
+    variables: dict[str, Any]
+    scores: dict[str, float]
+    features: dict[str, Any] | None = None
+
+
+def save_model(directory: str | os.PathLike[str], model: ModelDirectory) -> None:
+    """Write a model directory, or replace the one that is there in one step.
+
+    Raises:
+        CapjaxError: if it cannot be written; an earlier model stays usable.
+    """
+    directory = pathlib.Path(directory)
+    flat = flax.traverse_util.flatten_dict(model.variables, sep="/")
+    content = safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in flat.items()})
+    weights = f"weights-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+    header = {
+        "format_version": MODEL_FORMAT_VERSION,
+        "weights": weights,
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
+        "vocabulary": f"vocabulary-{model.vocabulary.sha256[:16]}.json",
+        "vocabulary_sha256": model.vocabulary.sha256,
+        "scores": model.scores,
+        "features": model.features,
+        "encoder": model.encoder,
+        "config": model.config,
+    }
+    try:
+        write_atomically(directory / weights, content)
+        model.vocabulary.save(directory / header["vocabulary"])
+        write_json(directory / "model.json", header)
+    except CapjaxError as error:
+        raise CapjaxError(f"expected to write a model to {directory}, could not: {error}") from None
+    # What the older model had, and what saves that were killed left behind.
+    remove_leftovers(directory)
+    for pattern in ("weights-*.safetensors", "vocabulary*.json"):
+        for old in directory.glob(pattern):
+            if old.name not in (weights, header["vocabulary"]):
+                old.unlink(missing_ok=True)
+
+
+def load_model_directory(directory: str | os.PathLike[str]) -> ModelDirectory:
+    """Read a model directory, and check that it is whole.
+
+    Raises:
+        CapjaxError: if it is none, is damaged, or was written by another version.
+    """
+    directory = pathlib.Path(directory)
+    header = _read_header(directory)
+    while True:
+        try:
+            return _read_model(directory, header)
+        except CapjaxError:
+            # A training run may have replaced the model between the reading of model.json and of what it names.
+            earlier, header = header, _read_header(directory)
+            if header == earlier:
+                raise
+
+
+def _read_header(directory: pathlib.Path) -> dict[str, Any]:
+    path = directory / "model.json"
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        version = header["format_version"]
+    except (FileNotFoundError, NotADirectoryError):
+        hint = f"; did you mean {directory / 'model'}?" if (directory / "model" / "model.json").exists() else ""
+        raise CapjaxError(f"expected a model directory (with model.json), got {directory}{hint}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CapjaxError(f"expected a model description in {path}, got something else ({error!r})") from None
+    if version != MODEL_FORMAT_VERSION:
+        raise CapjaxError(
+            f"expected model format {MODEL_FORMAT_VERSION} in {directory}, got {version}; use the capjax that wrote it"
+        )
+    header = {"vocabulary": "vocabulary.json", "features": None} | header  # as capjax 0.1 wrote it
+    wrong = [name for name, kind in _HEADER_FIELDS.items() if not isinstance(header.get(name, ...), kind)]
+    if wrong:
+        raise CapjaxError(
+            f"expected a usable {wrong[0]!r} in {path}, found none; copy the model again or train it anew"
+        )
+    for name in ("weights", "vocabulary"):
+        if pathlib.PurePath(header[name]).name != header[name] or not header[name].isprintable():
+            raise CapjaxError(f"expected the {name} beside {path}, it names {header[name]!r}; do not trust this model")
+    return header
+
+
+def _read_model(directory: pathlib.Path, header: dict[str, Any]) -> ModelDirectory:
+    vocabulary = Vocabulary.load(directory / header["vocabulary"])
+    if vocabulary.sha256 != header["vocabulary_sha256"]:
+        raise CapjaxError(
+            f"expected the vocabulary that {directory}/model.json describes, {header['vocabulary']} differs"
+        )
+    try:
+        content = (directory / header["weights"]).read_bytes()
+        if hashlib.sha256(content).hexdigest() != header["weights_sha256"]:
+            raise CapjaxError(
+                f"expected the weights that {directory}/model.json describes, {header['weights']} is damaged"
+            )
+        variables = flax.traverse_util.unflatten_dict(safetensors.numpy.load(content), sep="/")
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # The latter come of numbers of a kind that NumPy does not have, and of names that make no tree.
+        raise CapjaxError(f"expected weights in {directory}, could not read {header['weights']} ({error})") from None
+    return ModelDirectory(
+        header["config"], header["encoder"], vocabulary, variables, header["scores"], header["features"]
+    )
