@@ -118,11 +118,12 @@ def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _verify(file: pathlib.Path) -> int:
-    config, variables, sha256 = encoder_file.load_encoder(file)
+    encoder = encoder_file.load_encoder(file)
+    config, variables = encoder.config, encoder.variables
     tensors = encoder_file.flatten(variables)
     print_report(inception_map.describe(name, tensor, source=file.name) for name, tensor in tensors.items())
     print(f"{file}: {config}")
-    print(f"weights {sha256}; shapes fit the network, all values are finite")
+    print(f"weights {encoder.sha256}; shapes fit the network, all values are finite")
     if reason := side_by_side.missing_judge(config):
         print(f"not compared with the original implementation: {reason}")
         return 0
