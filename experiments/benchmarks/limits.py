@@ -1,6 +1,10 @@
-"""The least time that a program's matrix products take on this machine: what the benchmarks' shares are shares of."""
+"""The least time that a program's matrix products take on this machine: what the benchmarks' shares are shares of.
+
+python experiments/benchmarks/limits.py 64,300,1200 128,120,8769      # GFLOP/s of products [m, k] @ [k, n]
+"""
 
 import functools
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -26,21 +30,22 @@ def seconds_of(products: Iterable[Product]) -> float:
     Each is repeated on the same matrices, so those that fit a cache lie in it, which in a program they may not: of one
     row, where reading the matrix is all of the work, the limit is a generous one.
     """
-    return sum(product.times * _fastest(*product[:3]) for product in products)
+    return sum(product.times * min(seconds_by_library(*product[:3]).values()) for product in products)
 
 
 @functools.cache
-def _fastest(m: int, k: int, n: int) -> float:
+def seconds_by_library(m: int, k: int, n: int) -> dict[str, float]:
+    """Time a product [m, k] @ [k, n] with each library."""
     rng = np.random.default_rng(0)
     a, b = rng.random((m, k), np.float32), rng.random((k, n), np.float32)
     out = np.empty((m, n), np.float32)
     ours, theirs = (jnp.asarray(a), jnp.asarray(b)), (torch.from_numpy(a), torch.from_numpy(b))
     product, theirs_out = jax.jit(jnp.dot), torch.empty(m, n)
-    return min(
-        _best(lambda: np.dot(a, b, out=out)),
-        _best(lambda: torch.mm(*theirs, out=theirs_out)),
-        _best(lambda: product(*ours).block_until_ready()),
-    )
+    return {
+        "XLA": _best(lambda: product(*ours).block_until_ready()),
+        "PyTorch": _best(lambda: torch.mm(*theirs, out=theirs_out)),
+        "OpenBLAS": _best(lambda: np.dot(a, b, out=out)),
+    }
 
 
 def _best(program: Callable[[], object], repeats: int = 15) -> float:
@@ -52,3 +57,10 @@ def _best(program: Callable[[], object], repeats: int = 15) -> float:
         program()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
+
+
+if __name__ == "__main__":
+    for shape in sys.argv[1:]:
+        m, k, n = map(int, shape.split(","))
+        rates = {name: 2e-9 * m * k * n / seconds for name, seconds in seconds_by_library(m, k, n).items()}
+        print(f"{m} × {k} × {n}:", ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))
