@@ -162,6 +162,7 @@ def _any_case(words: str) -> str:
 
 @functools.cache
 def all_rules() -> tuple[Rule, ...]:
+    """Return the rules of the scanner in the order in which they win at equal length; built once."""
     letters = {p for p in range(0x10000) if unicodedata.category(chr(p))[0] == "L"} | {0x1885, 0x1886}
     letters -= set(_code_points(_LATER_LETTERS))
     digits = {p for p in range(0x10000) if unicodedata.category(chr(p)) == "Nd"} - set(_code_points(_DIGITS_NOT_6_1))

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from PIL import Image
+from timing import run, told, versus
 from torch_captioning import TorchCaptioner
-from training import run
 
 from capjax.config import default_config
 from capjax.model_directory import ModelDirectory, save_model
@@ -92,21 +92,15 @@ def main() -> None:
             first, _ = run(ours_here, **cache)
             run(theirs_here)
             times = np.array([(run(theirs_here)[0], run(ours_here, **cache)[0]) for _ in range(args.rounds)])
-        ratios = times[:, 0] / times[:, 1]
+        by_them, by_us = times.T
         lines += [
-            f"| {number} | PyTorch | {told(times[:, 0])} | 1.00 |",
-            f"| {number} | capjax | {told(times[:, 1])} | "
-            f"{np.median(ratios):.2f} [{ratios.min():.2f}–{ratios.max():.2f}] |",
-            f"| {number} | capjax, nothing compiled yet | {first:.1f} | {np.median(times[:, 0]) / first:.2f} |",
+            f"| {number} | PyTorch | {told(by_them, 2)} | 1.00 |",
+            f"| {number} | capjax | {told(by_us, 2)} | {versus(by_them, by_us)} |",
+            f"| {number} | capjax, nothing compiled yet | {first:.1f} | {np.median(by_them) / first:.2f} |",
         ]
         print(*lines[-3:], sep="\n", flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("\n".join(lines) + "\n")
-
-
-def told(seconds: np.ndarray) -> str:
-    """Format the median and the range."""
-    return f"{np.median(seconds):.2f} [{seconds.min():.2f}–{seconds.max():.2f}]"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import argparse
 import itertools
 import pathlib
 import platform
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -30,6 +29,7 @@ import numpy as np
 import optax
 import torch
 from limits import Product, seconds_of
+from timing import interleave, versus
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -127,28 +127,14 @@ def make_tokens(rng: np.random.Generator, batch: int, vocab: int) -> np.ndarray:
     return tokens
 
 
-def interleave(programs: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
-    """Time the programs in turn; return seconds by round, after one warm-up of each."""
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for i in range(rounds + 1):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            program()
-            if i:
-                times[name].append(time.perf_counter() - start)
-    return {name: np.asarray(values) for name, values in times.items()}
-
-
 def table_rows(
     work: str, times: dict[str, np.ndarray], amount: float, unit: str, baseline: str, limit: float
 ) -> list[str]:
     """Format rates, ratios to the baseline, taken round by round, and shares of the limit (seconds)."""
     rows = []
     for name, seconds in times.items():
-        ratios = times[baseline] / seconds
-        rate, ratio = amount / np.median(seconds), np.median(ratios)
-        told = f"{ratio:.2f} [{ratios.min():.2f}–{ratios.max():.2f}]"
-        rows.append(f"| {work} | {name} | {rate:,.0f} {unit} | {told} | {limit / np.median(seconds):.0%} |")
+        ratio, share = versus(times[baseline], seconds), limit / np.median(seconds)
+        rows.append(f"| {work} | {name} | {amount / np.median(seconds):,.0f} {unit} | {ratio} | {share:.0%} |")
     return rows
 
 

@@ -30,6 +30,7 @@ import jax
 import keras
 import numpy as np
 import torch
+from timing import interleave, versus
 
 from capjax.models.inception_v3 import scale_images
 from capjax.pretrained.encoder_file import EncoderConfig
@@ -73,20 +74,6 @@ def programs(batch_size: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def interleave(
-    programs: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
-) -> dict[str, np.ndarray]:
-    """Time the programs in turn; return seconds by round, after one warm-up of each."""
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for i in range(rounds + 1):
-        for name, program in programs.items():
-            start = clock()
-            program()
-            if i:
-                times[name].append(clock() - start)
-    return {name: np.asarray(values) for name, values in times.items()}
-
-
 def main() -> None:
     """Run the benchmark and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -119,9 +106,8 @@ def main() -> None:
     for batch_size in args.batch_sizes:
         times = interleave(programs(batch_size), args.rounds, clock)
         for name, seconds in times.items():
-            ratios = times[BASELINE] / seconds
-            spread = f"{np.median(ratios):.2f} [{ratios.min():.2f}–{ratios.max():.2f}]"
-            lines.append(f"| {batch_size} | {name} | {batch_size / np.median(seconds):.1f} | {spread} |")
+            rate = batch_size / np.median(seconds)
+            lines.append(f"| {batch_size} | {name} | {rate:.1f} | {versus(times[BASELINE], seconds)} |")
             print(lines[-1], flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("\n".join(lines) + "\n")

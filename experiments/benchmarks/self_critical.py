@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import optax
 from pycocoevalcap.cider.cider_scorer import CiderScorer
+from timing import told
 
 from capjax.data.scenes.builder import scene_of
 from capjax.data.scenes.captions import describe
@@ -56,10 +57,6 @@ def milliseconds(call: Callable[[], Any], rounds: int) -> list[float]:
         jax.block_until_ready(call())
         times.append(1000 * (time.perf_counter() - start))
     return times
-
-
-def told(times: list[float]) -> str:
-    return f"{statistics.median(times):.1f} [{min(times):.1f}–{max(times):.1f}]"
 
 
 def main() -> None:
@@ -160,7 +157,7 @@ def main() -> None:
         "",
         "| part | ms |",
         "| --- | --- |",
-        *(f"| {name} | {told(values)} |" for name, values in times.items()),
+        *(f"| {name} | {told(values, 1)} |" for name, values in times.items()),
         "",
         f"The reward takes {100 * share:.1f} % of the step; the published scorer, given tokenised strings and document "
         f"frequencies, takes {ratio:.0f} × as long as the reward.",

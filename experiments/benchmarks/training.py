@@ -18,14 +18,13 @@ import json
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 import tempfile
-import time
 
 import jax
 import numpy as np
 import torch  # which is then read from disk before the peer's first run
+from timing import run, told, versus
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results" / "training.md"
@@ -70,16 +69,6 @@ def link(source: pathlib.Path, folder: pathlib.Path) -> None:
     (folder / "features.npz").symlink_to(source.resolve() / "squeezenet_features.npz")
 
 
-def run(command: list[str], **environment: str) -> tuple[float, str]:
-    """Run a command; return its seconds and what it said."""
-    start = time.perf_counter()
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return seconds, done.stderr
-
-
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,35 +101,29 @@ def main() -> None:
         ]
         run([*capjax, "data", "prepare", "flickr8k", f"--source={folder / 'data'}", "--captions_only"], **environment)
         run([*capjax, "features", *config, f"--import={folder / 'data' / 'features.npz'}"], **environment)
-        theirs = [sys.executable, str(ROOT / "experiments" / "benchmarks" / "torch_training.py"), str(folder / "data")]
-        theirs += [f"--steps={args.steps}", f"--validate_every={args.validate_every}"]
+        peer = [sys.executable, str(ROOT / "experiments" / "benchmarks" / "torch_training.py"), str(folder / "data")]
+        peer += [f"--steps={args.steps}", f"--validate_every={args.validate_every}"]
 
         first, _ = run([*capjax, "train", *config, f"--workdir={folder / 'first'}"], **environment)
         times: dict[str, list[float]] = {"PyTorch, packed": [], "capjax": []}
         for i in range(args.rounds):
-            seconds, said_by_them = run(theirs)
+            seconds, said_by_them = run(peer)
             times["PyTorch, packed"].append(seconds)
             seconds, said = run([*capjax, "train", *config, f"--workdir={folder / str(i)}"], **environment)
             times["capjax"].append(seconds)
     print(said_by_them, said, sep="\n", file=sys.stderr)
-    ratios = np.array(times["PyTorch, packed"]) / np.array(times["capjax"])
+    theirs, ours = times["PyTorch, packed"], times["capjax"]
     what = f"Flickr8k, {args.steps} steps" if args.data else f"{args.generate:,} generated images, {args.steps} steps"
     lines = [
-        f"| {what} | PyTorch, packed | {told(times['PyTorch, packed'])} | 1.00 |",
-        f"| {what} | capjax | {told(times['capjax'])} | "
-        f"{np.median(ratios):.2f} [{min(ratios):.2f}–{max(ratios):.2f}] |",
-        f"| {what} | capjax, nothing compiled yet | {first:.0f} | {np.median(times['PyTorch, packed']) / first:.2f} |",
+        f"| {what} | PyTorch, packed | {told(theirs, 0)} | 1.00 |",
+        f"| {what} | capjax | {told(ours, 0)} | {versus(theirs, ours)} |",
+        f"| {what} | capjax, nothing compiled yet | {first:.0f} | {np.median(theirs) / first:.2f} |",
     ]
     with args.out.open("a") as file:
         if not file.tell():
             file.write(HEAD)
         file.write("\n".join(lines) + "\n")
     print(*lines, sep="\n")
-
-
-def told(seconds: list[float]) -> str:
-    """Format the median and the range."""
-    return f"{np.median(seconds):.0f} [{min(seconds):.0f}–{max(seconds):.0f}]"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,133 @@
+"""Ways to write the LSTM that were tried, and PyTorch's: milliseconds forward and backward, interleaved in one run.
+
+    python experiments/benchmarks/lstm_variants.py
+
+64 captions of 19 positions, the loss on the first 17; float32. All variants have the same parameters and, which is
+checked first, the same gradients as `capjax.models.recurrence.LSTM`.
+"""
+
+import argparse
+
+from capjax.host_memory import keep_freed_memory
+
+keep_freed_memory()  # before there are threads
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jax import lax, nn
+from jaxtyping import Array
+from timing import interleave, told
+
+from capjax.models.recurrence import LSTM
+
+Carry = tuple[Array, Array]
+
+
+def cell(carry: Carry, gates: Array) -> tuple[Carry, Array]:
+    """Take a step of the LSTM from its gates."""
+    i, j, f, o = jnp.split(gates, 4, axis=-1)
+    c = nn.sigmoid(f + 1.0) * carry[0] + nn.sigmoid(i) * jnp.tanh(j)
+    h = nn.sigmoid(o) * jnp.tanh(c)
+    return (c, h), h
+
+
+def cut_at_every_step(xs: Array, kernel: Array, carry: Carry) -> Array:
+    """Project the inputs ahead, captions first; each step cuts its half out of the kernel."""
+    size = xs.shape[-1]
+    projected = xs @ kernel[:size]
+    steps = jnp.arange(xs.shape[1])
+
+    def step(carry: Carry, t: Array) -> tuple[Carry, Array]:
+        return cell(carry, lax.dynamic_index_in_dim(projected, t, axis=1, keepdims=False) + carry[1] @ kernel[size:])
+
+    return jnp.swapaxes(lax.scan(step, carry, steps)[1], 0, 1)
+
+
+def projected_ahead(xs: Array, kernel: Array, carry: Carry, unroll: int = 1) -> Array:
+    """Project the inputs ahead, time first; the kernel is cut once."""
+    size = xs.shape[-1]
+    recurrent = kernel[size:]
+    projected = jnp.swapaxes(xs, 0, 1) @ kernel[:size]
+    hidden = lax.scan(lambda carry, p: cell(carry, p + carry[1] @ recurrent), carry, projected, unroll=unroll)[1]
+    return jnp.swapaxes(hidden, 0, 1)
+
+
+def joint(xs: Array, kernel: Array, carry: Carry, more: Array) -> Array:
+    """One product a step, time first; `more` [L, B, 4 D] is added to the gates."""
+
+    def step(carry: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, Array]:
+        x, more = inputs
+        return cell(carry, jnp.concatenate([x, carry[1]], axis=-1) @ kernel + more)
+
+    return lax.scan(step, carry, (jnp.swapaxes(xs, 0, 1), more))[1]
+
+
+@jax.custom_vjp
+def kernel_gradient_behind(xs: Array, kernel: Array, carry: Carry) -> Array:
+    """One product a step; the kernel's gradient is one product behind the backward scan."""
+    return _forward(xs, kernel, carry)[0]
+
+
+def _forward(xs: Array, kernel: Array, carry: Carry) -> tuple[Array, tuple]:
+    zeros = jnp.zeros((xs.shape[1], xs.shape[0], kernel.shape[1]))
+    hidden, pullback = jax.vjp(lambda xs, carry, more: joint(xs, kernel, carry, more), xs, carry, zeros)
+    return jnp.swapaxes(hidden, 0, 1), (pullback, xs, hidden, carry)
+
+
+def _backward(residuals: tuple, cotangent: Array) -> tuple:
+    pullback, xs, hidden, carry = residuals
+    d_xs, d_carry, d_gates = pullback(jnp.swapaxes(cotangent, 0, 1))
+    before = jnp.concatenate([carry[1][None], hidden[:-1]])
+    inputs = jnp.concatenate([jnp.swapaxes(xs, 0, 1), before], axis=-1)
+    return d_xs, jnp.einsum("lbd,lbg->dg", inputs, d_gates), d_carry
+
+
+kernel_gradient_behind.defvjp(_forward, _backward)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    args = parser.parse_args()
+    num_captions, length, counted = 64, 19, 17
+    rows: dict[str, list[str]] = {}
+    for embed, hidden in ((100, 300), (512, 512)):
+        rng = np.random.default_rng(0)
+        xs = jnp.asarray(rng.normal(size=(num_captions, length, embed)), jnp.float32)
+        kernel = jnp.asarray(0.05 * rng.normal(size=(embed + hidden, 4 * hidden)), jnp.float32)
+        carry = (jnp.zeros((num_captions, hidden)),) * 2
+        module, bias = LSTM(embed, hidden), jnp.zeros(4 * hidden)
+        variants = {
+            "`capjax`": lambda xs, kernel, carry, m=module, b=bias: m.apply(
+                {"params": {"kernel": kernel, "bias": b}}, carry, xs
+            )[1],
+            "words projected ahead, captions first, the kernel cut at each step": cut_at_every_step,
+            "words projected ahead, time first, the kernel cut once": projected_ahead,
+            "the same, unrolled": lambda *inputs: projected_ahead(*inputs, unroll=length),
+            "the kernel's gradient as one product behind the scan": kernel_gradient_behind,
+        }
+        gradients = {
+            name: jax.jit(jax.grad(lambda *inputs, f=f: jnp.sum(f(*inputs)[:, :counted] ** 2), argnums=(0, 1, 2)))
+            for name, f in variants.items()
+        }
+        expected = gradients["`capjax`"](xs, kernel, carry)
+        for gradient in gradients.values():
+            for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(gradient(xs, kernel, carry)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(a).max()))
+        lstm, theirs = torch.nn.LSTM(embed, hidden, batch_first=True), torch.tensor(np.array(xs), requires_grad=True)
+        programs = {
+            name: lambda g=g, a=(xs, kernel, carry): jax.block_until_ready(g(*a)) for name, g in gradients.items()
+        }
+        programs["PyTorch's `nn.LSTM`"] = lambda f=lstm, x=theirs: f(x)[0][:, :counted].pow(2).sum().backward()
+        for name, seconds in interleave(programs, args.rounds).items():
+            rows.setdefault(name, []).append(told(1000 * seconds, 1))
+    print("| LSTM, ms | 300 units behind words of 100 | 512 behind 512 |", "| --- | --- | --- |", sep="\n")
+    for name, cells in rows.items():
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""What the benchmarks share: programs timed in turn, and how times and ratios are told."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+def interleave(
+    programs: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, np.ndarray]:
+    """Time the programs in turn; return seconds by round, after one warm-up of each."""
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for i in range(rounds + 1):
+        for name, program in programs.items():
+            start = clock()
+            program()
+            if i:
+                times[name].append(clock() - start)
+    return {name: np.asarray(values) for name, values in times.items()}
+
+
+def run(command: list[str], **environment: str) -> tuple[float, str]:
+    """Run a command to its end; return its seconds and what it said."""
+    start = time.perf_counter()
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return seconds, done.stderr
+
+
+def told(values: Sequence[float] | np.ndarray, digits: int) -> str:
+    """Format the median and the range."""
+    return f"{np.median(values):.{digits}f} [{min(values):.{digits}f}–{max(values):.{digits}f}]"
+
+
+def versus(baseline: Sequence[float] | np.ndarray, seconds: Sequence[float] | np.ndarray) -> str:
+    """Format how many times as fast as the baseline something is, round by round."""
+    return told(np.asarray(baseline) / np.asarray(seconds), 2)
