@@ -46,6 +46,15 @@ def test_recipe_builds_at_its_own_sizes(spec):
     assert logits.shape == (*tokens.shape, 9000) and logits.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("recipe", ["flickr8k_finetune", "flickr8k_self_critical"])
+@pytest.mark.parametrize("start", ["flickr8k_up_down:inception_v3", f"{CONFIGS}/flickr8k_up_down.py"])
+def test_recipes_that_go_on_take_the_recipe_of_their_start(recipe, start):
+    config, of_start = load_config(f"{CONFIGS}/{recipe}.py:{start}"), load_config("flickr8k_up_down")
+    assert config.train.init_from == "runs/flickr8k_up_down"
+    assert config.decoder.name == "up_down" and config.encoder.weights == of_start.encoder.weights
+    assert config.encoder.grid and config.vocabulary == of_start.vocabulary
+
+
 # The recipes for COCO that attend differ from those for Flickr8k in sizes and data alone.
 STEPS = [spec for spec in SPECS if not re.search(r"coco_(soft_attention|att2in|up_down|transformer)", spec)]
 
