@@ -1,18 +1,24 @@
 """The reference decoder against PyTorch: training words/s, greedy and beam-search captions/s, interleaved in one run.
 
     python experiments/benchmarks/decoder.py --out=experiments/results/decoder.md
+    python experiments/benchmarks/decoder.py --dtype=bfloat16 --train_batches 64 4096 --batches 1 1024 --profile
 
 The PyTorch program is what a competent user would write: `nn.LSTM` over the padded batch, `CrossEntropyLoss` over the
 words only (`ignore_index`); or, as "packed", the vocabulary layer on the words only, with and without a packed LSTM
-(`pack_padded_sequence`), of which the faster counts; batched greedy and beam search. Both sides compute in float32 with
-all cores on the same batches and write captions of exactly 20 words, so that neither gains by a model that happens to
-stop early. Memory is handed out as `capjax` sets it (`capjax.host_memory`), for both sides.
+(`pack_padded_sequence`), of which the faster counts; batched greedy and beam search. Both sides compute on the same
+batches and write captions of exactly 20 words, so that neither gains by a model that happens to stop early. On a CPU
+both have all cores, and memory is handed out as `capjax` sets it (`capjax.host_memory`). On a GPU PyTorch's LSTM is
+cuDNN's, float32 products are of TensorFloat-32 on both sides, and the loops that write captions also run with a step
+compiled by `torch.compile`; bfloat16 is `torch.autocast` there and `train.dtype` here.
 
 The share of the limit is what the matrix products alone would take, over the time of the row: those of the words that
-count, each with the fastest of OpenBLAS (NumPy), PyTorch and XLA (`limits.py`).
+count, each with the fastest of OpenBLAS (NumPy), PyTorch and XLA (`limits.py`). Memory is what the compiled program
+holds on the device at most (XLA's account) or what PyTorch had allocated at most, parameters included.
 """
 
 import argparse
+import copy
+import dataclasses
 import itertools
 import pathlib
 import platform
@@ -28,8 +34,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+from device import DEVICE, ON_CPU, busiest, description, finish
 from limits import Product, seconds_of
-from timing import interleave, versus
+from timing import command_line, interleave, versus
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -59,34 +66,42 @@ class TorchCaptioner(nn.Module):
         self.lstm = nn.LSTM(embed, hidden, batch_first=True)
         self.logits = nn.Sequential(nn.Linear(hidden, bottleneck), nn.ELU(), nn.Linear(bottleneck, vocab))
 
-    def loss(self, pooled: torch.Tensor, tokens: torch.Tensor, packed: bool, packed_lstm: bool = False) -> torch.Tensor:
+    def loss(
+        self,
+        pooled: torch.Tensor,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor,
+        packed: bool = False,
+        packed_lstm: bool = False,
+    ) -> torch.Tensor:
         """Mean cross-entropy of the words."""
         state = self.image(pooled)[None]
+        words, targets = self.embedding(tokens[:, :-1]), tokens[:, 1:]
         if packed_lstm:
-            lengths = (tokens[:, 1:] != 0).sum(dim=1)
-            words = pack_padded_sequence(
-                self.embedding(tokens[:, :-1]), lengths, batch_first=True, enforce_sorted=False
-            )
-            outputs, _ = self.lstm(words, (state, state))
-            targets = pack_padded_sequence(tokens[:, 1:], lengths, batch_first=True, enforce_sorted=False)
-            return nn.functional.cross_entropy(self.logits(outputs.data), targets.data)
-        outputs, _ = self.lstm(self.embedding(tokens[:, :-1]), (state, state))
-        targets = tokens[:, 1:]
+            pack = partial(pack_padded_sequence, lengths=lengths, batch_first=True, enforce_sorted=False)
+            outputs, _ = self.lstm(pack(words), (state, state))
+            return nn.functional.cross_entropy(self.logits(outputs.data), pack(targets).data)
+        outputs, _ = self.lstm(words, (state, state))
         if packed:
-            words = targets != 0
-            return nn.functional.cross_entropy(self.logits(outputs[words]), targets[words])
+            is_word = targets != 0
+            return nn.functional.cross_entropy(self.logits(outputs[is_word]), targets[is_word])
         return nn.functional.cross_entropy(self.logits(outputs).flatten(0, 1), targets.flatten(), ignore_index=0)
+
+    def step(self, token: torch.Tensor, state: tuple) -> tuple[torch.Tensor, tuple]:
+        """Feed one word per caption; return the logits of the next and the state."""
+        output, state = self.lstm(self.embedding(token)[:, None], state)
+        logits = self.logits(output[:, 0]).float()
+        logits[:, :4] = -torch.inf
+        return logits, state
 
     @torch.no_grad()
     def greedy(self, pooled: torch.Tensor, length: int) -> torch.Tensor:
         """Caption a batch greedily with words only, `length` of them."""
         state = self.image(pooled)[None]
         state = (state, state)
-        token, tokens = torch.full((len(pooled),), 2), []
+        token, tokens = torch.full((len(pooled),), 2, device=DEVICE), []
         for _ in range(length):
-            output, state = self.lstm(self.embedding(token)[:, None], state)
-            logits = self.logits(output[:, 0])
-            logits[:, :4] = -torch.inf
+            logits, state = self.step(token, state)
             token = logits.argmax(dim=1)
             tokens.append(token)
         return torch.stack(tokens, dim=1)
@@ -97,15 +112,14 @@ class TorchCaptioner(nn.Module):
         batch = len(pooled)
         state = self.image(pooled).repeat_interleave(size, dim=0)[None]
         state = (state, state)
-        scores = torch.full((batch, size), -torch.inf)
+        scores = torch.full((batch, size), -torch.inf, device=DEVICE)
         scores[:, 0] = 0.0
-        token = torch.full((batch * size,), 2)
-        tokens = torch.zeros((batch, size, length), dtype=torch.long)
-        rows = torch.arange(batch)[:, None]
+        token = torch.full((batch * size,), 2, device=DEVICE)
+        tokens = torch.zeros((batch, size, length), dtype=torch.long, device=DEVICE)
+        rows = torch.arange(batch, device=DEVICE)[:, None]
         for t in range(length):
-            output, state = self.lstm(self.embedding(token)[:, None], state)
-            log_probs = self.logits(output[:, 0]).log_softmax(dim=1).view(batch, size, -1)
-            log_probs[:, :, :4] = -torch.inf
+            logits, state = self.step(token, state)
+            log_probs = logits.log_softmax(dim=1).view(batch, size, -1)
             vocab = log_probs.shape[-1]
             scores, best = (scores[..., None] + log_probs).view(batch, -1).topk(size)
             parent, chosen = best // vocab, best % vocab
@@ -127,15 +141,64 @@ def make_tokens(rng: np.random.Generator, batch: int, vocab: int) -> np.ndarray:
     return tokens
 
 
-def table_rows(
-    work: str, times: dict[str, np.ndarray], amount: float, unit: str, baseline: str, limit: float
-) -> list[str]:
-    """Format rates, ratios to the baseline, taken round by round, and shares of the limit (seconds)."""
-    rows = []
-    for name, seconds in times.items():
-        ratio, share = versus(times[baseline], seconds), limit / np.median(seconds)
-        rows.append(f"| {work} | {name} | {amount / np.median(seconds):,.0f} {unit} | {ratio} | {share:.0%} |")
-    return rows
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Where rows of the table and profiles go, and how often each program runs."""
+
+    dtype: str
+    rounds: int
+    with_profiles: bool
+    rows: list[str] = dataclasses.field(default_factory=list)
+    profiles: list[str] = dataclasses.field(default_factory=list)
+
+    def add(
+        self,
+        work: str,
+        programs: dict[str, Callable[[], object]],
+        amount: float,
+        unit: str,
+        products: list[Product],
+        our_memory: int,
+    ) -> None:
+        """Time programs in turn: rates, ratios to the fastest of PyTorch's round by round, shares of the limit.
+
+        Args:
+            work: what they do.
+            programs: each waits for its result; "capjax" is ours.
+            amount: how much of `unit` a call does, without the "/s".
+            unit: of the rate.
+            products: that the work cannot do without.
+            our_memory: bytes on the device.
+        """
+        times = interleave(programs, self.rounds)
+        baseline = min((name for name in times if name != "capjax"), key=lambda name: np.median(times[name]))
+        limit = seconds_of(products, self.dtype)
+        for name, seconds in times.items():
+            memory = our_memory if name == "capjax" else peak_of_torch(programs[name])
+            cells = [work, name, f"{amount / np.median(seconds):,.0f} {unit}", versus(times[baseline], seconds)]
+            cells += [f"{limit / np.median(seconds):.0%}", f"{memory / 1e6:,.0f} MB" if memory else "–"]
+            self.rows.append(f"| {' | '.join(cells)} |")
+            print(self.rows[-1], flush=True)
+        if self.with_profiles:
+            self.profiles.extend(["", f"{work}:", "", "| operation | ms | share |", "| --- | --- | --- |"])
+            for name, spent, share in busiest(programs["capjax"]):
+                self.profiles.append(f"| {name} | {spent:.2f} | {share:.0%} |")
+
+
+def peak_of_torch(program: Callable[[], object]) -> int:
+    """Return the bytes that a call has on the device at most; 0 on a CPU, where PyTorch does not count."""
+    if ON_CPU:
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    program()
+    return torch.cuda.max_memory_allocated()
+
+
+def peak_of_jax(compiled: jax.stages.Compiled) -> int:
+    """Return the bytes that a compiled program has on the device at most."""
+    sizes = compiled.memory_analysis()
+    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return held + sizes.temp_size_in_bytes
 
 
 def training_products(sizes: dict[str, int], lengths: np.ndarray) -> list[Product]:
@@ -162,96 +225,80 @@ def decoding_products(sizes: dict[str, int], batch: int, beams: int, length: int
     return [*image, *(Product(rows, k, n, length) for k, n in of_a_word)]
 
 
-def benchmark_step(
-    batch_size: int,
-    label: str,
-    sizes: dict[str, int],
-    model: Captioner,
-    variables: object,
-    theirs: TorchCaptioner,
-    rounds: int,
-) -> list[str]:
+def benchmark_training(
+    report: Report, label: str, sizes: dict[str, int], model: Captioner, variables: object, batch_size: int
+) -> None:
     """Measure training steps."""
     rng, mesh = np.random.default_rng(0), make_mesh()
     tokens = make_tokens(rng, batch_size, sizes["vocab"])
     pooled = rng.normal(size=(batch_size, NUM_FEATURES)).astype(np.float32)
     lengths = (tokens[:, 1:] != 0).sum(axis=1)
     optimizer = optax.adam(1e-3)
-    step = jit_train_step(mesh, model=model, optimizer=optimizer)
     state = [replicate(TrainState.create(jax.tree.map(jnp.copy, variables), optimizer), mesh)]
     batch = {"features": Features(pooled), "tokens": tokens, "mask": tokens[:, 1:] != 0}
     batch = shard_batch(batch | {"image_id": np.arange(batch_size), "valid": np.ones(batch_size, bool)}, mesh)
+    key = jax.random.key(0)
+    step = jit_train_step(mesh, model=model, optimizer=optimizer).lower(state[0], batch, key).compile()
 
     def our_step() -> None:
-        state[0], metrics = step(state[0], batch, jax.random.key(0))
+        state[0], metrics = step(state[0], batch, key)
         jax.block_until_ready(metrics)
 
+    theirs = TorchCaptioner(**sizes).to(DEVICE)
     torch_optimizer = torch.optim.Adam(theirs.parameters(), 1e-3, fused=True)
-    torch_batch = torch.tensor(pooled), torch.tensor(tokens, dtype=torch.long)
+    on_device = torch.tensor(pooled).to(DEVICE), torch.tensor(tokens, dtype=torch.long).to(DEVICE)
 
-    def their_step(*packed: bool) -> None:
+    def their_step(**packed: bool) -> None:
         torch_optimizer.zero_grad()
-        theirs.loss(*torch_batch, *packed).backward()
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=report.dtype == "bfloat16"):
+            loss = theirs.loss(*on_device, torch.from_numpy(lengths), **packed)
+        loss.backward()
         torch_optimizer.step()
+        finish()
 
-    times = interleave(
-        {
-            "PyTorch": lambda: their_step(False),
-            "PyTorch, packed": lambda: their_step(True),
-            "PyTorch, packed, the LSTM too": lambda: their_step(True, True),
-            "capjax": our_step,
-        },
-        rounds,
-    )
-    best = min(("PyTorch, packed", "PyTorch, packed, the LSTM too"), key=lambda name: np.median(times[name]))
-    kept = {"PyTorch": times["PyTorch"], best: times[best], "capjax": times["capjax"]}
+    programs = {
+        "PyTorch": their_step,
+        "PyTorch, packed": partial(their_step, packed=True),
+        "PyTorch, packed, the LSTM too": partial(their_step, packed_lstm=True),
+        "capjax": our_step,
+    }
+    products = training_products(sizes, lengths)
     work = f"train step, batch {batch_size}, {label}"
-    limit = seconds_of(training_products(sizes, lengths))
-    return table_rows(work, kept, int(lengths.sum()), "words/s", best, limit)
+    report.add(work, programs, int(lengths.sum()), "words/s", products, peak_of_jax(step))
 
 
-def benchmark(label: str, sizes: dict[str, int], rounds: int) -> list[str]:
-    """Measure one model size."""
-    rng = np.random.default_rng(0)
-    decoder = InitInjectDecoder(
-        sizes["vocab"], sizes["embed"], sizes["hidden"], sizes["bottleneck"], sizes["bottleneck"]
-    )
-    model = Captioner(decoder)
-    variables = jax.jit(model.init)(
-        jax.random.key(0), Features(jnp.zeros((1, NUM_FEATURES))), jnp.zeros((1, 1), jnp.int32)
-    )
-    theirs = TorchCaptioner(**sizes)
-    rows = []
+def benchmark_decoding(
+    report: Report, label: str, sizes: dict[str, int], model: Captioner, variables: object, batch_size: int, beams: int
+) -> None:
+    """Measure searches: greedy with one beam."""
+    pooled = np.random.default_rng(0).normal(size=(batch_size, NUM_FEATURES)).astype(np.float32)
+    features = jax.device_put(Features(pooled))
+    method = {"method": "greedy"} if beams == 1 else {"method": "beam", "beam_size": beams}
+    search = build_search(DecoderSettings(**method, min_length=MAX_TOKENS), SPECIAL_IDS)
 
-    for batch_size in (64, 256):
-        rows += benchmark_step(batch_size, label, sizes, model, variables, theirs, rounds)
+    @jax.jit
+    def caption(weights: object, features: Features) -> object:
+        context, carry = model.apply(weights, features, method="start")
+        return search(partial(model.apply, weights, context, method="decode_step"), carry, None)
 
-    for batch_size in (1, 64, 256):
-        pooled = rng.normal(size=(batch_size, NUM_FEATURES)).astype(np.float32)
-        for name, settings, their_search in (
-            ("greedy", DecoderSettings(min_length=20), theirs.greedy),
-            ("beam 3", DecoderSettings(method="beam", beam_size=3, min_length=20), lambda x, n: theirs.beam(x, n, 3)),
-        ):
-            if name == "beam 3" and batch_size == 256:
-                continue
-            search = build_search(settings, SPECIAL_IDS)
+    compiled = caption.lower(variables, features).compile()
+    theirs = TorchCaptioner(**sizes).to(DEVICE)
+    on_device = torch.tensor(pooled).to(DEVICE)
 
-            @jax.jit
-            def caption(weights: object, features: Features, search: Callable = search) -> object:
-                context, carry = model.apply(weights, features, method="start")
-                return search(partial(model.apply, weights, context, method="decode_step"), carry, None)
+    def their_search(network: TorchCaptioner) -> None:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=report.dtype == "bfloat16"):
+            network.greedy(on_device, MAX_TOKENS) if beams == 1 else network.beam(on_device, MAX_TOKENS, beams)
+        finish()
 
-            features = Features(jnp.asarray(pooled))
-            theirs_in = torch.tensor(pooled)
-            programs = {
-                "PyTorch": lambda x=theirs_in, f=their_search: f(x, 20),
-                "capjax": lambda f=caption, x=features: jax.block_until_ready(f(variables, x)),
-            }
-            times = interleave(programs, rounds)
-            limit = seconds_of(decoding_products(sizes, batch_size, settings.beam_size if name != "greedy" else 1, 20))
-            work = f"{name}, batch {batch_size}, {label}"
-            rows += table_rows(work, times, batch_size, "captions/s", "PyTorch", limit)
-    return rows
+    programs = {"PyTorch": partial(their_search, theirs)}
+    if not ON_CPU:
+        with_compiled_step = copy.copy(theirs)
+        with_compiled_step.step = torch.compile(theirs.step)
+        programs["PyTorch, step compiled"] = partial(their_search, with_compiled_step)
+    programs["capjax"] = lambda: jax.block_until_ready(compiled(variables, features))
+    work = f"{'greedy' if beams == 1 else f'beam {beams}'}, batch {batch_size}, {label}"
+    products = decoding_products(sizes, batch_size, beams, MAX_TOKENS)
+    report.add(work, programs, batch_size, "captions/s", products, peak_of_jax(compiled))
 
 
 def main() -> None:
@@ -259,25 +306,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("experiments/results/decoder.md"))
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--train_batches", type=int, nargs="*", default=[64, 256])
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 64, 256], help="of greedy search")
+    parser.add_argument("--beam_batches", type=int, nargs="*", default=[1, 64], help="of searches with 3 beams")
+    parser.add_argument("--profile", action="store_true", help="list what our programs spend their time on")
     parser.add_argument("--note", default="", help="a line on the state of the machine")
     args = parser.parse_args()
+    report = Report(args.dtype, args.rounds, args.profile)
+    for label, sizes in SIZES.items():
+        widths = (sizes[name] for name in ("vocab", "embed", "hidden", "bottleneck", "bottleneck"))
+        model = Captioner(InitInjectDecoder(*widths, dtype=jnp.dtype(args.dtype)))
+        variables = jax.jit(model.init)(
+            jax.random.key(0), Features(jnp.zeros((1, NUM_FEATURES))), jnp.zeros((1, 1), jnp.int32)
+        )
+        for batch_size in args.train_batches:
+            benchmark_training(report, label, sizes, model, variables, batch_size)
+        for beams, batches in ((1, args.batches), (3, args.beam_batches)):
+            for batch_size in batches:
+                benchmark_decoding(report, label, sizes, model, variables, batch_size, beams)
     lines = [
         "# Decoder against PyTorch",
         "",
-        "`python experiments/benchmarks/decoder.py`",
+        f"`{command_line()}`",
         "",
-        f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads, Python {platform.python_version()}; {args.rounds} interleaved rounds. × "
-        "is the time of PyTorch (of a training step: packed) over that of the row, median over rounds [min–max]; above "
-        "1 is faster than PyTorch. The share of the limit is explained in the script. " + args.note,
+        f"{description()}, Python {platform.python_version()}; {args.dtype}, {args.rounds} interleaved rounds. × is "
+        "the time of the fastest PyTorch program over that of the row, median over rounds [min–max]; above 1 is faster "
+        "than PyTorch. Share of the limit and memory are explained in the script. " + args.note,
         "",
-        "| work | program | rate | × | share of the limit |",
-        "| --- | --- | --- | --- | --- |",
+        "| work | program | rate | × | share of the limit | memory |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *report.rows,
     ]
-    for label, sizes in SIZES.items():
-        for row in benchmark(label, sizes, args.rounds):
-            lines.append(row)
-            print(row, flush=True)
+    if report.profiles:
+        lines += ["", "## What capjax spends its time on", *report.profiles]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("\n".join(lines) + "\n")
 

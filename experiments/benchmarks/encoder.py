@@ -2,11 +2,15 @@
 
     python experiments/benchmarks/encoder.py --out=experiments/results/encoder.md
     python experiments/benchmarks/encoder.py --one_core
+    python experiments/benchmarks/encoder.py --dtype=bfloat16 --batch_sizes 256 512 --profile
 
-All networks compute the same in float32 with all cores, weights random, BatchNorm with stored statistics. PyTorch runs
-eagerly in inference mode, in its usual memory layout and in channels-last, the one it recommends for convolutions. Ours
-receives uint8 pixels and scales them; the others receive them scaled already. Memory is handed out as `capjax` sets it
-(`capjax.host_memory`), for all.
+All networks compute the same, weights random, BatchNorm with stored statistics. PyTorch runs eagerly in inference mode,
+in its usual memory layout and in channels-last, the one it recommends for convolutions; on a GPU also compiled
+(`torch.compile`), and Keras is left out. Ours receives uint8 pixels and scales them; the others receive them scaled
+already, on the device. On a CPU memory is handed out as `capjax` sets it (`capjax.host_memory`), for all.
+
+The share of the limit is what the arithmetic of the network (as XLA counts it) would take at the rate of a product of
+large square matrices, over the time of the row.
 
 On a machine that does other work too, wall-clock times of several threads measure how they wait for each other. There,
 `--one_core` binds the process to one core and counts its CPU seconds.
@@ -27,10 +31,11 @@ keep_freed_memory()  # before there are threads
 
 os.environ["KERAS_BACKEND"] = "torch"
 import jax
-import keras
 import numpy as np
 import torch
-from timing import interleave, versus
+from device import DEVICE, ON_CPU, busiest, description, finish
+from limits import Product, seconds_of
+from timing import command_line, interleave, versus
 
 from capjax.models.inception_v3 import scale_images
 from capjax.pretrained.encoder_file import EncoderConfig
@@ -49,29 +54,37 @@ def torch_network() -> torch.nn.Module:
     return module.inception_v3(aux_logits=False).eval()
 
 
-def programs(batch_size: int) -> dict[str, Callable[[], object]]:
-    """Return what is timed: each call encodes one batch completely."""
+def programs(batch_size: int, dtype: str) -> tuple[dict[str, Callable[[], object]], float]:
+    """Return what is timed, each call encoding one batch completely, and the floating-point operations of a call."""
     pixels = random_images(batch_size, 299, seed=0)
     config = EncoderConfig()
     variables = jax.device_put(random_encoder(config, seed=0))
-    encode = jax.jit(config.build().apply)
+    on_device = jax.device_put(pixels)
+    encode = jax.jit(config.build(jax.numpy.dtype(dtype)).apply).lower(variables, on_device).compile()
 
     scaled = torch.from_numpy(np.array(scale_images(jax.numpy.asarray(pixels))))
-    images = scaled.permute(0, 3, 1, 2).contiguous()
-    plain, last = torch_network(), torch_network().to(memory_format=torch.channels_last)
+    kind = {"device": DEVICE, "dtype": getattr(torch, dtype)}
+    images = scaled.permute(0, 3, 1, 2).contiguous().to(**kind)
     images_last = images.contiguous(memory_format=torch.channels_last)
-    keras_network = keras.applications.InceptionV3(weights=None, include_top=False, input_shape=(299, 299, 3))
+    plain = torch_network().to(**kind)
+    last = torch_network().to(memory_format=torch.channels_last, **kind)
 
     @torch.inference_mode()
-    def run(network: Callable, batch: torch.Tensor) -> object:
-        return network(batch)
+    def run(network: Callable, batch: torch.Tensor) -> None:
+        network(batch)
+        finish()
 
-    return {
-        BASELINE: lambda: run(plain.grid, images),
-        "PyTorch, channels-last": lambda: run(last.grid, images_last),
-        "Keras": lambda: run(keras_network, scaled),
-        "capjax": lambda: jax.block_until_ready(encode(variables, pixels)),
-    }
+    timed = {BASELINE: lambda: run(plain.grid, images), "PyTorch, channels-last": lambda: run(last.grid, images_last)}
+    if ON_CPU:
+        import keras  # which a machine with an accelerator need not have
+
+        network = keras.applications.InceptionV3(weights=None, include_top=False, input_shape=(299, 299, 3))
+        timed["Keras"] = lambda: run(network, scaled)
+    else:
+        compiled = torch.compile(last.grid)
+        timed["PyTorch, channels-last, compiled"] = lambda: run(compiled, images_last)
+    timed["capjax"] = lambda: jax.block_until_ready(encode(variables, on_device))
+    return timed, encode.cost_analysis()["flops"]
 
 
 def main() -> None:
@@ -80,6 +93,8 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("experiments/results/encoder.md"))
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--profile", action="store_true", help="list what our network spends its time on")
     parser.add_argument("--note", default="", help="a line on the state of the machine")
     parser.add_argument("--one_core", action="store_true", help="count CPU seconds on one core")
     args = parser.parse_args()
@@ -92,23 +107,33 @@ def main() -> None:
     lines = [
         "# Encoder against PyTorch and Keras",
         "",
-        f"`python experiments/benchmarks/encoder.py{' --one_core' if args.one_core else ''}`",
+        f"`{command_line()}`",
         "",
-        f"Inception V3 at 299 px, float32. {os.cpu_count()} CPU cores ({platform.machine()}); "
-        f"jax {jax.__version__} on {jax.devices()[0].device_kind}, torch {torch.__version__} with "
-        f"{torch.get_num_threads()} threads, Keras {keras.__version__} on torch, Python {platform.python_version()}; "
-        f"{kind}; {args.rounds} interleaved rounds. × is the time of plain PyTorch over that of the row, round by "
-        f"round: median [min–max]; above 1 is faster than PyTorch. {args.note}".rstrip(),
+        f"Inception V3 at 299 px, {args.dtype}. {os.cpu_count()} CPU cores ({platform.machine()}); {description()}, "
+        f"Python {platform.python_version()}; {kind}; {args.rounds} interleaved rounds. × is the time of plain PyTorch "
+        "over that of the row, round by round: median [min–max]; above 1 is faster than PyTorch. Share of the limit is "
+        f"explained in the script. {args.note}".rstrip(),
         "",
-        "| batch | program | images/s | × PyTorch |",
-        "| --- | --- | --- | --- |",
+        "| batch | program | images/s | × PyTorch | share of the limit |",
+        "| --- | --- | --- | --- | --- |",
     ]
+    side = 4096 if ON_CPU else 8192
+    rate = 2 * side**3 / seconds_of([Product(side, side, side)], args.dtype)
+    profiles = []
     for batch_size in args.batch_sizes:
-        times = interleave(programs(batch_size), args.rounds, clock)
+        timed, operations = programs(batch_size, args.dtype)
+        times = interleave(timed, args.rounds, clock)
         for name, seconds in times.items():
-            rate = batch_size / np.median(seconds)
-            lines.append(f"| {batch_size} | {name} | {rate:.1f} | {versus(times[BASELINE], seconds)} |")
+            images = batch_size / np.median(seconds)
+            share = operations / rate / np.median(seconds)
+            cells = [str(batch_size), name, f"{images:.1f}", versus(times[BASELINE], seconds), f"{share:.0%}"]
+            lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
+        if args.profile:
+            profiles += ["", f"Batch {batch_size}:", "", "| operation | ms | share |", "| --- | --- | --- |"]
+            profiles += [f"| {name} | {spent:.2f} | {share:.0%} |" for name, spent, share in busiest(timed["capjax"])]
+    if profiles:
+        lines += ["", "## What capjax spends its time on", *profiles]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("\n".join(lines) + "\n")
 

@@ -1,6 +1,8 @@
 """The least time that a program's matrix products take on this machine: what the benchmarks' shares are shares of.
 
 python experiments/benchmarks/limits.py 64,300,1200 128,120,8769      # GFLOP/s of products [m, k] @ [k, n]
+
+On an accelerator the libraries are XLA and PyTorch, and the products stand in line, as a program's would.
 """
 
 import functools
@@ -13,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from device import DEVICE, ON_CPU, finish
 
 
 class Product(NamedTuple):
-    """`times` products [m, k] @ [k, n] in float32."""
+    """`times` products [m, k] @ [k, n]."""
 
     m: int
     k: int
@@ -24,28 +27,40 @@ class Product(NamedTuple):
     times: int = 1
 
 
-def seconds_of(products: Iterable[Product]) -> float:
+def seconds_of(products: Iterable[Product], dtype: str = "float32") -> float:
     """Return what the products take one after the other, each with the fastest library for its shape.
 
     Each is repeated on the same matrices, so those that fit a cache lie in it, which in a program they may not: of one
     row, where reading the matrix is all of the work, the limit is a generous one.
     """
-    return sum(product.times * min(seconds_by_library(*product[:3]).values()) for product in products)
+    return sum(product.times * min(seconds_by_library(*product[:3], dtype).values()) for product in products)
 
 
 @functools.cache
-def seconds_by_library(m: int, k: int, n: int) -> dict[str, float]:
-    """Time a product [m, k] @ [k, n] with each library."""
+def seconds_by_library(m: int, k: int, n: int, dtype: str = "float32") -> dict[str, float]:
+    """Time a product [m, k] @ [k, n] with each library; OpenBLAS only on a CPU and in float32."""
     rng = np.random.default_rng(0)
     a, b = rng.random((m, k), np.float32), rng.random((k, n), np.float32)
-    out = np.empty((m, n), np.float32)
-    ours, theirs = (jnp.asarray(a), jnp.asarray(b)), (torch.from_numpy(a), torch.from_numpy(b))
-    product, theirs_out = jax.jit(jnp.dot), torch.empty(m, n)
-    return {
-        "XLA": _best(lambda: product(*ours).block_until_ready()),
-        "PyTorch": _best(lambda: torch.mm(*theirs, out=theirs_out)),
-        "OpenBLAS": _best(lambda: np.dot(a, b, out=out)),
-    }
+    ours = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
+    theirs = [torch.from_numpy(x).to(DEVICE, getattr(torch, dtype)) for x in (a, b)]
+    product = jax.jit(jnp.dot)
+    out, theirs_out = np.empty((m, n), np.float32), torch.empty(m, n, device=DEVICE, dtype=theirs[0].dtype)
+    in_line = 1 if ON_CPU else 20
+
+    def by_xla() -> None:
+        for _ in range(in_line):
+            last = product(*ours)
+        last.block_until_ready()
+
+    def by_torch() -> None:
+        for _ in range(in_line):
+            torch.mm(*theirs, out=theirs_out)
+        finish()
+
+    seconds = {"XLA": _best(by_xla) / in_line, "PyTorch": _best(by_torch) / in_line}
+    if ON_CPU and dtype == "float32":
+        seconds["OpenBLAS"] = _best(lambda: np.dot(a, b, out=out))
+    return seconds
 
 
 def _best(program: Callable[[], object], repeats: int = 15) -> float:

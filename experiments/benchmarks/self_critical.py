@@ -21,8 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from device import busiest
 from pycocoevalcap.cider.cider_scorer import CiderScorer
-from timing import told
+from timing import command_line, told
 
 from capjax.data.scenes.builder import scene_of
 from capjax.data.scenes.captions import describe
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--hidden_size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--profile", action="store_true", help="list what the step spends its time on")
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
 
@@ -117,7 +119,7 @@ def main() -> None:
 
     def whole() -> Any:
         box[0], metrics = step(box[0], batch, tables, key)
-        return metrics["loss"]
+        return jax.block_until_ready(metrics["loss"])
 
     times["whole step"] = milliseconds(whole, args.rounds)
 
@@ -147,7 +149,7 @@ def main() -> None:
     lines = [
         "# A step of self-critical training",
         "",
-        "    python experiments/benchmarks/self_critical.py --captions=captions_train.json",
+        f"    {command_line()}",
         "",
         f"Att2in, {args.hidden_size} units, vocabulary of {len(vocabulary):,}, {args.images} images × {args.samples} "
         f"samples of at most 20 words, grid of {NUM_POSITIONS} × {NUM_FEATURES}; references of {len(captions):,} "
@@ -162,6 +164,9 @@ def main() -> None:
         f"The reward takes {100 * share:.1f} % of the step; the published scorer, given tokenised strings and document "
         f"frequencies, takes {ratio:.0f} × as long as the reward.",
     ]
+    if args.profile:
+        lines += ["", "## What the step spends its time on", "", "| operation | ms | share |", "| --- | --- | --- |"]
+        lines += [f"| {name} | {spent:.2f} | {share:.0%} |" for name, spent, share in busiest(whole)]
     print("\n".join(lines))
     if args.out:
         args.out.write_text("\n".join(lines) + "\n")

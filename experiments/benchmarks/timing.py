@@ -1,6 +1,8 @@
 """What the benchmarks share: programs timed in turn, and how times and ratios are told."""
 
 import os
+import pathlib
+import shlex
 import subprocess
 import sys
 import time
@@ -31,6 +33,12 @@ def run(command: list[str], **environment: str) -> tuple[float, str]:
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return seconds, done.stderr
+
+
+def command_line() -> str:
+    """Return how this script was called, but for where it writes and what it was told to note."""
+    options = [option for option in sys.argv[1:] if not option.startswith(("--out=", "--note="))]
+    return shlex.join(["python", f"experiments/benchmarks/{pathlib.Path(sys.argv[0]).name}", *options])
 
 
 def told(values: Sequence[float] | np.ndarray, digits: int) -> str:
