@@ -7,16 +7,17 @@ depends on it: see `_search`.
 """
 
 import functools
+import itertools
 import operator
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from capjax.metrics.meteor_resources import MAX_PHRASE_LENGTH, Lexicon, Paraphrases
 from capjax.metrics.meteor_text import stem
 
 _BEAM_SIZE = 40
 _EXACT, _STEM, _SYNONYM, _PARAPHRASE = range(4)
-_rank = operator.attrgetter("rank")
+_CHUNK, _GAIN = 1 << 30, 1 << 50  # what a chunk and a matched word count in a rank
 
 
 class Match(NamedTuple):
@@ -27,18 +28,17 @@ class Match(NamedTuple):
     caption_start: int
     caption_length: int
     stage: int
-    bits: int  # the words of the reference
-    caption_bits: int
-    gain: int  # what it is worth in the search
+    words: int  # those of both sentences as bits: 2 i for the reference's, 2 i + 1 for the caption's
+    gain: int  # what it takes from the rank of a path
 
 
 @functools.lru_cache(maxsize=100_000)
 def _match(start: int, length: int, caption_start: int, caption_length: int, stage: int) -> Match:
-    bits = ((1 << length) - 1) << start
-    caption_bits = ((1 << caption_length) - 1) << caption_start
+    words = sum(1 << 2 * place for place in range(start, start + length))
+    words += sum(2 << 2 * place for place in range(caption_start, caption_start + caption_length))
     # All but equal words weigh half, and the program keeps its sums in integers: of a single word nothing is left.
     gain = length + caption_length if stage == _EXACT else length // 2 + caption_length // 2
-    return Match(start, length, caption_start, caption_length, stage, bits, caption_bits, gain)
+    return Match(start, length, caption_start, caption_length, stage, words, gain * _GAIN)
 
 
 class Word(NamedTuple):
@@ -58,6 +58,7 @@ class Sentence:
     """A sentence with what the matchers ask of it; of paraphrases, after `find_paraphrases`."""
 
     paraphrases: Paraphrases
+    all_paraphrases: frozenset[str]
 
     def __init__(self, words: tuple[str, ...], lexicon: Lexicon) -> None:
         """Look up the words.
@@ -70,23 +71,34 @@ class Sentence:
         known = [_word(word, lexicon) for word in words]
         self.stems = [word.stem for word in known]
         self.is_function = [word.is_function for word in known]
+        self.num_function_words = sum(self.is_function)
         self.synonyms = [(place, word.synonyms) for place, word in enumerate(known) if word.synonyms]
         self.all_synonyms = frozenset().union(*(sets for _, sets in self.synonyms))
 
     @functools.cached_property
+    def places(self) -> Mapping[str, list[int]]:
+        """Where each word stands."""
+        return _places(self.words)
+
+    @functools.cached_property
+    def stem_places(self) -> Mapping[str, list[int]]:
+        """Where each stem stands."""
+        return _places(self.stems)
+
+    @functools.cached_property
     def phrases(self) -> frozenset[str]:
         """Every phrase of up to seven words."""
-        phrases = []
-        for start in range(len(self.words)):
-            phrase = ""
-            for word in self.words[start : start + MAX_PHRASE_LENGTH]:
-                phrase = f"{phrase} {word}" if phrase else word
-                phrases.append(phrase)
-        return frozenset(phrases)
+        text = " ".join(self.words)
+        ends = list(itertools.accumulate(len(word) + 1 for word in self.words))
+        starts = [0, *ends]
+        return frozenset(
+            [text[start : end - 1] for i, start in enumerate(starts) for end in ends[i : i + MAX_PHRASE_LENGTH]]
+        )
 
     def find_paraphrases(self, paraphrases: Paraphrases) -> None:
         """Keep what the table says of the phrases."""
         self.paraphrases = {phrase: paraphrases[phrase] for phrase in self.phrases & paraphrases.keys()}
+        self.all_paraphrases = frozenset().union(*self.paraphrases.values())
 
     def places_of(self, phrase: str) -> list[int]:
         """Return where a phrase begins."""
@@ -97,8 +109,9 @@ class Sentence:
 def alignment_statistics(caption: Sentence, reference: Sentence) -> list[int]:
     """Return the 23 match statistics of a caption and a reference, in the order that `meteor` documents."""
     matches = _all_matches(caption, reference)
-    chosen = _search(matches, len(caption.words))
-    statistics = [len(caption.words), len(reference.words), sum(caption.is_function), sum(reference.is_function)]
+    chosen = _search(matches)
+    statistics = [len(caption.words), len(reference.words)]
+    statistics += [caption.num_function_words, reference.num_function_words]
     counts = [0] * 16
     chunks, matched, caption_matched, end, caption_end = 0, 0, 0, -1, -1
     for match in chosen:
@@ -115,15 +128,17 @@ def alignment_statistics(caption: Sentence, reference: Sentence) -> list[int]:
 
 def _all_matches(caption: Sentence, reference: Sentence) -> list[list[Match]]:
     """Return the proposed matches by the word of the reference where they start, in the order of the matchers."""
-    found: list[list[Match]] = [[] for _ in reference.words]
-    for start, word in enumerate(reference.words):
-        found[start] += [_match(start, 1, place, 1, _EXACT) for place in _places(caption.words, word)]
+    found = [
+        [_match(start, 1, place, 1, _EXACT) for place in caption.places.get(word, ())]
+        for start, word in enumerate(reference.words)
+    ]
     if caption.words == reference.words:  # then nothing but equal words counts
         return found
-    for start, (word, word_stem) in enumerate(zip(reference.words, reference.stems, strict=True)):
-        for place in _places(caption.stems, word_stem):
-            if word != caption.words[place]:
-                found[start].append(_match(start, 1, place, 1, _STEM))
+    for start, word_stem in enumerate(reference.stems):
+        if word_stem in caption.stem_places:
+            for place in caption.stem_places[word_stem]:
+                if reference.words[start] != caption.words[place]:
+                    found[start].append(_match(start, 1, place, 1, _STEM))
     for start, sets in reference.synonyms:
         if not sets.isdisjoint(caption.all_synonyms):
             for place, other_sets in caption.synonyms:
@@ -136,119 +151,102 @@ def _all_matches(caption: Sentence, reference: Sentence) -> list[list[Match]]:
     return found
 
 
-def _places(words: Sequence[str], wanted: str) -> list[int]:
-    if wanted not in words:  # most are not, and this is quicker to see
-        return []
-    return [place for place, word in enumerate(words) if word == wanted]
+def _places(words: Sequence[str]) -> Mapping[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for place, word in enumerate(words):
+        places.setdefault(word, []).append(place)
+    return places
 
 
 def _paraphrase_places(one: Sentence, other: Sentence) -> list[tuple[int, int, int, int]]:
     """Return (start, length, start in the other, length there) of phrases of `one` with a paraphrase in `other`."""
+    common = one.all_paraphrases & other.phrases
+    if not common:
+        return []
     found = []
     for phrase, table in one.paraphrases.items():
-        if other.phrases.isdisjoint(table):
+        if common.isdisjoint(table):
             continue
-        for paraphrase in table.keys() & other.phrases:
+        for paraphrase in table.keys() & common:
             length, other_length = phrase.count(" ") + 1, paraphrase.count(" ") + 1
             starts, places = one.places_of(phrase), other.places_of(paraphrase)
             found += [(start, length, table[paraphrase], place, other_length) for start in starts for place in places]
     return [(start, length, place, n) for start, length, _, place, n in sorted(found)]
 
 
-_CHUNK = 1 << 60
-_GAIN = 1 << 100
+# A partial alignment in the search is a tuple, as most of METEOR's time goes into making them:
+#   its rank: more matched words first, then fewer chunks, then less distance, packed into one integer;
+#   the words of both sentences that it has used, and those that are kept for certain matches, as in `Match.words`;
+#   where its last match ends in the reference;
+#   where its open chunk ends in the caption, -1 without one;
+#   its matches, the last first: (match, (match, … None)).
+_Path = tuple[int, int, int, int, Any]
+_rank = operator.itemgetter(0)
 
 
-class _Path:
-    """A partial alignment in the search.
-
-    `rank` orders paths: more matched words first, then fewer chunks, then less distance, packed into one integer.
-    """
-
-    __slots__ = ("caption_used", "end", "last", "matches", "rank", "used")
-
-    def __init__(
-        self, rank: int, used: int, caption_used: int, matches: tuple[Match, ...], end: int, last: int
-    ) -> None:
-        self.rank = rank
-        self.used, self.caption_used = used, caption_used
-        self.matches = matches
-        self.end = end  # the word of the reference up to which the path has decided
-        self.last = last  # where its open chunk ends in the caption, -1 without one
-
-    def with_match(self, match: Match) -> "_Path":
-        rank = self.rank - match.gain * _GAIN
-        if self.last not in (-1, match.caption_start):
-            rank += _CHUNK
-        return _Path(
-            rank,
-            self.used | match.bits,
-            self.caption_used | match.caption_bits,
-            (*self.matches, match),
-            match.start + match.length,
-            match.caption_start + match.caption_length,
-        )
-
-    def close_chunk(self) -> None:
-        if self.last != -1:
-            self.rank += _CHUNK
-            self.last = -1
-
-
-def _search(matches: Sequence[Sequence[Match]], caption_length: int) -> tuple[Match, ...]:
+def _search(matches: Sequence[Sequence[Match]]) -> list[Match]:
     """Return the best set of matches, by place in the reference.
 
     Two quirks of the published program matter: half-weighted single words do not count when paths are compared, and
     the distance of a match is charged not to the path that takes it but to those that the program makes after it.
     """
-    fixed, used, caption_used = _certain_matches(matches, caption_length)
-    paths = [_Path(0, used, caption_used, (), 0, -1)]
+    fixed, used, matched = _certain_matches(matches)
+    paths: list[_Path] = [(0, used, 0, -1, None)]
+    all_closed = True
     for current, proposed in enumerate(matches):
+        is_matched = matched >> 2 * current & 1
+        if all_closed and not is_matched:  # nothing to decide here, nor anything new since the last word
+            continue
+        all_closed = not is_matched
         if len(paths) > 1:
             paths.sort(key=_rank)
-        certain = fixed.get(current)
-        following = []
-        for path in paths[:_BEAM_SIZE]:
-            if path.used >> current & 1:
-                if current >= path.end:
-                    if not certain:
-                        continue
-                    path = path.with_match(certain)
-                    path.rank += abs(current - certain.caption_start)
-                following.append(path)
+            del paths[_BEAM_SIZE:]
+        if all_closed:
+            paths = [path if path[3] == -1 else (path[0] + _CHUNK, path[1], path[2], -1, path[4]) for path in paths]
+            continue
+        following: list[_Path] = []
+        for path in paths:
+            rank, used, end, last, chosen = path
+            if used >> 2 * current & 1:
+                if current < end:
+                    following.append(path)
+                elif current in fixed:
+                    match = fixed[current]
+                    rank += abs(current - match.caption_start)
+                    following.append(_with(match, rank, used, last, chosen))
                 continue
             for match in proposed:
-                if not (path.used & match.bits or path.caption_used & match.caption_bits):
-                    following.append(path.with_match(match))
-                    path.rank += abs(current - match.caption_start)
-            path.close_chunk()
-            path.end = current + 1
-            following.append(path)
+                if not used & match.words:
+                    following.append(_with(match, rank, used, last, chosen))
+                    rank += abs(current - match.caption_start)
+            following.append((rank if last == -1 else rank + _CHUNK, used, end, -1, chosen))
         paths = following or paths[:1]
     paths.sort(key=_rank)
-    del paths[_BEAM_SIZE:]
-    for path in paths:
-        path.close_chunk()
-    return min(paths, key=_rank).matches
+    best = min(paths[:_BEAM_SIZE], key=lambda path: path[0] if path[3] == -1 else path[0] + _CHUNK)
+    found, chosen = [], best[4]
+    while chosen:
+        match, chosen = chosen
+        found.append(match)
+    return found[::-1]
 
 
-def _certain_matches(matches: Sequence[Sequence[Match]], caption_length: int) -> tuple[dict[int, Match], int, int]:
-    """Return the matches that no other match contradicts, and the words they use in reference and caption."""
-    coverage, caption_coverage = [0] * len(matches), [0] * caption_length
-    for proposed in matches:
-        for match in proposed:
-            for place in range(match.start, match.start + match.length):
-                coverage[place] += 1
-            for place in range(match.caption_start, match.caption_start + match.caption_length):
-                caption_coverage[place] += 1
-    fixed, used, caption_used = {}, 0, 0
-    for start, proposed in enumerate(matches):
-        if len(proposed) == 1:
-            match = proposed[0]
-            alone = all(n == 1 for n in coverage[start : start + match.length])
-            span = slice(match.caption_start, match.caption_start + match.caption_length)
-            if alone and all(n == 1 for n in caption_coverage[span]):
-                fixed[start] = match
-                used |= match.bits
-                caption_used |= match.caption_bits
-    return fixed, used, caption_used
+def _with(match: Match, rank: int, used: int, last: int, chosen: Any) -> _Path:
+    """Return the path that takes a match as well."""
+    start, length, caption_start, caption_length, _, words, gain = match
+    if last not in (-1, caption_start):
+        rank += _CHUNK
+    return rank - gain, used | words, start + length, caption_start + caption_length, (match, chosen)
+
+
+def _certain_matches(matches: Sequence[Sequence[Match]]) -> tuple[dict[int, Match], int, int]:
+    """Return the matches that no other contradicts, by place in the reference, the words they use, and all matched."""
+    matched, matched_twice = 0, 0
+    for match in itertools.chain.from_iterable(matches):
+        matched_twice |= matched & match.words
+        matched |= match.words
+    fixed = {
+        start: proposed[0]
+        for start, proposed in enumerate(matches)
+        if len(proposed) == 1 and not proposed[0].words & matched_twice
+    }
+    return fixed, sum(match.words for match in fixed.values()), matched
