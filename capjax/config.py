@@ -44,6 +44,10 @@ def default_config() -> ConfigDict:
     config.vocabulary = ConfigDict()
     config.vocabulary.tokenizer = "words"  # "words": the reference's \W+ split; "ptb": the COCO scorer's
     config.vocabulary.min_count = 5  # rarer words of the training captions become UNK
+    config.vocabulary.multiple_of = 1  # entries are a multiple of it, filled up with words that nobody uses
+
+    config.mesh = ConfigDict()
+    config.mesh.model_parallel = 1  # neighbouring devices that share one part of a batch, and split the vocabulary
 
     config.encoder = ConfigDict()
     # A file of `capjax weights`, "scenes" (ships with capjax), "random", or "" where features were imported.
@@ -187,6 +191,8 @@ def check(config: ConfigDict) -> None:
     """
     least = {
         "vocabulary.min_count": 1,
+        "vocabulary.multiple_of": 1,
+        "mesh.model_parallel": 1,
         "features.batch_size": 1,
         "train.num_steps": 1,
         "train.batch_size": 1,

@@ -12,7 +12,6 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -25,7 +24,7 @@ from capjax.disk import check_room, local_path
 from capjax.distributed import add_process_arguments, join_processes
 from capjax.errors import CapjaxError
 from capjax.pretrained.encoder_file import LoadedEncoder
-from capjax.sharding import batch_sharded, replicated
+from capjax.sharding import batch_sharded, make_mesh, replicated
 from capjax.types import Features
 
 
@@ -78,7 +77,7 @@ class Encode:
     def __init__(self, encoder: LoadedEncoder, dtype: str, batch_size: int) -> None:
         """Put the weights on the devices."""
         # Processes work on shards of their own, so each uses a mesh of its own devices.
-        mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
+        mesh = make_mesh(jax.local_devices())
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._image_size = encoder.config.image_size
         self._sharding = batch_sharded(mesh)

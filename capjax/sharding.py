@@ -1,24 +1,50 @@
-"""Where arrays live: one mesh axis of devices, batches split over it, parameters whole on each.
+"""Where arrays live: a mesh of devices, batches split over its axis `data`, vocabularies over its axis `model`.
 
 The same functions serve one CPU, eight GPUs and a TPU pod: every process feeds its own part of each batch and
 XLA inserts the collectives.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from capjax.errors import CapjaxError
 
-DATA_AXIS = "data"
+DATA_AXIS, MODEL_AXIS = "data", "model"
+
+# The arrays that are split over the model axis, by the end of their path in a tree of parameters or of an optimiser's
+# moments; all others are whole on every device. These two grow with the vocabulary and are read once a step: a row of
+# the one by word, the other by the loss, which adds up over the axis what each part of the vocabulary contributes. A
+# recurrent kernel does not pay: it would ask for a collective at every word.
+SPLIT = {
+    ("decoder", "embedding", "embedding"): PartitionSpec(MODEL_AXIS),
+    ("decoder", "logits", "kernel"): PartitionSpec(None, MODEL_AXIS),
+    ("decoder", "logits", "bias"): PartitionSpec(MODEL_AXIS),
+}
 
 
-def make_mesh() -> Mesh:
-    """Line up all devices of all processes on one data-parallel axis."""
-    return Mesh(np.asarray(jax.devices()), (DATA_AXIS,))
+def make_mesh(devices: Sequence[jax.Device] | None = None, model_parallel: int = 1) -> Mesh:
+    """Line devices up on the data axis, every `model_parallel` neighbours as one row of it.
+
+    Args:
+        devices: all of all processes unless given.
+        model_parallel: size of the model axis.
+
+    Raises:
+        CapjaxError: if a process's devices cannot be grouped so.
+    """
+    devices = jax.devices() if devices is None else devices
+    num_local = min(len(devices), jax.local_device_count())  # a row belongs to one process, which feeds it
+    if num_local % model_parallel:
+        raise CapjaxError(
+            f"expected mesh.model_parallel that divides the {num_local} devices of a process, got {model_parallel}"
+        )
+    return Mesh(np.asarray(devices).reshape(-1, model_parallel), (DATA_AXIS, MODEL_AXIS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -29,6 +55,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharded(mesh: Mesh) -> NamedSharding:
     """Sharding of an array whose leading axis is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """Return the sharding of every array of a state or of variables, as `SPLIT` says."""
+
+    if mesh.shape[MODEL_AXIS] == 1:
+        return jax.tree.map(lambda _: replicated(mesh), state)
+
+    def sharding_of(path: tuple[Any, ...], _: Any) -> NamedSharding:
+        names = tuple(getattr(entry, "key", getattr(entry, "name", None)) for entry in path)
+        spec = next((spec for end, spec in SPLIT.items() if names[-len(end) :] == end), PartitionSpec())
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding_of, state)
+
+
+def keep_sharded(state: Any, mesh: Mesh) -> Any:
+    """Make XLA lay a state that a compiled step returns out as `state_shardings` does."""
+    return with_sharding_constraint(state, state_shardings(state, mesh))
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
@@ -51,6 +96,35 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
+def shard_state(state: Any, mesh: Mesh) -> Any:
+    """Put a state, equal on all processes, on the devices as `state_shardings` says.
+
+    Raises:
+        CapjaxError: if the vocabulary does not divide over the model axis.
+    """
+
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        x = np.asarray(x)
+        try:
+            sharding.shard_shape(x.shape)
+        except ValueError:
+            size = mesh.shape[MODEL_AXIS]
+            raise CapjaxError(
+                f"expected a vocabulary that divides over mesh.model_parallel = {size} devices, got arrays {x.shape}; "
+                f"fill it up with --config.vocabulary.multiple_of={size}"
+            ) from None
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, state, state_shardings(state, mesh))
+
+
+def fetch_state(state: Any, mesh: Mesh) -> Any:
+    """Fetch a state or variables whole to the host of every process; to be called on all of them."""
+    if mesh.shape[MODEL_AXIS] > 1 and jax.process_count() > 1:
+        state = jax.jit(lambda x: x, out_shardings=replicated(mesh))(state)
+    return jax.tree.map(lambda x: np.asarray(x if x.is_fully_addressable else x.addressable_data(0)), state)
+
+
 def gather_to_host(array: jax.Array) -> np.ndarray:
     """Fetch a global array to the host of every process, in the order of its leading axis."""
     if array.is_fully_addressable:
@@ -58,16 +132,17 @@ def gather_to_host(array: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def check_divides(batch_size: int, name: str) -> None:
-    """Refuse a global batch that cannot be split evenly over the devices.
+def check_divides(batch_size: int, name: str, mesh: Mesh) -> None:
+    """Refuse a global batch that cannot be split evenly over the data axis.
 
     Raises:
-        CapjaxError: if `batch_size` is not a positive multiple of the device count.
+        CapjaxError: if `batch_size` is not a positive multiple of its size.
     """
-    num_devices = jax.device_count()
+    num_devices = mesh.shape[DATA_AXIS]
     if batch_size < 1 or batch_size % num_devices:
+        what = "devices" if mesh.shape[MODEL_AXIS] == 1 else "rows of devices"
         raise CapjaxError(
-            f"{name} must be a positive multiple of the {num_devices} devices, got {batch_size}; "
+            f"{name} must be a positive multiple of the {num_devices} {what}, got {batch_size}; "
             f"try {max(1, round(batch_size / num_devices)) * num_devices}"
         )
 

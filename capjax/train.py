@@ -10,6 +10,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ from capjax.distributed import add_process_arguments, join_processes, stop_reque
 from capjax.errors import CapjaxError
 from capjax.model_directory import ModelDirectory, save_model
 from capjax.report import read_log, write_curves
-from capjax.sharding import make_mesh
+from capjax.sharding import fetch_state, make_mesh
 from capjax.tasks import make_task
 from capjax.training.log_window import LogWindow
 from capjax.training.metric_writer import MetricWriter
@@ -52,13 +53,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     # Set up.
     check(config)
     lead = jax.process_index() == 0
-    setup = setup_from(config, make_mesh())
+    setup = setup_from(config, make_mesh(model_parallel=config.mesh.model_parallel))
     task = make_task(setup)
     validate = Validation(setup)
     metric, num_steps = config.eval.best_metric, config.train.num_steps
     state = task.init()
+    params = fetch_state(state.params, setup.mesh)
     if lead:
-        announce(setup, state, validate)
+        announce(setup, params, validate)
 
     with contextlib.ExitStack() as stack:
         # Resume.
@@ -91,8 +93,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                 log.write(step, scores)
                 if lead:
                     say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-                    if progress.best_step == step:
-                        save_model(workdir / "model", model_directory(setup, state, scores | {"step": step}))
+                if progress.best_step == step:
+                    model = model_directory(setup, state, scores | {"step": step})
+                    if lead:
+                        save_model(workdir / "model", model)
                 window.restart_clock()
             out_of_patience = 0 < config.eval.patience <= progress.validations_since_best
             last = finished or stop or out_of_patience
@@ -134,11 +138,11 @@ def say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-def announce(setup: Setup, state: TrainState, validate: Validation) -> None:
+def announce(setup: Setup, params: Any, validate: Validation) -> None:
     """Say what is going to be trained, on what."""
-    say(parameter_overview(jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), state.params)))
+    say(parameter_overview(params))
     say(
-        f"{num_parameters(state.params):,} parameters; {len(setup.records):,} images, vocabulary of "
+        f"{num_parameters(params):,} parameters; {len(setup.records):,} images, vocabulary of "
         f"{len(setup.vocabulary):,}, {jax.device_count()} {jax.devices()[0].platform} device(s) in "
         f"{jax.process_count()} process(es)"
     )
@@ -175,9 +179,9 @@ def sole_run(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def model_directory(setup: Setup, state: TrainState, scores: dict[str, float]) -> ModelDirectory:
-    """Gather what captioning needs of a state, on the host."""
+    """Gather what captioning needs of a state, on the host of every process."""
     variables = {part: dict(tree) for part, tree in state.eval_variables.items() if tree}
-    variables = jax.tree.map(np.asarray, assembly.with_encoder(variables, setup.encoder))
+    variables = assembly.with_encoder(fetch_state(variables, setup.mesh), setup.encoder)
     config = setup.config
     return ModelDirectory(
         configuration.to_dict(config),

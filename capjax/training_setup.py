@@ -20,7 +20,7 @@ from capjax.errors import CapjaxError
 from capjax.model_directory import ModelDirectory, load_model_directory
 from capjax.models import Captioner
 from capjax.pretrained.encoder_file import LoadedEncoder, config_from
-from capjax.sharding import replicate
+from capjax.sharding import shard_state
 from capjax.text.vocabulary import Vocabulary
 from capjax.training.optimizer import make_optimizer
 from capjax.training.schedules import make_schedule
@@ -141,7 +141,7 @@ def initial_state(setup: Setup, key: jax.Array, optimizer: optax.GradientTransfo
     if setup.start:
         variables = _started(variables, setup.start, setup.config.train.init_from)
     keep_ema = setup.config.train.ema_decay > 0
-    return replicate(TrainState.create(variables, optimizer, keep_ema), setup.mesh)
+    return shard_state(TrainState.create(variables, optimizer, keep_ema), setup.mesh)
 
 
 def local_batches(setup: Setup, first_batch: int) -> Iterator[dict[str, Any]]:

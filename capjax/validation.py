@@ -34,7 +34,7 @@ class Validation:
             CapjaxError: if the split has no captions, or the batch does not fit the devices.
         """
         config = setup.config
-        check_divides(config.eval.batch_size, "eval.batch_size")
+        check_divides(config.eval.batch_size, "eval.batch_size", setup.mesh)
         records, self._rows = split_rows.open_split(config, config.dataset.val_split, setup.encoder)
         self._records = records[: config.eval.max_images or None]
         references = {record.image_id: record.captions for record in self._records if record.captions}

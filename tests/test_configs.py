@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
 from capjax import assembly
 from capjax.config import decoder_config, from_dict, load_config, to_dict
@@ -16,7 +15,7 @@ from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
 from capjax.models import DECODERS
 from capjax.pretrained.encoder_file import EncoderConfig
-from capjax.sharding import DATA_AXIS, replicate, shard_batch
+from capjax.sharding import make_mesh, replicate, shard_batch
 from capjax.training.optimizer import make_optimizer
 from capjax.training.schedules import make_schedule
 from capjax.training.train_state import TrainState
@@ -74,7 +73,7 @@ def test_recipe_takes_a_step(spec):
     grid = np.random.default_rng(0).normal(size=(8, 4, 16)).astype(np.float32)
     features = Features(grid.mean(axis=1), grid if config.encoder.grid else None)
     tokens = np.full((8 * config.train.captions_per_image, config.train.max_tokens), 5, np.int32)
-    mesh = Mesh(np.asarray(jax.devices()[:1]), (DATA_AXIS,))
+    mesh = make_mesh(jax.devices()[:1])
     variables = jax.jit(model.init)(jax.random.key(0), features, tokens[:, :-1])
     state = replicate(TrainState.create(variables, optimizer), mesh)
     step = jit_train_step(mesh, model=model, optimizer=optimizer)

@@ -6,6 +6,7 @@ chunks; the loop ends with the last word. Logits of one chunk exist at a time, a
 (as in Wijmans et al. 2024, Cut Your Losses in Large-Vocabulary Language Models); memory does not grow with the batch.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ def linear_cross_entropy(
     weights: Float[Array, " N"],
     label_smoothing: float = 0.0,
     chunk_size: int = 256,
+    vocab_axis: str | None = None,
 ) -> WordSums:
     """Sum weighted cross-entropy, and hits, over the positions that count.
 
@@ -46,32 +48,40 @@ def linear_cross_entropy(
         weights: factor of each position's cross-entropy, of any sign; 0 where the target is padding, and no work is
             done there. They get no gradient.
         label_smoothing: ε in [0, 1), see `weighted_cross_entropy`.
-        chunk_size: positions that go through the vocabulary at once: about 256 for the caches of a CPU, more for
-            accelerators.
+        chunk_size: positions that go through the vocabulary at once, at most: about 256 for the caches of a CPU, more
+            for accelerators.
+        vocab_axis: mesh axis over which the vocabulary is split, inside `jax.shard_map(…, check_vma=False)`: `kernel`
+            and `bias` are this device's columns, `targets` still number all words, and what the devices contribute is
+            added up (as in Shoeybi et al. 2019, Megatron-LM, section 3).
     """
-    chunk_size = min(chunk_size, hidden.shape[0])
+    num_chunks = -(-hidden.shape[0] // chunk_size)
+    chunk_size = -(-hidden.shape[0] // num_chunks)  # alike, so that little is added to fill up the last
     counts = weights != 0
     order = jnp.argsort(~counts, stable=True)
     padding = -hidden.shape[0] % chunk_size
     packed = jnp.pad(hidden[order], ((0, padding), (0, 0)))
     packed_targets, packed_weights = (jnp.pad(x[order], (0, padding)) for x in (targets, weights))
     count = jnp.sum(counts, dtype=jnp.int32)
-    loss, correct = _packed(packed, kernel, bias, packed_targets, packed_weights, count, label_smoothing, chunk_size)
+    loss, correct = _packed(
+        packed, kernel, bias, packed_targets, packed_weights, count, label_smoothing, chunk_size, vocab_axis
+    )
     return WordSums(loss, correct, count.astype(jnp.float32))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _packed(hidden, kernel, bias, targets, weights, count, label_smoothing, chunk_size):
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+def _packed(hidden, kernel, bias, targets, weights, count, *static):
     """Sum over the first `count` rows; shapes as of `linear_cross_entropy`."""
-    return _over_chunks(hidden, kernel, bias, targets, weights, count, label_smoothing, chunk_size, gradients=False)[0]
+    return _over_chunks(hidden, kernel, bias, targets, weights, count, *static, gradients=False)[0]
 
 
-def _packed_forward(hidden, kernel, bias, targets, weights, count, label_smoothing, chunk_size):
-    return _over_chunks(hidden, kernel, bias, targets, weights, count, label_smoothing, chunk_size, gradients=True)
+def _packed_forward(hidden, kernel, bias, targets, weights, count, *static):
+    return _over_chunks(hidden, kernel, bias, targets, weights, count, *static, gradients=True)
 
 
-def _packed_backward(label_smoothing, chunk_size, gradients, cotangents):
+def _packed_backward(label_smoothing, chunk_size, vocab_axis, gradients, cotangents):
     loss_cotangent, _ = cotangents
+    if vocab_axis:  # every device holds the same loss, and a share of its cotangent
+        loss_cotangent = jax.lax.psum(loss_cotangent, vocab_axis)
     return (*(loss_cotangent.astype(g.dtype) * g for g in gradients), None, None, None)
 
 
@@ -87,11 +97,17 @@ def _over_chunks(
     count: Int[Array, ""],
     label_smoothing: float,
     chunk_size: int,
+    vocab_axis: str | None,
     gradients: bool,
 ) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], tuple[Array, ...]]:
     """Return (loss, correct) and, if wanted, the gradients of the loss by hidden, kernel and bias."""
-    vocab_size = kernel.shape[1]
+    num_columns = kernel.shape[1]
+    vocab_size = num_columns * (jax.lax.axis_size(vocab_axis) if vocab_axis else 1)
+    first_column = jax.lax.axis_index(vocab_axis) * num_columns if vocab_axis else 0
     matrix = kernel.astype(hidden.dtype)
+
+    def over_vocabulary(reduce: Callable[..., Array], x: Array) -> Array:
+        return reduce(x, vocab_axis) if vocab_axis else x
 
     def one_chunk(state: tuple) -> tuple:
         start, loss, correct, grads = state
@@ -99,17 +115,28 @@ def _over_chunks(
         t = jax.lax.dynamic_slice_in_dim(targets, start, chunk_size)
         w = jax.lax.dynamic_slice_in_dim(weights, start, chunk_size).astype(jnp.float32)
         logits = (h @ matrix).astype(jnp.float32) + bias[None]
-        log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-        of_target = jnp.take_along_axis(logits, t[:, None], axis=-1)[:, 0]
+        own_highest = jnp.max(logits, axis=-1)
+        highest = over_vocabulary(jax.lax.pmax, own_highest)
+        log_normalizer = highest + jnp.log(
+            over_vocabulary(jax.lax.psum, jnp.sum(jnp.exp(logits - highest[:, None]), axis=-1))
+        )
+        # The target's column among this device's; one that is not among them falls out of range, and counts nothing.
+        column = jnp.where((t >= first_column) & (t < first_column + num_columns), t - first_column, num_columns)
+        own_target = jnp.take_along_axis(logits, column[:, None], axis=-1, mode="fill", fill_value=0.0)[:, 0]
+        of_target = over_vocabulary(jax.lax.psum, own_target)
         losses = log_normalizer - of_target
         if label_smoothing:
-            losses += label_smoothing * (of_target - jnp.mean(logits, axis=-1))
+            mean = over_vocabulary(jax.lax.psum, jnp.sum(logits, axis=-1)) / vocab_size
+            losses += label_smoothing * (of_target - mean)
         loss += jnp.sum(losses * w)
-        correct += jnp.sum((arg_max(logits) == t) & (w != 0))
+        best = jnp.where(own_highest == highest, first_column + arg_max(logits), vocab_size)
+        correct += jnp.sum((over_vocabulary(jax.lax.pmin, best) == t) & (w != 0))
         if gradients:
             d_hidden, d_kernel, d_bias = grads
             d_logits = jnp.exp(logits - log_normalizer[:, None]) - label_smoothing / vocab_size
-            d_logits = (d_logits * w[:, None]).at[jnp.arange(chunk_size), t].add(-(1 - label_smoothing) * w)
+            d_logits = (
+                (d_logits * w[:, None]).at[jnp.arange(chunk_size), column].add(-(1 - label_smoothing) * w, mode="drop")
+            )
             d_bias += jnp.sum(d_logits, axis=0)
             d_logits = d_logits.astype(hidden.dtype)
             d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, d_logits @ matrix.T, start, axis=0)

@@ -24,7 +24,8 @@ class CrossEntropy:
         config = setup.config
         self._setup = setup
         num_images = config.train.batch_size // config.train.captions_per_image
-        check_divides(num_images // config.train.accumulate_steps, "images of a batch or microbatch (train.batch_size)")
+        what = "images of a batch or microbatch (train.batch_size)"
+        check_divides(num_images // config.train.accumulate_steps, what, setup.mesh)
         self._init_key, self._step_key = jax.random.split(jax.random.key(config.seed))
         self._schedule, self._optimizer = make_optimization(config)
         self._step = jit_train_step(

@@ -39,7 +39,8 @@ class SelfCritical:
             )
         self._setup = setup
         num_images = train.batch_size // train.captions_per_image
-        check_divides(num_images // train.accumulate_steps, "images of a batch or microbatch (train.batch_size)")
+        what = "images of a batch or microbatch (train.batch_size)"
+        check_divides(num_images // train.accumulate_steps, what, setup.mesh)
         _, self._step_key = jax.random.split(jax.random.key(config.seed))
         self._schedule, self._optimizer = make_optimization(config)
         self._references = pack_references([record.captions for record in setup.records], setup.vocabulary)

@@ -22,6 +22,8 @@ from capjax.types import SPECIAL_IDS
 
 SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")
 """How the special ids are written in a vocabulary file, in their order."""
+UNUSED = "<unused{}>"
+"""How entries are written that only fill a vocabulary up; they are no words, and no caption shows them."""
 FORMAT_VERSION = 1
 
 
@@ -43,6 +45,11 @@ def tokenizer_named(name: str) -> Callable[[str], list[str]]:
     if name not in TOKENIZERS:
         raise CapjaxError(f"expected a tokenizer out of {sorted(TOKENIZERS)}, got {name!r}")
     return TOKENIZERS[name]
+
+
+def is_unused(word: str) -> bool:
+    """Tell whether an entry only fills a vocabulary up."""
+    return word.startswith("<unused")
 
 
 class Vocabulary:
@@ -68,7 +75,7 @@ class Vocabulary:
         self.words = tuple(words)
         self.tokenizer = tokenizer
         self._tokenize = tokenizer_named(tokenizer)
-        self.ids = {word: i for i, word in enumerate(self.words) if i >= len(SPECIAL_WORDS)}
+        self.ids = {word: i for i, word in enumerate(self.words) if i >= len(SPECIAL_WORDS) and not is_unused(word)}
         if self.words[:4] != SPECIAL_WORDS:
             raise CapjaxError(f"expected a vocabulary to begin with {SPECIAL_WORDS}, got {self.words[:4]}")
         if len(set(self.words)) != len(self.words):
@@ -76,22 +83,34 @@ class Vocabulary:
             raise CapjaxError(f"expected every word once in a vocabulary, got {twice[0]!r} more than once")
 
     @classmethod
-    def build(cls, captions: Iterable[str], tokenizer: str = "words", min_count: int = 5) -> "Vocabulary":
+    def build(
+        cls, captions: Iterable[str], tokenizer: str = "words", min_count: int = 5, multiple_of: int = 1
+    ) -> "Vocabulary":
         """Collect the words that occur at least `min_count` times, the most frequent first, ties by spelling.
+
+        Args:
+            captions: sentences.
+            tokenizer: a key of `TOKENIZERS`.
+            min_count: of the words that are kept.
+            multiple_of: what V is a multiple of; it is filled up with entries that no caption has, so that the arrays
+                that have a row for each word divide over devices, or fill the tiles of an accelerator.
 
         Raises:
             CapjaxError: if no word is frequent enough.
         """
         tokenize = tokenizer_named(tokenizer)
         counts = collections.Counter(word for caption in captions for word in tokenize(caption))
-        frequent = (word for word, n in counts.items() if n >= min_count and word not in SPECIAL_WORDS)
+        frequent = (
+            word for word, n in counts.items() if n >= min_count and word not in SPECIAL_WORDS and not is_unused(word)
+        )
         kept = sorted(frequent, key=lambda word: (-counts[word], word))
         if not kept:
             raise CapjaxError(
                 f"expected captions with words that occur {min_count} times or more, got {len(counts)} words, "
                 "all rarer; lower vocabulary.min_count or give more captions"
             )
-        return cls((*SPECIAL_WORDS, *kept), tokenizer)
+        filling = -(len(SPECIAL_WORDS) + len(kept)) % multiple_of
+        return cls((*SPECIAL_WORDS, *kept, *map(UNUSED.format, range(filling))), tokenizer)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -106,12 +125,12 @@ class Vocabulary:
         return np.asarray([SPECIAL_IDS.start, *ids, SPECIAL_IDS.end], np.int32)
 
     def decode(self, ids: Iterable[int] | Int[np.ndarray, " L"]) -> str:
-        """Turn ids into a sentence: the words up to END, joined by spaces, without any special."""
+        """Turn ids into a sentence: the words up to END, joined by spaces, without specials and unused entries."""
         words = []
         for i in ids:
             if i == SPECIAL_IDS.end:
                 break
-            if i >= len(SPECIAL_WORDS):
+            if i >= len(SPECIAL_WORDS) and not is_unused(self.words[i]):
                 words.append(self.words[i])
         return " ".join(words)
 

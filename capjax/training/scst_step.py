@@ -23,7 +23,7 @@ from capjax.metrics import device_scores
 from capjax.metrics.ngram_trie import NgramTrie
 from capjax.models.captioner import Captioner
 from capjax.models.decoder import OutputProjection
-from capjax.sharding import DATA_AXIS, batch_sharded, replicated
+from capjax.sharding import DATA_AXIS, keep_sharded
 from capjax.training.train_state import TrainState
 from capjax.training.update import Batch, Metrics, row_keys, sum_gradients, update, visual_input
 from capjax.training.xe_step import sum_words
@@ -238,7 +238,7 @@ def scst_step(
 
     gradient, batch_stats, sums = sum_gradients(loss_of, state, batch, accumulate_steps)
     state, norms = update(state, gradient, batch_stats, sums.loss, optimizer=optimizer, ema_decay=ema_decay)
-    return state, {
+    return keep_sharded(state, mesh), {
         "loss": sums.loss,
         "reward": sums.reward / num_drawn,
         "baseline": sums.baseline / num_drawn,
@@ -259,10 +259,5 @@ def _last_words(tokens: Int[Array, "B L"]) -> Int[Array, " B"]:
 
 
 def jit_scst_step(mesh: Mesh, **static: Any) -> Any:
-    """Compile `scst_step` for a mesh: batches split, everything else replicated, the old state's memory reused."""
-    return jax.jit(
-        partial(scst_step, mesh=mesh, **static),
-        in_shardings=(replicated(mesh), batch_sharded(mesh), replicated(mesh), replicated(mesh)),
-        out_shardings=replicated(mesh),
-        donate_argnums=0,
-    )
+    """Compile `scst_step` for states and batches that lie on a mesh; the old state's memory is reused."""
+    return jax.jit(partial(scst_step, mesh=mesh, **static), donate_argnums=0)

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from capjax.losses.linear_cross_entropy import WordSums, linear_cross_entropy
 from capjax.models.captioner import Captioner
-from capjax.models.decoder import DecoderOutput
-from capjax.sharding import DATA_AXIS, batch_sharded, replicated
+from capjax.models.decoder import DecoderOutput, OutputProjection
+from capjax.sharding import DATA_AXIS, MODEL_AXIS, keep_sharded
 from capjax.training.scheduled_sampling import TeacherShare, mix_in_samples
 from capjax.training.train_state import TrainState
 from capjax.training.update import Batch, Metrics, row_keys, sum_gradients, update, visual_input
@@ -26,19 +26,20 @@ def sum_words(
     mesh: Mesh,
     label_smoothing: float = 0.0,
 ) -> WordSums:
-    """Put every device's own positions through the last layer and the loss, then add up."""
-    chunk_size = 256 if jax.default_backend() == "cpu" else 4096
+    """Put every device's own positions through its part of the last layer and the loss, then add up."""
+    chunk_size = 256 if mesh.devices.flat[0].platform == "cpu" else 4096
 
     def on_one_device(hidden: Array, projection: Any, targets: Array, weights: Array) -> WordSums:
         flat = (x.reshape(-1, *x.shape[2:]) for x in (targets, weights))
         sums = linear_cross_entropy(
-            hidden.reshape(-1, hidden.shape[-1]), *projection, *flat, label_smoothing, chunk_size
+            hidden.reshape(-1, hidden.shape[-1]), *projection, *flat, label_smoothing, chunk_size, MODEL_AXIS
         )
         return jax.tree.map(lambda x: x[None], sums)
 
     split = PartitionSpec(DATA_AXIS)
+    columns = OutputProjection(PartitionSpec(None, MODEL_AXIS), PartitionSpec(MODEL_AXIS))
     sums = jax.shard_map(
-        on_one_device, mesh=mesh, in_specs=(split, PartitionSpec(), split, split), out_specs=split, check_vma=False
+        on_one_device, mesh=mesh, in_specs=(split, columns, split, split), out_specs=split, check_vma=False
     )(output.hidden, output.projection, targets, weights)
     return jax.tree.map(jnp.sum, sums)
 
@@ -96,7 +97,7 @@ def train_step(
     gradient, batch_stats, (sums, penalties) = sum_gradients(loss_of, state, batch, accumulate_steps)
     loss = sums.loss / num_words
     state, norms = update(state, gradient, batch_stats, loss, optimizer=optimizer, ema_decay=ema_decay)
-    return state, {
+    return keep_sharded(state, mesh), {
         "loss": loss,
         "accuracy": sums.correct / num_words,
         "num_words": sums.count,
@@ -112,19 +113,10 @@ def validation_step(state: TrainState, batch: Batch, *, model: Captioner, mesh: 
 
 
 def jit_train_step(mesh: Mesh, **static: Any) -> Any:
-    """Compile `train_step` for a mesh: batches split, everything else replicated, the old state's memory reused."""
-    return jax.jit(
-        partial(train_step, mesh=mesh, **static),
-        in_shardings=(replicated(mesh), batch_sharded(mesh), replicated(mesh)),
-        out_shardings=replicated(mesh),
-        donate_argnums=0,
-    )
+    """Compile `train_step` for states and batches that lie on a mesh; the old state's memory is reused."""
+    return jax.jit(partial(train_step, mesh=mesh, **static), donate_argnums=0)
 
 
 def jit_validation_step(mesh: Mesh, **static: Any) -> Any:
-    """Compile `validation_step` for a mesh."""
-    return jax.jit(
-        partial(validation_step, mesh=mesh, **static),
-        in_shardings=(replicated(mesh), batch_sharded(mesh)),
-        out_shardings=replicated(mesh),
-    )
+    """Compile `validation_step` for states and batches that lie on a mesh."""
+    return jax.jit(partial(validation_step, mesh=mesh, **static))

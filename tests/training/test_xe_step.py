@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
 
 from capjax.models import Captioner, InitInjectDecoder, build_decoder
-from capjax.sharding import DATA_AXIS, replicate, shard_batch
+from capjax.sharding import make_mesh, shard_batch, shard_state
 from capjax.training.train_state import TrainState
 from capjax.training.xe_step import jit_train_step, jit_validation_step
 from capjax.types import Features
@@ -43,14 +42,14 @@ def variables(model):
     return model.init(jax.random.key(0), Features(jnp.zeros((1, F))), jnp.zeros((1, 1), jnp.int32))
 
 
-def mesh_of(num_devices):
-    return Mesh(np.asarray(jax.devices()[:num_devices]), (DATA_AXIS,))
+def mesh_of(num_devices, model_parallel=1):
+    return make_mesh(jax.devices()[:num_devices], model_parallel)
 
 
-def one_update(model, variables, batch, num_devices, **settings):
-    mesh = mesh_of(num_devices)
+def one_update(model, variables, batch, num_devices, model_parallel=1, **settings):
+    mesh = mesh_of(num_devices, model_parallel)
     optimizer = optax.sgd(1.0)
-    state = replicate(TrainState.create(variables, optimizer), mesh)
+    state = shard_state(TrainState.create(variables, optimizer), mesh)
     step = jit_train_step(mesh, model=model, optimizer=optimizer, **settings)
     return jax.device_get(step(state, shard_batch(batch, mesh), jax.random.key(0)))
 
@@ -75,14 +74,19 @@ def test_initial_loss_is_near_log_v(model, variables):
     assert abs(metrics["loss"] - np.log(V)) < 0.5
 
 
-@pytest.mark.parametrize(("num_devices", "accumulate_steps"), [(8, 1), (2, 4)])
-def test_devices_and_microbatches_do_not_matter(variables, num_devices, accumulate_steps):
+@pytest.mark.parametrize(
+    ("num_devices", "model_parallel", "accumulate_steps"), [(8, 1, 1), (2, 1, 4), (8, 2, 1), (8, 4, 2), (2, 2, 4)]
+)
+def test_devices_and_microbatches_do_not_matter(variables, num_devices, model_parallel, accumulate_steps):
     model = Captioner(InitInjectDecoder(V, 4, 6, 5, 5, dropout_rate=0.5))
     batch = make_batch(num_images=8, captions_per_image=2)
-    whole, metrics = one_update(model, variables, batch, 1)
-    parted, parted_metrics = one_update(model, variables, batch, num_devices, accumulate_steps=accumulate_steps)
+    whole, metrics = one_update(model, variables, batch, 1, label_smoothing=0.1)
+    parted, parted_metrics = one_update(
+        model, variables, batch, num_devices, model_parallel, accumulate_steps=accumulate_steps, label_smoothing=0.1
+    )
     np.testing.assert_allclose(parted_metrics["loss"], metrics["loss"], rtol=1e-5)
     np.testing.assert_allclose(parted_metrics["gradient_norm"], metrics["gradient_norm"], rtol=1e-4)
+    assert parted_metrics["accuracy"] == metrics["accuracy"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole.params, parted.params)
 
 
@@ -106,7 +110,8 @@ def test_update_that_is_not_finite_is_left_out(model, variables):
     jax.tree.map(np.testing.assert_array_equal, state.params, jax.device_get(variables["params"]))
 
 
-def test_step_traces_once_and_overfits(variables):
+@pytest.mark.parametrize("model_parallel", [1, 2])
+def test_step_compiles_once_and_overfits(variables, model_parallel):
     traces = []
 
     class CountingCaptioner(Captioner):
@@ -115,14 +120,17 @@ def test_step_traces_once_and_overfits(variables):
             return super().__call__(*args, **kwargs)
 
     model = CountingCaptioner(InitInjectDecoder(V, 4, 6, 5, 5))
-    mesh = mesh_of(8)
+    mesh = mesh_of(8, model_parallel)
     optimizer = optax.adam(0.03)
-    state = replicate(TrainState.create(variables, optimizer), mesh)
+    state = shard_state(TrainState.create(variables, optimizer), mesh)
     step = jit_train_step(mesh, model=model, optimizer=optimizer)
     batch = shard_batch(make_batch(), mesh)
     for _ in range(400):
         state, metrics = step(state, batch, jax.random.key(0))
     assert len(traces) == 1
+    assert step._cache_size() == 1
+    parts = state.params["decoder"]["logits"]["kernel"], state.opt_state[0].mu["decoder"]["embedding"]["embedding"]
+    assert [x.addressable_data(0).shape for x in parts] == [(5, V // model_parallel), (V // model_parallel, 4)]
     assert metrics["loss"] < 0.2
     assert metrics["accuracy"] > 0.95
     sums = jit_validation_step(mesh, model=model)(state, batch)
