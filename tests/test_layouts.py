@@ -1,0 +1,108 @@
+"""One run on any layout: 1 device or 8, two processes, data × model; losses and parameters after 20 steps agree.
+
+To float tolerance, not bit for bit: a sum over devices adds in another order than a sum on one, and Adam divides by
+the size of a gradient, however small.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from tests import toy_project
+from tests.training_runs import (
+    finish,
+    make_store,
+    read_jsonl,
+    read_newest,
+    start_capjax,
+    start_processes,
+    write_config_file,
+)
+
+LAYOUTS = {
+    "one device": {"devices": 1},
+    "eight devices": {"devices": 8},
+    "two processes": {"devices": 4, "num_processes": 2},
+    "data x model": {"devices": 8, "model_parallel": 2},
+    "two processes, data x model": {"devices": 4, "num_processes": 2, "model_parallel": 4},
+}
+NUM_STEPS = 20
+COMMON = ["--config.vocabulary.multiple_of=4", "--config.train.log_every=5", "--config.eval.every=10"]
+
+
+def start(command, workdir, devices, num_processes=1, model_parallel=1, num_steps=NUM_STEPS):
+    command = [*command, *COMMON, f"--workdir={workdir}", f"--config.mesh.model_parallel={model_parallel}"]
+    command += [f"--config.train.num_steps={num_steps}"]
+    if num_processes == 1:
+        return [start_capjax("train", *command, devices=devices)]
+    return start_processes("train", *command, devices=devices, num_processes=num_processes)
+
+
+def assert_same_run(one, other):
+    a, b = (read_jsonl(workdir / "metrics.jsonl") for workdir in (one, other))
+    assert [row["step"] for row in a] == [row["step"] for row in b]
+    for x, y in zip(a, b, strict=True):
+        for name in set(x) - {"train/words_per_second", "train/seconds", "train/images_per_second"}:
+            assert x[name] == pytest.approx(y[name], rel=2e-4, abs=1e-5), (name, x["step"])
+    states = [read_newest(workdir / "checkpoints") for workdir in (one, other)]
+    assert [state["step"] for state in states] == [NUM_STEPS, NUM_STEPS]
+    parameters = [state["params"] for state in states]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-4), *parameters)
+
+
+@pytest.fixture(scope="module")
+def feature_config(tmp_path_factory):
+    """22 images: neither batches of 16 captions nor validation batches of 16 images come out even."""
+    root = tmp_path_factory.mktemp("features")
+    make_store(root / "store", num_images=22)
+    return write_config_file(root / "config.py", root / "store")
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    root = tmp_path_factory.mktemp("toys")
+    toy_project.prepare(root)
+    return root
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_from_features_with_dropout(feature_config, tmp_path, accumulate_steps):
+    command = [f"--config={feature_config}", "--config.decoder.dropout_rate=0.3"]
+    command += [f"--config.train.accumulate_steps={accumulate_steps}"]
+    for name, layout in LAYOUTS.items():
+        finish(*start(command, tmp_path / name, **layout))
+    for name in list(LAYOUTS)[1:]:
+        assert_same_run(tmp_path / "one device", tmp_path / name)
+
+
+def test_from_images_with_batch_norm_in_training(toys, tmp_path):
+    command = toy_project.config(toys)
+    changes = {"features.dir": "", "encoder.learning_rate_scale": 0.1, "encoder.train_batch_norm": True}
+    changes |= {"train.augment": True, "decoder.dropout_rate": 0.3, "eval.batch_size": 16}
+    command += toy_project.changed(changes)
+    for name, layout in LAYOUTS.items():
+        finish(*start(command, tmp_path / name, **layout))
+    for name in list(LAYOUTS)[1:]:
+        assert_same_run(tmp_path / "one device", tmp_path / name)
+
+
+def test_a_run_moves_from_one_layout_to_another(feature_config, tmp_path):
+    command = [f"--config={feature_config}", "--config.decoder.dropout_rate=0.3"]
+    finish(*start(command, tmp_path / "one", **LAYOUTS["one device"]))
+    finish(*start(command, tmp_path / "moved", **LAYOUTS["two processes, data x model"], num_steps=10))
+    finish(*start(command, tmp_path / "moved", **LAYOUTS["eight devices"]))
+    assert_same_run(tmp_path / "one", tmp_path / "moved")
+
+
+def test_a_vocabulary_that_does_not_divide_is_refused_with_what_to_set(feature_config, tmp_path):
+    run = start([f"--config={feature_config}"], tmp_path / "run", devices=6, model_parallel=3)
+    (said,) = finish(*run, status=1)
+    assert "fill it up with --config.vocabulary.multiple_of=3" in said
+    assert "Traceback" not in said
+
+
+def test_devices_that_cannot_be_grouped_are_refused(feature_config, tmp_path):
+    run = start([f"--config={feature_config}"], tmp_path / "run", devices=4, model_parallel=3)
+    (said,) = finish(*run, status=1)
+    assert "expected mesh.model_parallel that divides the 4 devices of a process, got 3" in said
+    assert "Traceback" not in said
