@@ -63,10 +63,13 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     if mesh.shape[MODEL_AXIS] == 1:
         return jax.tree.map(lambda _: replicated(mesh), state)
 
-    def sharding_of(path: tuple[Any, ...], _: Any) -> NamedSharding:
+    def sharding_of(path: tuple[Any, ...], x: Any) -> NamedSharding:
         names = tuple(getattr(entry, "key", getattr(entry, "name", None)) for entry in path)
-        spec = next((spec for end, spec in SPLIT.items() if names[-len(end) :] == end), PartitionSpec())
-        return NamedSharding(mesh, spec)
+        for end, spec in SPLIT.items():
+            axis = len(spec) - 1  # the one that is split; moments of another shape (Adafactor's) may not have it
+            if names[-len(end) :] == end and axis < x.ndim and x.shape[axis] % mesh.shape[MODEL_AXIS] == 0:
+                return NamedSharding(mesh, spec)
+        return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(sharding_of, state)
 
@@ -97,22 +100,10 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard_state(state: Any, mesh: Mesh) -> Any:
-    """Put a state, equal on all processes, on the devices as `state_shardings` says.
-
-    Raises:
-        CapjaxError: if the vocabulary does not divide over the model axis.
-    """
+    """Put a state, equal on all processes, on the devices as `state_shardings` says."""
 
     def put(x: Any, sharding: NamedSharding) -> jax.Array:
         x = np.asarray(x)
-        try:
-            sharding.shard_shape(x.shape)
-        except ValueError:
-            size = mesh.shape[MODEL_AXIS]
-            raise CapjaxError(
-                f"expected a vocabulary that divides over mesh.model_parallel = {size} devices, got arrays {x.shape}; "
-                f"fill it up with --config.vocabulary.multiple_of={size}"
-            ) from None
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put, state, state_shardings(state, mesh))
@@ -144,6 +135,20 @@ def check_divides(batch_size: int, name: str, mesh: Mesh) -> None:
         raise CapjaxError(
             f"{name} must be a positive multiple of the {num_devices} {what}, got {batch_size}; "
             f"try {max(1, round(batch_size / num_devices)) * num_devices}"
+        )
+
+
+def check_vocabulary(size: int, mesh: Mesh) -> None:
+    """Refuse a vocabulary that cannot be split evenly over the model axis.
+
+    Raises:
+        CapjaxError: with what fills it up.
+    """
+    parts = mesh.shape[MODEL_AXIS]
+    if size % parts:
+        raise CapjaxError(
+            f"expected a vocabulary that divides over mesh.model_parallel = {parts} devices, got {size:,} entries; "
+            f"fill it up with --config.vocabulary.multiple_of={parts}"
         )
 
 

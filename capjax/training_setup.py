@@ -20,7 +20,7 @@ from capjax.errors import CapjaxError
 from capjax.model_directory import ModelDirectory, load_model_directory
 from capjax.models import Captioner
 from capjax.pretrained.encoder_file import LoadedEncoder, config_from
-from capjax.sharding import shard_state
+from capjax.sharding import check_vocabulary, shard_state
 from capjax.text.vocabulary import Vocabulary
 from capjax.training.optimizer import make_optimizer
 from capjax.training.schedules import make_schedule
@@ -82,6 +82,7 @@ def setup_from(config: ConfigDict, mesh: Mesh) -> Setup:
         vocabulary = start.vocabulary
     else:
         vocabulary = Vocabulary.build((c for r in records for c in r.captions), **config.vocabulary.to_dict())
+    check_vocabulary(len(vocabulary), mesh)
     fed_images = not config.features.dir
     model = assembly.captioner_from(config, len(vocabulary), encoder.config if fed_images else None)
     setup = Setup(config, mesh, encoder, records, rows, vocabulary, model, start)

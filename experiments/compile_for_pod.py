@@ -244,13 +244,23 @@ def trip_counts(hlo: str) -> dict[str, int]:
     return {match[1]: int(match[2]) for match in found}
 
 
-def largest_batch(step: Step, mesh: Mesh, small: tuple[int, Compiled], capacity: float) -> int:
-    """Return the largest power of two of captions, or images, a device that fits; memory grows in proportion."""
-    per_device, compiled = small
-    larger = compile_step(step, 4 * per_device, mesh.size)
-    slope = max(1.0, (larger.peak_bytes - compiled.peak_bytes) / (3 * per_device))
-    fitting = per_device + (capacity - compiled.peak_bytes) / slope
-    return 2 ** int(math.log2(max(1.0, fitting)))
+def largest_batch(step: Step, num_devices: int, capacity: float) -> int:
+    """Return the largest power of two of captions, or images, a device that compiles and fits.
+
+    Memory grows about in proportion to the batch, which tells where to begin to try.
+    """
+    few, many = (compile_step(step, n, num_devices).peak_bytes for n in (256, 1024))
+    fitting = 256 + (capacity - few) / max(1.0, (many - few) / 768)
+    per_device = 2 ** int(math.log2(max(1.0, fitting)))
+    while per_device > 1:
+        try:
+            if compile_step(step, per_device, num_devices).peak_bytes <= capacity:
+                break
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+        per_device //= 2
+    return per_device
 
 
 def main() -> None:
@@ -261,7 +271,7 @@ def main() -> None:
     parser.add_argument("--model_parallel", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", nargs="+", default=["training", "reinforcement", "feature", "decoding"])
     parser.add_argument("--per_device", type=int, default=64, help="captions, or images, of a device")
-    parser.add_argument("--largest", action="store_true", help="find the largest batch as well")
+    parser.add_argument("--largest", action="store_true", help="find the largest batch as well, but for decoding")
     parser.add_argument("--out", type=pathlib.Path, help="a file, to which a table is appended")
     args = parser.parse_args()
     lines = [
@@ -290,8 +300,8 @@ def main() -> None:
                 extracted.add(extraction)
             compiled = compile_step(step, args.per_device, mesh.size)
             largest = "–"
-            if args.largest:
-                largest = f"{largest_batch(step, mesh, (args.per_device, compiled), capacity):,}"
+            if args.largest and "decoding" not in step.name:
+                largest = f"{largest_batch(step, mesh.size, capacity):,}"
             kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(compiled.collectives.items())) or "none"
             cells = [recipe, step.name, topology, f"{mesh.shape[DATA_AXIS]} × {model_parallel}"]
             cells += [f"{compiled.operations / 1e9:,.1f}"]

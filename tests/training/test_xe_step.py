@@ -46,9 +46,9 @@ def mesh_of(num_devices, model_parallel=1):
     return make_mesh(jax.devices()[:num_devices], model_parallel)
 
 
-def one_update(model, variables, batch, num_devices, model_parallel=1, **settings):
+def one_update(model, variables, batch, num_devices, model_parallel=1, optimizer=None, **settings):
     mesh = mesh_of(num_devices, model_parallel)
-    optimizer = optax.sgd(1.0)
+    optimizer = optimizer or optax.sgd(1.0)
     state = shard_state(TrainState.create(variables, optimizer), mesh)
     step = jit_train_step(mesh, model=model, optimizer=optimizer, **settings)
     return jax.device_get(step(state, shard_batch(batch, mesh), jax.random.key(0)))
@@ -87,6 +87,15 @@ def test_devices_and_microbatches_do_not_matter(variables, num_devices, model_pa
     np.testing.assert_allclose(parted_metrics["loss"], metrics["loss"], rtol=1e-5)
     np.testing.assert_allclose(parted_metrics["gradient_norm"], metrics["gradient_norm"], rtol=1e-4)
     assert parted_metrics["accuracy"] == metrics["accuracy"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole.params, parted.params)
+
+
+def test_moments_of_another_shape_than_their_parameters(model, variables):
+    """Adafactor keeps a number by row and one by column."""
+    optimizer = optax.adafactor(0.1, min_dim_size_to_factor=4)
+    batch = make_batch()
+    whole, _ = one_update(model, variables, batch, 1, optimizer=optimizer)
+    parted, _ = one_update(model, variables, batch, 8, 4, optimizer=optimizer)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole.params, parted.params)
 
 
