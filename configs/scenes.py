@@ -39,6 +39,7 @@ def get_config(variant: str = "pretrained") -> ConfigDict:
     config.optimizer.name = "adamw"
     config.optimizer.weight_decay = 0.1
     config.train.label_smoothing = 0.1
+    config.train.max_tokens = 17  # START and END included: 99 of 100 captions are shorter
     if variant == "pretrained":
         config.encoder.weights = "scenes"
         config.features.dir = "features/scenes"
