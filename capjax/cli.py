@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from capjax import __version__
-from capjax.errors import CapjaxError
+from capjax.errors import CapjaxError, Interrupted
 from capjax.host_memory import keep_freed_memory
 
 COMMANDS = {
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, those of the process by default.
 
     Returns:
-        The exit status: 0, or 1 after an error that was printed as one line. (2 comes from argparse: wrong usage.)
+        The exit status: 0, or that of an error, which was printed as one line: 75 where a run was stopped that the same
+        command goes on with, else 1. (2 comes from argparse: wrong usage.)
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -47,14 +48,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "capjax" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     keep_freed_memory()
+    status = _run(argv)
+    # One of several processes that ends with an error does not wait for the others (an agreed stop, 75, is none).
+    if status not in (0, Interrupted.exit_status) and (distributed := sys.modules.get("capjax.distributed")):
+        distributed.leave(status)
+    return status
+
+
+def _run(argv: list[str]) -> int:
+    """Run the subcommand; print its error as one line, and return the exit status."""
     try:
         args = _parse(argv)
         return args.run(args)
     except CapjaxError as error:
         print(f"capjax: error: {error}", file=sys.stderr)
+        return error.exit_status
     except OSError as error:
         print(f"capjax: error: {error}", file=sys.stderr)
     except RuntimeError as error:  # XLA's own error is one of these, and JAX is not imported here
+        distributed = sys.modules.get("capjax.distributed")
+        if distributed and (lost := distributed.lost_process(error)):
+            print(f"capjax: error: {lost}", file=sys.stderr)
+            return 1
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = str(error).strip().splitlines()[0]

@@ -1,8 +1,10 @@
-"""Several processes as one run: how they find each other, and how they are stopped together."""
+"""Several processes as one run: how they find each other, how they are stopped together, how they part."""
 
 import argparse
 import contextlib
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 
 import jax
@@ -12,6 +14,10 @@ from capjax.errors import CapjaxError
 
 # Whoever ends first waits for the others, which may have more work left, or scores to compute.
 _WEEK = 7 * 24 * 3600
+# A collective with a process that is gone may fail at once or wait; JAX ends those that wait, saying that a task died.
+_HALF_A_MINUTE = 30
+# What errors of collectives and of the coordination service speak of when a process is gone.
+_LOST = ("Gloo", "NCCL", "oordination", "onnection", "heartbeat", "arrier", "UNAVAILABLE", "DEADLINE_", "ABORTED")
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +46,30 @@ def join_processes(args: argparse.Namespace, stop_together: bool = False) -> Non
         raise CapjaxError("expected --coordinator, --num_processes and --process_id together, got only some of them")
     jax.config.update("jax_enable_preemption_service", stop_together)
     try:
-        jax.distributed.initialize(*given, shutdown_timeout_seconds=_WEEK)
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=_HALF_A_MINUTE, shutdown_timeout_seconds=_WEEK)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CapjaxError(f"expected to join the other processes, could not: {reason}") from None
+
+
+def lost_process(error: RuntimeError) -> str | None:
+    """Tell, of an error of a run of several processes, whether another of them is gone: what to say then, or None."""
+    reason = (str(error).strip().splitlines() or [""])[0]
+    if not jax.distributed.is_initialized() or not any(word in reason for word in _LOST):
+        return None
+    return (
+        f"expected all {jax.process_count()} processes of the run, one has ended or cannot be reached "
+        f"({reason[:150]}); see what it says, then start the same command again on all of them: it goes on from the "
+        "last checkpoint"
+    )
+
+
+def leave(status: int) -> None:
+    """End this process at once if it is one of several, which would else wait for it, or it for those that are gone."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 @contextlib.contextmanager

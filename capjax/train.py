@@ -23,7 +23,7 @@ from capjax import config as configuration
 from capjax.checkpoint import Checkpoints, quiet_orbax
 from capjax.disk import exclusive, local_path
 from capjax.distributed import add_process_arguments, join_processes, stop_requests
-from capjax.errors import CapjaxError
+from capjax.errors import CapjaxError, Interrupted
 from capjax.model_directory import ModelDirectory, save_model
 from capjax.report import read_log, write_curves
 from capjax.sharding import fetch_state, make_mesh
@@ -48,7 +48,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
 
     Raises:
         CapjaxError: if something in the configuration, the data or the workdir does not fit, another process trains
-            in the workdir, the loss is not finite, or the run was asked to stop.
+            in the workdir, or the loss is not finite.
+        Interrupted: if the run was asked to stop; it has saved its last step.
     """
     # Set up.
     check(config)
@@ -111,7 +112,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             window.add(step, metrics)
             bar.update()
     if stop:
-        raise CapjaxError(f"interrupted after step {step}, which is saved; the same command goes on from there")
+        raise Interrupted(f"interrupted after step {step}, which is saved; the same command goes on from there")
     if lead:
         if out_of_patience:
             say(f"stopping early: val/{metric} has not improved for {progress.validations_since_best} validations")

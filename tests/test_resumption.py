@@ -157,7 +157,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(store, tmp_path):
     run = start_capjax(*endless(store, tmp_path), f"--workdir={workdir}")
     wait_for(has_lines(workdir / "metrics.jsonl"), run)
     run.send_signal(signal.SIGTERM)
-    (said,) = finish(run, status=1)
+    (said,) = finish(run, status=75)
     assert "which is saved; the same command goes on" in said
     assert "Traceback" not in said
     (saved,) = (int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
@@ -169,7 +169,7 @@ def test_a_signal_to_one_of_two_processes_saves_the_same_step_on_both(store, tmp
     runs = start_processes(*endless(store, tmp_path), f"--workdir={workdir}")
     wait_for(has_lines(workdir / "metrics.jsonl"), *runs)
     runs[1].send_signal(signal.SIGTERM)
-    said = finish(*runs, status=1)
+    said = finish(*runs, status=75)
     (saved,) = (int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
     for text in said:
         assert f"interrupted after step {saved}, which is saved" in text
@@ -187,7 +187,7 @@ def test_a_signal_while_a_run_of_two_processes_resumes_is_heeded(store, finished
     runs = start_processes(*endless(store, tmp_path), f"--workdir={workdir}")
     read_until(runs[0], "parameters;")
     runs[1].send_signal(signal.SIGTERM)
-    said = finish(*runs, status=1)
+    said = finish(*runs, status=75)
     saved = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
     assert 12 < saved < 100
     for text in said:
@@ -213,7 +213,7 @@ def test_a_signal_to_the_workers_as_well_saves(store, tmp_path):
     )
     wait_for(has_lines(workdir / "metrics.jsonl"), run)
     os.killpg(run.pid, signal.SIGINT)
-    (said,) = finish(run, status=1)
+    (said,) = finish(run, status=75)
     assert "which is saved; the same command goes on" in said
     assert "Traceback" not in said
 

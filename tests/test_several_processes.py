@@ -1,6 +1,7 @@
 """Several processes are one run: the same batches, losses and updates, the same captions, the same features."""
 
 import json
+import time
 
 import jax
 import numpy as np
@@ -11,8 +12,10 @@ from capjax.model_directory import load_model_directory
 from capjax.train import train
 from tests.training_runs import (
     finish,
+    free_port,
     make_store,
     read_jsonl,
+    read_until,
     start_capjax,
     start_processes,
     tiny_config,
@@ -63,3 +66,30 @@ def test_both_of_two_processes_end_where_another_run_holds_the_workdir(store, tm
     assert "another process trains in" in first
     assert "process 0 could not begin in" in second
     assert "Traceback" not in first + second
+
+
+def test_a_process_that_is_killed_ends_the_others_in_bounded_time(store, tmp_path):
+    config_file = write_config_file(tmp_path / "config.py", store)
+    endless = ["--config.train.num_steps=1000000", "--config.train.log_every=10", "--config.eval.every=1000000"]
+    runs = start_processes("train", f"--config={config_file}", *endless, f"--workdir={tmp_path / 'run'}")
+    read_until(runs[0], "starting")
+    time.sleep(3)
+    runs[1].kill()
+    said = runs[0].communicate(timeout=90)[1]
+    assert runs[0].returncode != 0
+    assert "one has ended or cannot be reached" in said or "another task died" in said
+
+
+def test_an_error_of_one_process_ends_the_others_in_bounded_time(store, tmp_path):
+    """It used to wait for them, and they for it."""
+    config_file = write_config_file(tmp_path / "config.py", store)
+    together = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
+    command = ["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *together]
+    first = start_capjax(*command, "--process_id=0")
+    second = start_capjax(*command, "--process_id=1", f"--config.features.dir={tmp_path / 'vanished'}")
+    said = second.communicate(timeout=90)[1]
+    assert second.returncode == 1
+    assert "vanished" in said
+    assert "Traceback" not in said
+    first.communicate(timeout=90)
+    assert first.returncode != 0
