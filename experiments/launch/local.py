@@ -1,0 +1,106 @@
+"""Start a capjax job as several processes on this machine, and start it again when it was stopped or a process died.
+
+    python experiments/launch/local.py --num_processes=2 -- train --config=scenes --workdir=runs/scenes
+    python experiments/launch/local.py --num_processes=2 --devices=4 --restarts=5 -- train …   # 8 simulated devices
+
+What the processes say is printed with their number in front. A SIGTERM or Ctrl-C is passed on: they save the same step
+and the launcher ends with their status, 75. Without one, a job that ends with 75 (a process was told to stop) or in
+which a process died of a signal is started again, up to RESTARTS times; an error of its own, status 1, ends it.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+STOPPED = 75  # of a run that has saved its last step, `capjax.errors.Interrupted`
+PATIENCE = 60  # seconds that the others have to end by themselves when one has: JAX ends those that wait after 30
+
+
+def main() -> int:
+    """Run the job to its end; return its status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num_processes", type=int, default=2)
+    parser.add_argument("--devices", type=int, help="devices to simulate in each process, on CPUs")
+    parser.add_argument("--restarts", type=int, default=0, help="how often the job may be started again")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="of capjax, with its options")
+    args = parser.parse_args()
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        parser.error("expected a command of capjax behind --, such as: -- train --config=scenes --workdir=runs/scenes")
+
+    processes: list[subprocess.Popen] = []
+    asked_to_stop = threading.Event()
+
+    def pass_on(number: int, frame: object) -> None:
+        asked_to_stop.set()
+        if processes and processes[0].poll() is None:
+            processes[0].send_signal(signal.SIGTERM)  # it tells the others
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
+    for attempt in range(args.restarts + 1):
+        processes[:] = start(command, args.num_processes, args.devices)
+        statuses = wait(processes)
+        again = STOPPED in statuses or min(statuses) < 0
+        if asked_to_stop.is_set() or not again or attempt == args.restarts:
+            break
+        print(f"launch: ended with {statuses}, starting again ({attempt + 1} of {args.restarts})", flush=True)
+    return next((abs(status) for status in statuses if status), 0)
+
+
+def start(command: list[str], num_processes: int, devices: int | None) -> list[subprocess.Popen]:
+    """Start all processes, out of reach of the terminal's Ctrl-C, which the launcher passes on once."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    if devices:
+        environment["JAX_NUM_CPU_DEVICES"] = str(devices)
+    together = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={num_processes}"]
+    processes = []
+    for i in range(num_processes):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "capjax", *command, *together, f"--process_id={i}"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            process_group=0,
+        )
+        threading.Thread(target=show, args=(process, i), daemon=True).start()
+        processes.append(process)
+    return processes
+
+
+def show(process: subprocess.Popen, number: int) -> None:
+    """Print what a process says."""
+    for line in process.stdout:
+        print(f"[{number}] {line}", end="", flush=True)
+
+
+def wait(processes: list[subprocess.Popen]) -> list[int]:
+    """Wait for all; when one has ended badly, kill those that do not end in time. Return their statuses."""
+    deadline = None
+    while any(process.poll() is None for process in processes):
+        if deadline is None and any(process.returncode not in (None, 0) for process in processes):
+            deadline = time.monotonic() + PATIENCE
+        if deadline and time.monotonic() > deadline:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+        time.sleep(0.1)
+    return [process.returncode for process in processes]
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The launchers: the local one for real, the others' syntax."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+
+from tests.training_runs import make_store, read_jsonl, read_newest, write_config_file
+
+LAUNCH = pathlib.Path(__file__).parent.parent / "experiments" / "launch"
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    root = tmp_path_factory.mktemp("launch")
+    make_store(root / "store", num_images=22)
+    return write_config_file(root / "config.py", root / "store")
+
+
+def launch(config_file, workdir, *options, num_processes=2, restarts=0):
+    command = [sys.executable, str(LAUNCH / "local.py"), f"--num_processes={num_processes}", "--devices=2"]
+    command += [f"--restarts={restarts}", "--", "train", f"--config={config_file}", f"--workdir={workdir}", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def read_until(run, words):
+    for line in run.stdout:
+        if words in line:
+            return
+    raise AssertionError(f"it ended without saying {words!r}")
+
+
+def test_four_processes_of_two_devices_finish(config_file, tmp_path):
+    said, _ = (run := launch(config_file, tmp_path / "run", num_processes=4)).communicate(timeout=180)
+    assert run.returncode == 0, said
+    assert "8 cpu device(s) in 4 process(es)" in said
+    assert read_newest(tmp_path / "run" / "checkpoints")["step"] == 12
+
+
+def test_a_stop_is_passed_on_and_the_same_command_goes_on(config_file, tmp_path):
+    options = ["--config.train.num_steps=100000", "--config.train.log_every=1", "--config.eval.every=100000"]
+    run = launch(config_file, tmp_path / "run", *options)
+    read_until(run, "starting")
+    log = tmp_path / "run" / "metrics.jsonl"
+    while not (log.exists() and read_jsonl(log)):
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 75, said
+    assert "[0] capjax: error: interrupted after step" in said
+    assert "[1] capjax: error: interrupted after step" in said
+
+
+def test_a_job_with_a_killed_process_is_started_again_and_finishes(config_file, tmp_path):
+    options = ["--config.train.num_steps=400", "--config.train.checkpoint_every=20", "--config.eval.every=1000"]
+    run = launch(config_file, tmp_path / "run", *options, restarts=1)
+    read_until(run, "starting")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    while not any(path.name.isdigit() for path in checkpoints.glob("*")):
+        time.sleep(0.05)
+    victim = max(psutil.Process(run.pid).children(), key=lambda process: process.cmdline()[-1])
+    assert victim.cmdline()[-1] == "--process_id=1"
+    victim.kill()
+    said, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, said
+    assert "starting again (1 of 1)" in said
+    assert "resuming" in said
+    assert read_newest(checkpoints)["step"] == 400
+
+
+def test_an_error_is_not_tried_again(config_file, tmp_path):
+    run = launch(config_file, tmp_path / "run", "--config.train.num_steps=0", restarts=3)
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert "expected train.num_steps of at least 1, got 0" in said
+    assert "starting again" not in said
+
+
+@pytest.mark.parametrize("script", ["slurm.sh", "tpu_pod.sh"])
+def test_shell_scripts_are_valid(script):
+    subprocess.run(["bash", "-n", str(LAUNCH / script)], check=True)
+
+
+def test_the_kubernetes_job_is_consistent():
+    service, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    template, hosts = job["spec"]["template"]["spec"], job["spec"]["completions"]
+    (container,) = template["containers"]
+    assert job["spec"]["parallelism"] == hosts
+    assert f"--num_processes={hosts}" in container["args"][0]
+    assert template["subdomain"] == service["metadata"]["name"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in template["volumes"]}
+    codes = [
+        rule["onExitCodes"]["values"] for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule
+    ]
+    assert codes == [[75]]
