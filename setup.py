@@ -60,6 +60,8 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "pillow-heif>=0.18",
+            "psutil>=5.9",
+            "pyyaml>=6",
             "beartype>=0.20",
             "keras>=3.8",
             "torch==2.13.0",

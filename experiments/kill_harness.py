@@ -1,0 +1,173 @@
+"""Kill a training run at random moments, again and again, and compare it with one that nobody touched.
+
+    python experiments/kill_harness.py --kills=100 --out=experiments/results/survival.md
+    python experiments/kill_harness.py --kills=20 --processes=2 --devices=2
+
+Trains the recipe `scenes` from features for a few hundred steps, saving every few. The run is killed with SIGKILL after
+a random time, in the middle of a save as well as anywhere else; started again, it must go on, at most as many steps
+back as lie between two saves, until it has been killed so often; then it may finish. Of several processes a random one
+is killed, and the launcher (`experiments/launch/local.py`) is left to notice. In the end parameters, optimiser and kept
+model must equal those of the undisturbed run bit for bit.
+"""
+
+import argparse
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import psutil
+from tqdm import tqdm
+
+from capjax.model_directory import load_model_directory
+
+LAUNCHER = pathlib.Path(__file__).parent / "launch" / "local.py"
+
+
+class Run:
+    """A run in a workdir, in one process or several."""
+
+    def __init__(self, folder: pathlib.Path, name: str, args: argparse.Namespace) -> None:
+        """Say how it is started."""
+        self.workdir = folder / name
+        self._log = folder / f"{name}.log"
+        saving = max(1, args.steps // 40)
+        command = ["train", "--config=scenes", f"--workdir={self.workdir}", f"--config.train.num_steps={args.steps}"]
+        command += [f"--config.dataset.data_dir={folder / 'data'}", f"--config.features.dir={folder / 'features'}"]
+        command += [f"--config.train.checkpoint_every={saving}", f"--config.eval.every={max(1, args.steps // 4)}"]
+        command += ["--config.train.log_every=10", "--config.eval.max_images=64", "--config.eval.batch_size=64"]
+        self._command = [sys.executable, "-m", "capjax", *command]
+        if args.processes > 1:
+            launcher = [sys.executable, str(LAUNCHER), f"--num_processes={args.processes}", f"--devices={args.devices}"]
+            self._command = [*launcher, "--", *command]
+
+    def start(self) -> subprocess.Popen:
+        """Start it, or go on with it."""
+        with open(self._log, "a") as log:
+            return subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
+
+    def finish(self) -> None:
+        """Let it run to its end."""
+        if self.start().wait():
+            sys.exit(f"{self.workdir} did not finish:\n{self._log.read_text()[-3000:]}")
+
+    def saved_step(self) -> int:
+        """Return the newest step that is saved."""
+        return max((int(p.name) for p in (self.workdir / "checkpoints").glob("*") if p.name.isdigit()), default=0)
+
+    def state(self) -> dict:
+        """Read the last checkpoint."""
+        path = (self.workdir / "checkpoints" / str(self.saved_step()) / "state").absolute()
+        checkpointer, here = ocp.StandardCheckpointer(), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = checkpointer.metadata(path).item_metadata.tree
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+        return jax.device_get(checkpointer.restore(path, like))
+
+
+def trainers(run: subprocess.Popen) -> list[psutil.Process]:
+    """List the processes that train."""
+    try:
+        launcher = psutil.Process(run.pid)
+        if str(LAUNCHER) not in launcher.cmdline():
+            return [launcher]
+        return [process for process in launcher.children() if "capjax" in process.cmdline()]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill(run: subprocess.Popen, checkpoints: pathlib.Path, chance: random.Random) -> str | None:
+    """Kill one process of a run; wait for what is left of it. Return what went on, or None if it had ended before."""
+    victims = trainers(run)
+    if run.poll() is not None or not victims:
+        return None
+    try:
+        chance.choice(victims).send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        return None
+    run.wait(timeout=120)
+    return "saving" if any(checkpoints.glob("*.orbax-checkpoint-tmp*")) else "training"
+
+
+def main() -> None:
+    """Run the harness."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--devices", type=int, default=1, help="simulated devices of each of several processes")
+    parser.add_argument("--longest", type=float, default=8.0, help="seconds of training before a kill, at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=pathlib.Path, help="where data and runs go; a temporary one by default")
+    parser.add_argument("--out", type=pathlib.Path, help="a file, to which a row is appended")
+    args = parser.parse_args()
+    folder = args.folder or pathlib.Path(tempfile.mkdtemp(prefix="kill_harness_"))
+    capjax = [sys.executable, "-m", "capjax"]
+    data, features = f"{folder / 'data'}", f"{folder / 'features'}"
+    subprocess.run([*capjax, "data", "prepare", "scenes", f"--data_dir={data}"], check=True, capture_output=True)
+    command = ["features", "--config=scenes", f"--config.dataset.data_dir={data}", f"--config.features.dir={features}"]
+    subprocess.run([*capjax, *command], check=True, capture_output=True)
+
+    whole, killed = Run(folder, "whole", args), Run(folder, "killed", args)
+    whole.finish()
+    chance, kills, while_saving, before_saved, lost = random.Random(args.seed), 0, 0, 0, 0
+    started, finished_early = time.perf_counter(), 0
+    with tqdm(total=args.kills) as bar:
+        while kills < args.kills:
+            step = killed.saved_step()
+            if step >= args.steps:  # begin again, to be killed on
+                shutil.rmtree(killed.workdir)
+                finished_early += 1
+                continue
+            run = killed.start()
+            begun = killed.workdir / "checkpoints"
+            while run.poll() is None and not begun.is_dir():
+                time.sleep(0.05)
+            # From the middle of setting up to some seconds of training.
+            time.sleep(chance.uniform(2.0, 6.0 + args.longest))
+            what = kill(run, begun, chance)
+            if what is None:
+                if run.wait():
+                    sys.exit(f"a run ended with {run.returncode} by itself, see {folder / 'killed.log'}")
+                continue
+            kills += 1
+            while_saving += what == "saving"
+            now = killed.saved_step()
+            before_saved += now == step
+            if now < step:
+                lost += 1
+            bar.update()
+            bar.set_postfix(step=now)
+    killed.finish()
+    seconds = time.perf_counter() - started
+
+    states = whole.state(), killed.state()
+    models = [load_model_directory(run.workdir / "model").variables for run in (whole, killed)]
+    equal = [
+        jax.tree.structure(a) == jax.tree.structure(b)
+        and all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+        for a, b in (states, models)
+    ]
+    row = (
+        f"| {args.processes} × {args.devices} | {args.steps} | {kills} | {while_saving} | {before_saved} | {lost} | "
+        f"{finished_early + 1} | {'equal' if equal[0] else 'DIFFERENT'} | {'equal' if equal[1] else 'DIFFERENT'} | "
+        f"{seconds / 60:.0f} |"
+    )
+    print(row)
+    if args.out:
+        with open(args.out, "a") as file:
+            file.write(row + "\n")
+    if not all(equal) or lost:
+        sys.exit(f"the runs differ, see {folder}")
+    if args.folder is None:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
