@@ -4,21 +4,26 @@
     python experiments/kill_harness.py --kills=20 --processes=2 --devices=2
 
 Trains the recipe `scenes` from features for a few hundred steps, saving every few. The run is killed with SIGKILL after
-a random time, in the middle of a save as well as anywhere else; started again, it must go on, at most as many steps
-back as lie between two saves, until it has been killed so often; then it may finish. Of several processes a random one
-is killed, and the launcher (`experiments/launch/local.py`) is left to notice. In the end parameters, optimiser and kept
-model must equal those of the undisturbed run bit for bit.
+a random time, in the middle of a save as well as anywhere else; started again, it must go on from the newest step that
+was saved, none of which may get lost. Whenever it comes to its end, parameters, optimiser and kept model must equal
+those of an undisturbed run bit for bit, and it begins anew, until there were so many kills. Of several processes a
+random one is killed, and the launcher (`experiments/launch/local.py`) is left to notice.
+
+The row has processes × devices, steps of the run, kills, those during a save and those before the next save was done,
+runs that came to their end and were compared, the outcome, and minutes.
 """
 
 import argparse
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 
 import jax
 import numpy as np
@@ -37,6 +42,7 @@ class Run:
     def __init__(self, folder: pathlib.Path, name: str, args: argparse.Namespace) -> None:
         """Say how it is started."""
         self.workdir = folder / name
+        self.checkpoints = self.workdir / "checkpoints"
         self._log = folder / f"{name}.log"
         saving = max(1, args.steps // 40)
         command = ["train", "--config=scenes", f"--workdir={self.workdir}", f"--config.train.num_steps={args.steps}"]
@@ -50,7 +56,7 @@ class Run:
 
     def start(self) -> subprocess.Popen:
         """Start it, or go on with it."""
-        with open(self._log, "a") as log:
+        with open(self._log, "w") as log:
             return subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
 
     def finish(self) -> None:
@@ -60,11 +66,16 @@ class Run:
 
     def saved_step(self) -> int:
         """Return the newest step that is saved."""
-        return max((int(p.name) for p in (self.workdir / "checkpoints").glob("*") if p.name.isdigit()), default=0)
+        return max((int(path.name) for path in self.checkpoints.glob("*") if path.name.isdigit()), default=0)
+
+    def resumed_step(self) -> int | None:
+        """Return the step that the run says it goes on from, None where it did not come so far."""
+        said = re.search(r"resuming .* from step (\d+)", self._log.read_text())
+        return int(said[1]) if said else None
 
     def state(self) -> dict:
         """Read the last checkpoint."""
-        path = (self.workdir / "checkpoints" / str(self.saved_step()) / "state").absolute()
+        path = (self.checkpoints / str(self.saved_step()) / "state").absolute()
         checkpointer, here = ocp.StandardCheckpointer(), jax.sharding.SingleDeviceSharding(jax.devices()[0])
         like = checkpointer.metadata(path).item_metadata.tree
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
@@ -116,57 +127,49 @@ def main() -> None:
 
     whole, killed = Run(folder, "whole", args), Run(folder, "killed", args)
     whole.finish()
-    chance, kills, while_saving, before_saved, lost = random.Random(args.seed), 0, 0, 0, 0
-    started, finished_early = time.perf_counter(), 0
+    chance, count = random.Random(args.seed), Counter[str]()
+    start = time.perf_counter()
     with tqdm(total=args.kills) as bar:
-        while kills < args.kills:
-            step = killed.saved_step()
-            if step >= args.steps:  # begin again, to be killed on
-                shutil.rmtree(killed.workdir)
-                finished_early += 1
-                continue
+        while count["kills"] < args.kills:
+            saved = killed.saved_step()
             run = killed.start()
-            begun = killed.workdir / "checkpoints"
-            while run.poll() is None and not begun.is_dir():
+            while run.poll() is None and not killed.checkpoints.is_dir():
                 time.sleep(0.05)
             # From the middle of setting up to some seconds of training.
             time.sleep(chance.uniform(2.0, 6.0 + args.longest))
-            what = kill(run, begun, chance)
-            if what is None:
-                if run.wait():
-                    sys.exit(f"a run ended with {run.returncode} by itself, see {folder / 'killed.log'}")
+            what = kill(run, killed.checkpoints, chance)
+            if saved and killed.resumed_step() not in (None, saved):
+                sys.exit(f"a run with step {saved} saved went on from step {killed.resumed_step()}")
+            if killed.saved_step() < saved:
+                sys.exit(f"step {saved} was saved, and is gone: {sorted(killed.checkpoints.iterdir())}")
+            if what is None:  # it has finished: compare it, and begin again
+                compare(whole, killed)
+                count["runs"] += 1
+                shutil.rmtree(killed.workdir)
                 continue
-            kills += 1
-            while_saving += what == "saving"
-            now = killed.saved_step()
-            before_saved += now == step
-            if now < step:
-                lost += 1
+            count.update({"kills": 1, what: 1, "before the next save": int(killed.saved_step() == saved)})
             bar.update()
-            bar.set_postfix(step=now)
     killed.finish()
-    seconds = time.perf_counter() - started
-
-    states = whole.state(), killed.state()
-    models = [load_model_directory(run.workdir / "model").variables for run in (whole, killed)]
-    equal = [
-        jax.tree.structure(a) == jax.tree.structure(b)
-        and all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-        for a, b in (states, models)
-    ]
-    row = (
-        f"| {args.processes} × {args.devices} | {args.steps} | {kills} | {while_saving} | {before_saved} | {lost} | "
-        f"{finished_early + 1} | {'equal' if equal[0] else 'DIFFERENT'} | {'equal' if equal[1] else 'DIFFERENT'} | "
-        f"{seconds / 60:.0f} |"
-    )
+    compare(whole, killed)
+    minutes = (time.perf_counter() - start) / 60
+    row = [f"{args.processes} × {args.devices}", args.steps, count["kills"], count["saving"]]
+    row += [count["before the next save"], count["runs"] + 1, "equal", f"{minutes:.0f}"]
+    row = f"| {' | '.join(map(str, row))} |"
     print(row)
     if args.out:
         with open(args.out, "a") as file:
             file.write(row + "\n")
-    if not all(equal) or lost:
-        sys.exit(f"the runs differ, see {folder}")
     if args.folder is None:
         shutil.rmtree(folder)
+
+
+def compare(whole: Run, killed: Run) -> None:
+    """End the program unless state and kept model are equal bit for bit."""
+    models = [load_model_directory(run.workdir / "model").variables for run in (whole, killed)]
+    for what, (a, b) in {"state": (whole.state(), killed.state()), "model": models}.items():
+        same = jax.tree.structure(a) == jax.tree.structure(b)
+        if not same or not all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b))):
+            sys.exit(f"the {what} of {killed.workdir} differs from that of {whole.workdir}")
 
 
 if __name__ == "__main__":
