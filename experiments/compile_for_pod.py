@@ -1,10 +1,14 @@
-"""Compile the recipes' steps for TPUs that this machine does not have, and tell what they would take there.
+"""Compile the recipes' steps for TPUs and GPUs that this machine does not have, and tell what they would take there.
 
     pip install '.[tpu]'
-    python experiments/compile_for_pod.py --out=experiments/results/tpu.md
+    python experiments/compile_for_pod.py --out=experiments/results/pods.md
     python experiments/compile_for_pod.py --recipes coco_up_down --topologies v5e:16x16 --model_parallel 1 4
 
-XLA's compiler for TPUs comes with `libtpu` and needs no TPU. Each step (training, reinforcement, feature extraction,
+    pip install '.[gpu]'      # in an environment of its own: on a machine without a GPU, JAX then complains at every start
+    python experiments/compile_for_pod.py --topologies h100:1x8 h100:32x8
+
+XLA's compiler for TPUs comes with `libtpu` and needs no TPU; that for GPUs comes with `jax-cuda12-plugin` and needs no
+GPU but a description of one (kernels are then not tuned by trying them). Each step (training, reinforcement, feature extraction,
 decoding) is lowered for shapes alone and compiled for a topology; the table has what the compiler says of it: memory a
 device, arguments included, against what the chip has, the collectives of the program with the bytes that a device gives
 to them a step, and the largest batch that fits.
@@ -20,6 +24,7 @@ import os
 # The compiler asks neither a metadata server nor a device, and several processes may use it.
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
 os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_STDERR_LOG_LEVEL": "3"}
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
 
 import argparse
 import importlib.metadata
@@ -60,9 +65,33 @@ TOPOLOGIES = ("v5e:2x4", "v5e:16x16", "v6e:2x4", "v6e:16x16")
 NUM_WORDS = 8_769  # COCO's vocabulary at five occurrences
 NUM_NGRAMS = (25_000, 400_000, 1_400_000, 2_400_000)  # of COCO's training captions, one to four words, rounded up
 NUM_REFERENCES, REFERENCE_LENGTH = 7, 50
-GIGABYTES = {"TPU v5 lite": 16, "TPU v6 lite": 32, "TPU v5": 95}  # Google Cloud's documentation of each chip
+GIGABYTES = {"v5e": 16, "v6e": 32, "v5p": 95, "h100": 80}  # of a chip, from Google's and NVIDIA's documentation
+# What XLA asks of a GPU that it compiles for; the figures are those of NVIDIA's Hopper architecture white paper.
+H100 = """
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info { major: 9 minor: 10 patch: 2 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 minor: 0 }
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84978434048
+}
+"""
 DTYPE_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+
+
+def devices_of(topology: str) -> list[Any]:
+    """Describe the devices of a topology: `v5e:2x4`, or for GPUs machines × those in each, `h100:32x8`."""
+    chip, _, shape = topology.partition(":")
+    if chip == "h100":
+        options = {"platform": "cuda", "target_config": H100, "topology": f"1x{shape}"}
+        return topologies.get_topology_desc(topology, **options).devices
+    return topologies.get_topology_desc(topology, platform="tpu").devices
 
 
 class Step(NamedTuple):
@@ -175,11 +204,12 @@ def reward_tables(vocab_size: int) -> RewardTables:
     return RewardTables(trie, words, jax.ShapeDtypeStruct((vocab_size,), jnp.bool_))
 
 
-def compile_step(step: Step, per_device: int, num_devices: int) -> Compiled:
+def compile_step(step: Step, per_device: int, mesh: Mesh) -> Compiled:
     """Compile a step for so many captions, or images, a device."""
+    platform = "tpu" if mesh.devices.flat[0].platform == "tpu" else "cuda"
     traced = step.program.trace(*step.arguments(per_device))
     start = time.perf_counter()
-    compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+    compiled = traced.lower(lowering_platforms=(platform,)).compile()
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -188,7 +218,7 @@ def compile_step(step: Step, per_device: int, num_devices: int) -> Compiled:
         seconds,
         memory.argument_size_in_bytes,
         held + memory.temp_size_in_bytes,
-        operations_of(traced.jaxpr.jaxpr) / num_devices,
+        operations_of(traced.jaxpr.jaxpr) / mesh.size,
         collectives,
         collective_bytes,
     )
@@ -244,17 +274,17 @@ def trip_counts(hlo: str) -> dict[str, int]:
     return {match[1]: int(match[2]) for match in found}
 
 
-def largest_batch(step: Step, num_devices: int, capacity: float) -> int:
+def largest_batch(step: Step, mesh: Mesh, capacity: float) -> int:
     """Return the largest power of two of captions, or images, a device that compiles and fits.
 
     Memory grows about in proportion to the batch, which tells where to begin to try.
     """
-    few, many = (compile_step(step, n, num_devices).peak_bytes for n in (256, 1024))
+    few, many = (compile_step(step, n, mesh).peak_bytes for n in (256, 1024))
     fitting = 256 + (capacity - few) / max(1.0, (many - few) / 768)
     per_device = 2 ** int(math.log2(max(1.0, fitting)))
     while per_device > 1:
         try:
-            if compile_step(step, per_device, num_devices).peak_bytes <= capacity:
+            if compile_step(step, per_device, mesh).peak_bytes <= capacity:
                 break
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -267,17 +297,20 @@ def main() -> None:
     """Compile, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
-    parser.add_argument("--topologies", nargs="+", default=list(TOPOLOGIES), help="such as v5e:2x4 or v6e:16x16")
+    parser.add_argument(
+        "--topologies", nargs="+", default=list(TOPOLOGIES), help="such as v5e:2x4, v6e:16x16 or h100:32x8"
+    )
     parser.add_argument("--model_parallel", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", nargs="+", default=["training", "reinforcement", "feature", "decoding"])
     parser.add_argument("--per_device", type=int, default=64, help="captions, or images, of a device")
     parser.add_argument("--largest", action="store_true", help="find the largest batch as well, but for decoding")
     parser.add_argument("--out", type=pathlib.Path, help="a file, to which a table is appended")
     args = parser.parse_args()
+    package = "jax-cuda12-plugin" if "h100" in args.topologies[0] else "libtpu"
+    compiler = f"{package} {importlib.metadata.version(package)}"
     lines = [
         "",
-        f"jax {jax.__version__}, libtpu {importlib.metadata.version('libtpu')}; {args.per_device} captions or images a "
-        "device.",
+        f"jax {jax.__version__}, {compiler}; {args.per_device} captions or images a device.",
         "",
         "| recipe | step | topology | data × model | GFLOP | memory, MB (of the chip's) | arguments, MB | collectives "
         "| MB in them | largest batch a device | compiled in, s |",
@@ -287,8 +320,8 @@ def main() -> None:
     extracted: set[tuple] = set()
     combinations = [(r, t, m) for r in args.recipes for t in args.topologies for m in args.model_parallel]
     for recipe, topology, model_parallel in tqdm(combinations, file=sys.stderr):
-        devices = topologies.get_topology_desc(topology, platform="tpu").devices
-        capacity = 1e9 * GIGABYTES[devices[0].device_kind]
+        devices = devices_of(topology)
+        capacity = 1e9 * GIGABYTES[topology.split(":")[0]]
         mesh = Mesh(np.asarray(devices).reshape(-1, model_parallel), (DATA_AXIS, MODEL_AXIS))
         config = load_config(recipe, ["train.dtype=bfloat16", "encoder.dtype=bfloat16"])
         encoder = EncoderConfig(grid_side=config.encoder.grid_side)
@@ -298,10 +331,10 @@ def main() -> None:
                 continue
             if step.name == "feature extraction":
                 extracted.add(extraction)
-            compiled = compile_step(step, args.per_device, mesh.size)
+            compiled = compile_step(step, args.per_device, mesh)
             largest = "–"
             if args.largest and "decoding" not in step.name:
-                largest = f"{largest_batch(step, mesh.size, capacity):,}"
+                largest = f"{largest_batch(step, mesh, capacity):,}"
             kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(compiled.collectives.items())) or "none"
             cells = [recipe, step.name, topology, f"{mesh.shape[DATA_AXIS]} × {model_parallel}"]
             cells += [f"{compiled.operations / 1e9:,.1f}"]
