@@ -4,14 +4,14 @@
     python experiments/compile_for_pod.py --out=experiments/results/pods.md
     python experiments/compile_for_pod.py --recipes coco_up_down --topologies v5e:16x16 --model_parallel 1 4
 
-    pip install '.[gpu]'      # in an environment of its own: on a machine without a GPU, JAX then complains at every start
+    pip install '.[gpu]'      # in an environment of its own: without a GPU, JAX then complains at every start
     python experiments/compile_for_pod.py --topologies h100:1x8 h100:32x8
 
 XLA's compiler for TPUs comes with `libtpu` and needs no TPU; that for GPUs comes with `jax-cuda12-plugin` and needs no
-GPU but a description of one (kernels are then not tuned by trying them). Each step (training, reinforcement, feature extraction,
-decoding) is lowered for shapes alone and compiled for a topology; the table has what the compiler says of it: memory a
-device, arguments included, against what the chip has, the collectives of the program with the bytes that a device gives
-to them a step, and the largest batch that fits.
+GPU but a description of one (kernels are then not tuned by trying them). Each step (training, reinforcement, feature
+extraction, decoding) is lowered for shapes alone and compiled for a topology; the table has what the compiler says of
+it: memory a device, arguments included, against what the chip has, the collectives of the program with the bytes that a
+device gives to them a step, and the largest batch that fits.
 
 Vocabulary and references are of COCO's size, decoders and encoder compute in bfloat16. Floating-point operations are
 those of the matrix products and convolutions of the traced program. What stands in a loop, collectives too, counts as
