@@ -2,14 +2,15 @@
 
     python experiments/kill_harness.py --kills=100 --out=experiments/results/survival.md
     python experiments/kill_harness.py --kills=20 --processes=2 --devices=2
+    python experiments/kill_harness.py --kills=10 --config=flickr8k:imported --data_dir=DATA --features_dir=FEATURES
 
-Trains the recipe `scenes` from features for a few hundred steps, saving every few. The run is killed with SIGKILL after
+Trains a recipe from features, unless told otherwise `scenes`, for a few hundred steps, saving every few. The run is killed with SIGKILL after
 a random time, in the middle of a save as well as anywhere else; started again, it must go on from the newest step that
 was saved, none of which may get lost. Whenever it comes to its end, parameters, optimiser and kept model must equal
 those of an undisturbed run bit for bit, and it begins anew, until there were so many kills. Of several processes a
 random one is killed, and the launcher (`experiments/launch/local.py`) is left to notice.
 
-The row has processes × devices, steps of the run, kills, those during a save and those before the next save was done,
+The row has recipe, processes × devices, steps of the run, kills, those during a save and those before the next save was done,
 runs that came to their end and were compared, the outcome, and minutes.
 """
 
@@ -45,8 +46,9 @@ class Run:
         self.checkpoints = self.workdir / "checkpoints"
         self._log = folder / f"{name}.log"
         saving = max(1, args.steps // 40)
-        command = ["train", "--config=scenes", f"--workdir={self.workdir}", f"--config.train.num_steps={args.steps}"]
-        command += [f"--config.dataset.data_dir={folder / 'data'}", f"--config.features.dir={folder / 'features'}"]
+        command = ["train", f"--config={args.config}", f"--config.train.num_steps={args.steps}"]
+        command += [f"--workdir={self.workdir}", f"--config.dataset.data_dir={args.data_dir}"]
+        command += [f"--config.features.dir={args.features_dir}"]
         command += [f"--config.train.checkpoint_every={saving}", f"--config.eval.every={max(1, args.steps // 4)}"]
         command += ["--config.train.log_every=10", "--config.eval.max_images=64", "--config.eval.batch_size=64"]
         self._command = [sys.executable, "-m", "capjax", *command]
@@ -82,6 +84,16 @@ class Run:
         return jax.device_get(checkpointer.restore(path, like))
 
 
+def prepare_scenes(args: argparse.Namespace, folder: pathlib.Path) -> None:
+    """Render the pictures and compute their features."""
+    args.data_dir, args.features_dir = folder / "data", folder / "features"
+    capjax = [sys.executable, "-m", "capjax"]
+    command = ["data", "prepare", "scenes", f"--data_dir={args.data_dir}"]
+    subprocess.run([*capjax, *command], check=True, capture_output=True)
+    command = ["features", "--config=scenes", f"--config.features.dir={args.features_dir}"]
+    subprocess.run([*capjax, *command, f"--config.dataset.data_dir={args.data_dir}"], check=True, capture_output=True)
+
+
 def trainers(run: subprocess.Popen) -> list[psutil.Process]:
     """List the processes that train."""
     try:
@@ -111,6 +123,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--config", default="scenes", help="a recipe that trains from features")
+    parser.add_argument("--data_dir", type=pathlib.Path, help="where its data lies; scenes are made")
+    parser.add_argument("--features_dir", type=pathlib.Path, help="where its features lie")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--devices", type=int, default=1, help="simulated devices of each of several processes")
     parser.add_argument("--longest", type=float, default=8.0, help="seconds of training before a kill, at most")
@@ -119,11 +134,8 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="a file, to which a row is appended")
     args = parser.parse_args()
     folder = args.folder or pathlib.Path(tempfile.mkdtemp(prefix="kill_harness_"))
-    capjax = [sys.executable, "-m", "capjax"]
-    data, features = f"{folder / 'data'}", f"{folder / 'features'}"
-    subprocess.run([*capjax, "data", "prepare", "scenes", f"--data_dir={data}"], check=True, capture_output=True)
-    command = ["features", "--config=scenes", f"--config.dataset.data_dir={data}", f"--config.features.dir={features}"]
-    subprocess.run([*capjax, *command], check=True, capture_output=True)
+    if args.config == "scenes":
+        prepare_scenes(args, folder)
 
     whole, killed = Run(folder, "whole", args), Run(folder, "killed", args)
     whole.finish()
@@ -152,7 +164,7 @@ def main() -> None:
     killed.finish()
     compare(whole, killed)
     minutes = (time.perf_counter() - start) / 60
-    row = [f"{args.processes} × {args.devices}", args.steps, count["kills"], count["saving"]]
+    row = [args.config, f"{args.processes} × {args.devices}", args.steps, count["kills"], count["saving"]]
     row += [count["before the next save"], count["runs"] + 1, "equal", f"{minutes:.0f}"]
     row = f"| {' | '.join(map(str, row))} |"
     print(row)
