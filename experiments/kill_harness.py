@@ -4,14 +4,14 @@
     python experiments/kill_harness.py --kills=20 --processes=2 --devices=2
     python experiments/kill_harness.py --kills=10 --config=flickr8k:imported --data_dir=DATA --features_dir=FEATURES
 
-Trains a recipe from features, unless told otherwise `scenes`, for a few hundred steps, saving every few. The run is killed with SIGKILL after
-a random time, in the middle of a save as well as anywhere else; started again, it must go on from the newest step that
-was saved, none of which may get lost. Whenever it comes to its end, parameters, optimiser and kept model must equal
-those of an undisturbed run bit for bit, and it begins anew, until there were so many kills. Of several processes a
-random one is killed, and the launcher (`experiments/launch/local.py`) is left to notice.
+Trains a recipe from features, unless told otherwise `scenes`, for a few hundred steps, saving every few. The run is
+killed with SIGKILL after a random time, in the middle of a save as well as anywhere else; started again, it must go on
+from the newest step that was saved, none of which may get lost. Whenever it comes to its end, parameters, optimiser and
+kept model must equal those of an undisturbed run bit for bit, and it begins anew, until there were so many kills. Of
+several processes a random one is killed, and the launcher (`experiments/launch/local.py`) is left to notice.
 
-The row has recipe, processes × devices, steps of the run, kills, those during a save and those before the next save was done,
-runs that came to their end and were compared, the outcome, and minutes.
+The row has recipe, processes × devices, steps of the run, kills, those during a save and those before the next save was
+done, runs that came to their end and were compared, the outcome, and minutes.
 """
 
 import argparse
