@@ -13,10 +13,13 @@ Every file appears whole or not at all, so a shard that exists is complete: an i
 missing ones. Which process writes which shard depends on their numbers alone, not on what is there already.
 """
 
+import functools
 import io
 import json
+import math
 import os
 import pathlib
+import resource
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -123,7 +126,7 @@ class FeatureStore:
 
     def shards(self, split: str) -> list[range]:
         """List all row ranges, on disk or not."""
-        num_rows = len(self.records(split))
+        num_rows = self.num_rows(split)
         return [range(i, min(i + ROWS_PER_SHARD, num_rows)) for i in range(0, num_rows, ROWS_PER_SHARD)]
 
     def has_shard(self, split: str, rows: range) -> bool:
@@ -162,14 +165,26 @@ class FeatureStore:
         Raises:
             CapjaxError: if the store has no such split.
         """
+        with open(self._captions(split), encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        return [CaptionRecord(row["image_id"], row["file_name"], tuple(row["captions"])) for row in rows]
+
+    def num_rows(self, split: str) -> int:
+        """Count the images of a split, without reading their captions.
+
+        Raises:
+            CapjaxError: if the store has no such split.
+        """
+        with open(self._captions(split), "rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 24), b""))
+
+    def _captions(self, split: str) -> pathlib.Path:
         path = self.path / split / "captions.jsonl"
         if not path.exists():
             raise CapjaxError(
                 f"expected a split out of {list(self.splits)} in the feature store {self.path}, got {split!r}"
             )
-        with open(path, encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        return [CaptionRecord(row["image_id"], row["file_name"], tuple(row["captions"])) for row in rows]
+        return path
 
     def features(self, split: str, grid: bool = False) -> "FeatureRows":
         """Open the rows of a complete split for random access.
@@ -179,9 +194,9 @@ class FeatureStore:
             grid: read grid features beside the pooled ones.
 
         Raises:
-            CapjaxError: if rows are missing, or grid features are wanted and were not stored.
+            CapjaxError: if rows are missing or damaged, or grid features are wanted and were not stored.
         """
-        num_rows = len(self.records(split))
+        num_rows = self.num_rows(split)
         missing = self.missing_shards(split)
         if missing:
             raise CapjaxError(
@@ -190,9 +205,22 @@ class FeatureStore:
             )
         if grid and not self.num_positions:
             raise CapjaxError(f"expected grid features in {self.path}, it holds pooled ones only; extract with grid")
-        starts = range(0, num_rows, ROWS_PER_SHARD)
         names = self._names if grid else ("pooled",)
+        for rows in self.shards(split):
+            for name in names:
+                path, expected = self._shard(split, name, rows.start), self._shard_bytes(name, len(rows))
+                if path.stat().st_size != expected:
+                    raise CapjaxError(
+                        f"expected {expected:,} bytes in {path}, got {path.stat().st_size:,}: it is damaged; delete it "
+                        "and run capjax features again"
+                    )
+        starts = range(0, num_rows, ROWS_PER_SHARD)
         return FeatureRows({n: [self._shard(split, n, start) for start in starts] for n in names}, num_rows)
+
+    def _shard_bytes(self, name: str, num_rows: int) -> int:
+        """Return the size of a shard's file of an array."""
+        positions = (self.num_positions,) if name == "grid" else ()
+        return _npy_bytes((num_rows, *positions, self.feature_size), self._dtype_of(name))
 
     def _shard(self, split: str, name: str, start: int) -> pathlib.Path:
         return self.path / split / f"{name}-{start // ROWS_PER_SHARD:05d}.npy"
@@ -202,38 +230,52 @@ class FeatureRows:
     """Random access to features: `rows[i]` is `Features` of one image, float32 [F] and [P, F] or None."""
 
     def __init__(self, paths: Mapping[str, Sequence[pathlib.Path]], num_rows: int) -> None:
-        """Map the shard files into memory; their pages are read when rows are."""
+        """Take the shard files, each of which is mapped into memory when a row of it is first read."""
         self._paths = {name: list(files) for name, files in paths.items()}
         self._num_rows = num_rows
-        self._map()
-
-    def _map(self) -> None:
-        try:
-            self._shards = {n: [np.load(file, mmap_mode="r") for file in files] for n, files in self._paths.items()}
-        except (OSError, ValueError) as error:
-            raise CapjaxError(
-                f"expected readable feature shards, got a damaged one ({error}); extract them again"
-            ) from None
+        self._map = functools.lru_cache(_most_maps())(_map)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_paths": self._paths, "_num_rows": self._num_rows}
+        # Worker processes map the files themselves; pickling a map would copy all of it.
+        return {"paths": self._paths, "num_rows": self._num_rows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Worker processes map the files themselves; pickling a map would copy all of it.
-        self.__dict__.update(state)
-        self._map()
+        self.__init__(**state)
 
     def __len__(self) -> int:
         return self._num_rows
 
     def __getitem__(self, i: int) -> Features:
         shard, row = divmod(int(i), ROWS_PER_SHARD)
-        values = {name: np.asarray(shards[shard][row], np.float32) for name, shards in self._shards.items()}
+        values = {name: np.asarray(self._map(files[shard])[row], np.float32) for name, files in self._paths.items()}
         grid = values["grid"] * values["scale"] if "scale" in values else values.get("grid")
         return Features(values["pooled"], grid)
 
     def __iter__(self) -> Iterator[Features]:
         return (self[i] for i in range(len(self)))
+
+
+@functools.cache
+def _npy_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    header = io.BytesIO()
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, description)
+    return header.tell() + math.prod(shape) * dtype.itemsize
+
+
+def _most_maps() -> int:
+    """Return how many files may be mapped at a time: half of those that the process may have open, as a map is one."""
+    return max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+
+
+def _map(path: pathlib.Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise CapjaxError(
+            f"expected a readable shard of features, {path} is damaged ({error}); delete it and run capjax features "
+            "again"
+        ) from None
 
 
 def create_store(

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import io
+import os
 import pickle
 import shutil
 import zipfile
@@ -178,6 +179,27 @@ def test_truncated_shard_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CapjaxError, match="damaged"):
         store.features("train")
+
+
+def test_a_store_of_many_shards_keeps_a_bounded_number_of_files_open(tmp_path, monkeypatch):
+    """Every map holds a file open."""
+    monkeypatch.setattr(feature_store, "_most_maps", lambda: 20)
+    store = create_store(tmp_path, KEY, F, num_positions=P)
+    store.begin_split("train", records(200))
+    expected = np.arange(200 * P * F, dtype=np.float32).reshape(200, P, F)
+    for rows in store.shards("train"):
+        grid = expected[rows.start : rows.stop]
+        store.write_shard("train", rows, Features(grid[:, 0], grid))
+
+    def num_open():
+        return len(os.listdir("/proc/self/fd"))
+
+    before = num_open()
+    rows = store.features("train", grid=True)
+    assert num_open() == before, "opening the store opens no shard"
+    for i in np.random.default_rng(0).permutation(200).tolist():
+        np.testing.assert_array_equal(rows[i].grid, expected[i])
+    assert num_open() <= before + 20
 
 
 def test_missing_store_and_split(tmp_path):
