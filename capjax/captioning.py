@@ -33,7 +33,7 @@ from capjax.pretrained.encoder_file import (
     config_from,
     flatten,
 )
-from capjax.sharding import DATA_AXIS, gather_rows, gather_to_host, shard_batch
+from capjax.sharding import DATA_AXIS, gather_rows, local_rows, shard_batch
 from capjax.text.vocabulary import Vocabulary
 from capjax.types import SPECIAL_IDS, Features
 
@@ -93,8 +93,9 @@ class Generator:
             shapes = tuple(x.shape for x in jax.tree.leaves(visual))
             program = self._program(replace(settings, seed=DecoderSettings.seed), shapes)
             found = program(variables, *shard_batch((visual, keys), self._mesh))
-            tokens, log_probs = gather_to_host(found.tokens), gather_to_host(found.log_probs)
-            ids, valid = gather_rows(batch["image_id"]), gather_rows(batch["valid"])
+            tokens, log_probs, ids, valid = gather_rows(
+                [local_rows(found.tokens), local_rows(found.log_probs), batch["image_id"], batch["valid"]]
+            )
             for image_id, rows, scores in zip(ids[valid], tokens[valid], log_probs[valid], strict=True):
                 ranked = [
                     (self._vocabulary.decode(row), float(s)) for row, s in zip(rows, scores, strict=True) if s > -np.inf

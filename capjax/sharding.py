@@ -116,13 +116,6 @@ def fetch_state(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: np.asarray(x if x.is_fully_addressable else x.addressable_data(0)), state)
 
 
-def gather_to_host(array: jax.Array) -> np.ndarray:
-    """Fetch a global array to the host of every process, in the order of its leading axis."""
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-
-
 def check_divides(batch_size: int, name: str, mesh: Mesh) -> None:
     """Refuse a global batch that cannot be split evenly over the data axis.
 
@@ -152,11 +145,21 @@ def check_vocabulary(size: int, mesh: Mesh) -> None:
         )
 
 
-def gather_rows(local: np.ndarray) -> np.ndarray:
-    """Join the rows that each process holds, in process order, on all processes; any dtype survives."""
+def local_rows(array: jax.Array) -> np.ndarray:
+    """Fetch this process's rows of a global array that is split over the data axis, in their order."""
+    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def gather_rows(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Join the rows of all processes, in process order, on each of them, in one exchange; any dtypes survive."""
     if jax.process_count() == 1:
-        return local
-    # As bytes: JAX would cut 64-bit integers to 32.
-    rows = np.ascontiguousarray(local).view(np.uint8).reshape(len(local), -1)
-    joined = np.ascontiguousarray(multihost_utils.process_allgather(rows, tiled=True))
-    return joined.view(local.dtype).reshape(-1, *local.shape[1:])
+        return list(arrays)
+    # Side by side as bytes: JAX would cut 64-bit integers to 32.
+    parts = [np.ascontiguousarray(x).view(np.uint8).reshape(len(x), -1) for x in arrays]
+    joined = multihost_utils.process_allgather(np.concatenate(parts, axis=1), tiled=True)
+    ends = np.cumsum([part.shape[1] for part in parts])
+    return [
+        np.ascontiguousarray(columns).view(x.dtype).reshape(-1, *x.shape[1:])
+        for columns, x in zip(np.split(joined, ends[:-1], axis=1), arrays, strict=True)
+    ]
