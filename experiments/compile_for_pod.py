@@ -24,7 +24,10 @@ import os
 # The compiler asks neither a metadata server nor a device, and several processes may use it.
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
 os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_STDERR_LOG_LEVEL": "3"}
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
+# Without a GPU to try them on, the tiles of its own matrix products are a guess, which can fail: cuBLAS's have none.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+)
 
 import argparse
 import importlib.metadata
@@ -331,12 +334,17 @@ def main() -> None:
                 continue
             if step.name == "feature extraction":
                 extracted.add(extraction)
-            compiled = compile_step(step, args.per_device, mesh)
+            cells = [recipe, step.name, topology, f"{mesh.shape[DATA_AXIS]} × {model_parallel}"]
+            try:
+                compiled = compile_step(step, args.per_device, mesh)
+            except jax.errors.JaxRuntimeError as error:
+                lines.append(f"| {' | '.join(cells)} | does not compile: {str(error).splitlines()[0][:200]} |")
+                print(lines[-1], flush=True)
+                continue
             largest = "–"
             if args.largest and "decoding" not in step.name:
                 largest = f"{largest_batch(step, mesh, capacity):,}"
             kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(compiled.collectives.items())) or "none"
-            cells = [recipe, step.name, topology, f"{mesh.shape[DATA_AXIS]} × {model_parallel}"]
             cells += [f"{compiled.operations / 1e9:,.1f}"]
             cells += [f"{compiled.peak_bytes / 1e6:,.0f} ({compiled.peak_bytes / capacity:.1%})"]
             cells += [f"{compiled.argument_bytes / 1e6:,.0f}", kinds, f"{compiled.collective_bytes / 1e6:,.1f}"]
