@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 from capjax.losses.cross_entropy import next_word_accuracy, weighted_cross_entropy
 from capjax.losses.linear_cross_entropy import linear_cross_entropy
@@ -55,3 +56,40 @@ def test_nothing_counts(example):
     *inputs, _ = example
     sums = linear_cross_entropy(*inputs, jnp.zeros(N))
     assert tuple(map(float, sums)) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("num_devices", "smoothing"), [(2, 0.0), (4, 0.1)])
+def test_a_vocabulary_split_over_devices(num_devices, smoothing):
+    rng = np.random.default_rng(0)
+    vocab_size = 8
+    hidden, kernel, bias = (
+        jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((N, D), (D, vocab_size), (vocab_size,))
+    )
+    kernel = kernel.at[:, 5].set(kernel[:, 2])  # equal logits on two devices: the first of them counts
+    bias = bias.at[5].set(9.0).at[2].set(9.0)
+    targets = jnp.asarray(rng.integers(0, vocab_size, N)).at[:6].set(2).at[6:9].set(5)
+    weights = jnp.asarray(rng.normal(size=N) * (rng.random(N) < 0.8), jnp.float32)
+    mesh = Mesh(np.asarray(jax.devices()[:num_devices]), ("words",))
+    whole, columns = PartitionSpec(), (PartitionSpec(None, "words"), PartitionSpec("words"))
+
+    def split(*inputs):
+        def on_one_device(*inputs):
+            return linear_cross_entropy(*inputs, targets, weights, smoothing, 6, "words")
+
+        return jax.shard_map(on_one_device, mesh=mesh, in_specs=(whole, *columns), out_specs=whole, check_vma=False)(
+            *inputs
+        )
+
+    def of_one_device(*inputs):
+        return linear_cross_entropy(*inputs, targets, weights, smoothing, 6)
+
+    inputs = hidden, kernel, bias
+    sums, expected = jax.jit(split)(*inputs), of_one_device(*inputs)
+    np.testing.assert_allclose(sums, expected, rtol=1e-5)
+    assert sums.correct == expected.correct >= 3
+    gradients, wanted = (
+        jax.jit(jax.grad(lambda *inputs, f=f: 3.0 * f(*inputs).loss, argnums=(0, 1, 2)))(*inputs)
+        for f in (split, of_one_device)
+    )
+    for a, b in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

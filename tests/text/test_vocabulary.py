@@ -86,3 +86,16 @@ def test_bad_files_are_one_clear_error(tmp_path, content, expected):
 def test_nothing_frequent_enough_is_an_error():
     with pytest.raises(CapjaxError, match="min_count"):
         Vocabulary.build(CAPTIONS, min_count=100)
+
+
+def test_a_vocabulary_is_filled_up_with_entries_that_are_no_words():
+    captions = ["a dog runs", "a dog sits", "<unused0> a"]
+    plain, filled = (Vocabulary.build(captions, "words", 1, multiple_of=n) for n in (1, 8))
+    assert len(plain) % 8 != 0
+    assert len(filled) % 8 == 0
+    assert filled.words[: len(plain)] == plain.words
+    assert filled.ids == plain.ids, "nobody can ask for them"
+    assert filled.decode([*plain.encode("a dog")[:-1], *range(len(plain), len(filled))]) == "a dog"
+    # A word of a caption that looks like one is unknown, and no entry is there twice.
+    ptb = Vocabulary.build(["a <unused0> dog"] * 2, "ptb", 1, multiple_of=16)
+    assert len(set(ptb.words)) == len(ptb.words) == 16
