@@ -59,7 +59,6 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Return the sharding of every array of a state or of variables, as `SPLIT` says."""
-
     if mesh.shape[MODEL_AXIS] == 1:
         return jax.tree.map(lambda _: replicated(mesh), state)
 
