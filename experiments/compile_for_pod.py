@@ -152,21 +152,25 @@ def steps_of(config: ConfigDict, mesh: Mesh, encoder: EncoderConfig) -> Iterator
     state = shapes_of(state, state_shardings(state, mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
 
+    def images_of(per_device: int) -> int:
+        return max(1, per_device // config.train.captions_per_image) * num_rows
+
     def batch(per_device: int) -> dict[str, Any]:
-        captions, per_image = per_device * num_rows, config.train.captions_per_image
+        per_image = config.train.captions_per_image
+        captions = images_of(per_device) * per_image
         tokens = jax.ShapeDtypeStruct((captions, config.train.max_tokens), jnp.int32)
         return {
-            "image" if from_images else "features": visual(captions // per_image),
+            "image" if from_images else "features": visual(images_of(per_device)),
             "tokens": tokens,
             "mask": jax.ShapeDtypeStruct((captions, config.train.max_tokens - 1), jnp.bool_),
-            "valid": jax.ShapeDtypeStruct((captions // per_image,), jnp.bool_),
+            "valid": jax.ShapeDtypeStruct((images_of(per_device),), jnp.bool_),
         }
 
     if config.train.objective == "self_critical":
         settings = SelfCriticalSettings(**config.self_critical.to_dict(), max_length=config.search.max_length)
 
         def arguments(per_device: int) -> tuple[Any, ...]:
-            images = per_device * num_rows // config.train.captions_per_image
+            images = images_of(per_device)
             references = jax.ShapeDtypeStruct((images, NUM_REFERENCES, REFERENCE_LENGTH), jnp.int32)
             norms = jax.ShapeDtypeStruct((images, NUM_REFERENCES, 4), jnp.float32)
             given = batch(per_device) | {"references": references, "reference_norms": norms}
