@@ -22,8 +22,8 @@ def config_file(tmp_path_factory):
     return write_config_file(root / "config.py", root / "store")
 
 
-def launch(config_file, workdir, *options, num_processes=2, restarts=0):
-    command = [sys.executable, str(LAUNCH / "local.py"), f"--num_processes={num_processes}", "--devices=2"]
+def launch(config_file, workdir, *options, num_processes=2, restarts=0, launcher=()):
+    command = [sys.executable, str(LAUNCH / "local.py"), f"--num_processes={num_processes}", "--devices=2", *launcher]
     command += [f"--restarts={restarts}", "--", "train", f"--config={config_file}", f"--workdir={workdir}", *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -71,6 +71,18 @@ def test_a_job_with_a_killed_process_is_started_again_and_finishes(config_file, 
     assert "starting again (1 of 1)" in said
     assert "resuming" in said
     assert read_newest(checkpoints)["step"] == 400
+
+
+def test_processes_that_wait_for_one_that_never_came_are_killed(config_file, tmp_path):
+    """They would wait for five minutes."""
+    run = launch(config_file, tmp_path / "run", launcher=["--patience=1"])
+    while len(children := psutil.Process(run.pid).children()) < 2:
+        time.sleep(0.01)
+    victim = max(children, key=lambda process: process.cmdline()[-1])
+    assert victim.cmdline()[-1] == "--process_id=1"
+    victim.kill()
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == 9, said
 
 
 def test_an_error_is_not_tried_again(config_file, tmp_path):

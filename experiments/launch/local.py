@@ -18,7 +18,6 @@ import threading
 import time
 
 STOPPED = 75  # of a run that has saved its last step, `capjax.errors.Interrupted`
-PATIENCE = 60  # seconds that the others have to end by themselves when one has: JAX ends those that wait after 30
 
 
 def main() -> int:
@@ -27,6 +26,13 @@ def main() -> int:
     parser.add_argument("--num_processes", type=int, default=2)
     parser.add_argument("--devices", type=int, help="devices to simulate in each process, on CPUs")
     parser.add_argument("--restarts", type=int, default=0, help="how often the job may be started again")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=60,
+        metavar="SECONDS",
+        help="how long the others may take to end when one has (default: 60; JAX ends those that wait after 30)",
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="of capjax, with its options")
     args = parser.parse_args()
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
@@ -45,7 +51,7 @@ def main() -> int:
         signal.signal(number, pass_on)
     for attempt in range(args.restarts + 1):
         processes[:] = start(command, args.num_processes, args.devices)
-        statuses = wait(processes)
+        statuses = wait(processes, args.patience)
         again = STOPPED in statuses or min(statuses) < 0
         if asked_to_stop.is_set() or not again or attempt == args.restarts:
             break
@@ -81,18 +87,17 @@ def show(process: subprocess.Popen, number: int) -> None:
         print(f"[{number}] {line}", end="", flush=True)
 
 
-def wait(processes: list[subprocess.Popen]) -> list[int]:
+def wait(processes: list[subprocess.Popen], patience: float) -> list[int]:
     """Wait for all; when one has ended badly, kill those that do not end in time. Return their statuses."""
     deadline = None
-    while any(process.poll() is None for process in processes):
-        if deadline is None and any(process.returncode not in (None, 0) for process in processes):
-            deadline = time.monotonic() + PATIENCE
+    while None in (statuses := [process.poll() for process in processes]):
+        if deadline is None and any(statuses):
+            deadline = time.monotonic() + patience
         if deadline and time.monotonic() > deadline:
             for process in processes:
-                if process.poll() is None:
-                    process.kill()
+                process.kill()
         time.sleep(0.1)
-    return [process.returncode for process in processes]
+    return statuses
 
 
 def free_port() -> int:
