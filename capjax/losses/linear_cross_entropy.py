@@ -16,6 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from capjax.top_k import arg_max
 
+_TILE = 64  # chunks are a multiple of it: 256 rows take a quarter less time on a CPU than 244
+
 
 class WordSums(NamedTuple):
     """Sums over the words of a batch: weighted cross-entropy in nats, most probable words that were right, words."""
@@ -55,7 +57,8 @@ def linear_cross_entropy(
             added up (as in Shoeybi et al. 2019, Megatron-LM, section 3).
     """
     num_chunks = -(-hidden.shape[0] // chunk_size)
-    chunk_size = -(-hidden.shape[0] // num_chunks)  # alike, so that little is added to fill up the last
+    alike = -(-hidden.shape[0] // num_chunks)  # so that little is added to fill up the last
+    chunk_size = min(chunk_size, hidden.shape[0], -(-alike // _TILE) * _TILE)
     counts = weights != 0
     order = jnp.argsort(~counts, stable=True)
     padding = -hidden.shape[0] % chunk_size
