@@ -95,7 +95,7 @@ def test_a_vocabulary_is_filled_up_with_entries_that_are_no_words():
     assert len(filled) % 8 == 0
     assert filled.words[: len(plain)] == plain.words
     assert filled.ids == plain.ids, "nobody can ask for them"
-    assert filled.decode([*plain.encode("a dog")[:-1], *range(len(plain), len(filled))]) == "a dog"
+    assert filled.decode([*plain.encode("a dog")[:-1].tolist(), *range(len(plain), len(filled))]) == "a dog"
     # A word of a caption that looks like one is unknown, and no entry is there twice.
     ptb = Vocabulary.build(["a <unused0> dog"] * 2, "ptb", 1, multiple_of=16)
     assert len(set(ptb.words)) == len(ptb.words) == 16
