@@ -10,8 +10,8 @@
 XLA's compiler for TPUs comes with `libtpu` and needs no TPU; that for GPUs comes with `jax-cuda12-plugin` and needs no
 GPU but a description of one (kernels are then not tuned by trying them). Each step (training, reinforcement, feature
 extraction, decoding) is lowered for shapes alone and compiled for a topology; the table has what the compiler says of
-it: memory a device, arguments included, against what the chip has, the collectives of the program with the bytes that a
-device gives to them a step, and the largest batch that fits.
+it: memory a device, arguments included, against what the chip has, the collectives of the program with the bytes of
+their results on a device, and the largest batch that fits.
 
 Vocabulary and references are of COCO's size, decoders and encoder compute in bfloat16. Floating-point operations are
 those of the matrix products and convolutions of the traced program. What stands in a loop, collectives too, counts as
@@ -130,10 +130,9 @@ def steps_of(config: ConfigDict, mesh: Mesh, encoder: EncoderConfig) -> Iterator
     from_images = not config.features.dir
     model = assembly.captioner_from(config, vocab_size, encoder if from_images else None)
     network = encoder.build(jnp.bfloat16)
-    pixels = partial(jnp.zeros, dtype=jnp.uint8)
 
     def images(number: int) -> jax.ShapeDtypeStruct:
-        return jax.eval_shape(lambda: pixels((number, encoder.image_size, encoder.image_size, 3)))
+        return jax.ShapeDtypeStruct((number, encoder.image_size, encoder.image_size, 3), jnp.uint8)
 
     encoder_variables = jax.eval_shape(network.init, jax.random.key(0), images(1))
 
@@ -258,7 +257,7 @@ def _jaxprs(value: Any) -> list[Any]:
 
 
 def collectives_of(hlo: str) -> tuple[Counter[str], int]:
-    """Count the collectives in a compiled program, by kind, and the bytes that a device gives to them."""
+    """Count the collectives in a compiled program, by kind, and the bytes of their results on a device."""
     kinds, total = Counter[str](), 0
     pattern = re.compile(rf"= (\(.*?\)|\S+) ({COLLECTIVES})(?:-start)?\(")
     computation, trips = "", trip_counts(hlo)
@@ -313,8 +312,11 @@ def main() -> None:
     parser.add_argument("--largest", action="store_true", help="find the largest batch as well, but for decoding")
     parser.add_argument("--out", type=pathlib.Path, help="a file, to which a table is appended")
     args = parser.parse_args()
-    package = "jax-cuda12-plugin" if "h100" in args.topologies[0] else "libtpu"
-    compiler = f"{package} {importlib.metadata.version(package)}"
+    packages = {"jax-cuda12-plugin" if name.startswith("h100") else "libtpu" for name in args.topologies}
+    try:
+        compiler = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in sorted(packages))
+    except importlib.metadata.PackageNotFoundError as error:
+        sys.exit(f"expected {error.name} to be installed; the top of this script says how")
     lines = [
         "",
         f"jax {jax.__version__}, {compiler}; {args.per_device} captions or images a device.",
