@@ -1,6 +1,7 @@
 """Several processes are one run: the same batches, losses and updates, the same captions, the same features."""
 
 import json
+import signal
 import time
 
 import jax
@@ -68,15 +69,17 @@ def test_both_of_two_processes_end_where_another_run_holds_the_workdir(store, tm
     assert "Traceback" not in first + second
 
 
-def test_a_process_that_is_killed_ends_the_others_in_bounded_time(store, tmp_path):
-    """With two devices each, collectives wait for it and do not fail: it is missed for the lack of signs of life."""
+@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_dies_or_hangs_ends_the_others_in_bounded_time(store, tmp_path, fate):
+    """Collectives with one that died fail or wait; those with one that hangs wait, until its signs of life are missed."""
     config_file = write_config_file(tmp_path / "config.py", store)
     endless = ["--config.train.num_steps=1000000", "--config.train.log_every=10", "--config.eval.every=1000000"]
-    runs = start_processes("train", f"--config={config_file}", *endless, f"--workdir={tmp_path / 'run'}", devices=2)
+    runs = start_processes("train", f"--config={config_file}", *endless, f"--workdir={tmp_path / 'run'}")
     read_until(runs[0], "starting")
     time.sleep(3)
-    runs[1].kill()
+    runs[1].send_signal(fate)
     said = runs[0].communicate(timeout=90)[1]
+    runs[1].kill()
     assert runs[0].returncode != 0
     assert "one has ended or cannot be reached" in said or "another task died" in said
 
