@@ -119,6 +119,20 @@ class Checkpoints:
                 raise CapjaxError(_cannot_write(self.directory, failure)) from None
 
 
+def read_newest(directory: pathlib.Path) -> tuple[int, dict[str, Any]]:
+    """Read the newest checkpoint of a run onto the host, for looking at: whatever devices it lay on, as plain trees.
+
+    Returns:
+        The step of its name, and the state.
+    """
+    newest = max(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+    path, checkpointer = (directory / str(newest) / "state").absolute(), ocp.StandardCheckpointer()
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    saved = checkpointer.metadata(path).item_metadata.tree
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved)
+    return newest, jax.device_get(checkpointer.restore(path, like))
+
+
 def quiet_orbax() -> None:
     """Let Orbax speak only through what it raises.
 

@@ -28,10 +28,10 @@ from collections import Counter
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import psutil
 from tqdm import tqdm
 
+from capjax.checkpoint import read_newest
 from capjax.model_directory import load_model_directory
 
 LAUNCHER = pathlib.Path(__file__).parent / "launch" / "local.py"
@@ -74,14 +74,6 @@ class Run:
         """Return the step that the run says it goes on from, None where it did not come so far."""
         said = re.search(r"resuming .* from step (\d+)", self._log.read_text())
         return int(said[1]) if said else None
-
-    def state(self) -> dict:
-        """Read the last checkpoint."""
-        path = (self.checkpoints / str(self.saved_step()) / "state").absolute()
-        checkpointer, here = ocp.StandardCheckpointer(), jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        like = checkpointer.metadata(path).item_metadata.tree
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
-        return jax.device_get(checkpointer.restore(path, like))
 
 
 def prepare_scenes(args: argparse.Namespace, folder: pathlib.Path) -> None:
@@ -177,8 +169,9 @@ def main() -> None:
 
 def compare(whole: Run, killed: Run) -> None:
     """End the program unless state and kept model are equal bit for bit."""
+    states = [read_newest(run.checkpoints) for run in (whole, killed)]
     models = [load_model_directory(run.workdir / "model").variables for run in (whole, killed)]
-    for what, (a, b) in {"state": (whole.state(), killed.state()), "model": models}.items():
+    for what, (a, b) in {"state": states, "model": models}.items():
         same = jax.tree.structure(a) == jax.tree.structure(b)
         if not same or not all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b))):
             sys.exit(f"the {what} of {killed.workdir} differs from that of {whole.workdir}")

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.training_runs import make_store, read_jsonl, read_newest, write_config_file
+from tests.training_runs import make_store, read_jsonl, saved_step, write_config_file
 
 LAUNCH = pathlib.Path(__file__).parent.parent / "experiments" / "launch"
 
@@ -39,7 +39,7 @@ def test_four_processes_of_two_devices_finish(config_file, tmp_path):
     said, _ = (run := launch(config_file, tmp_path / "run", num_processes=4)).communicate(timeout=180)
     assert run.returncode == 0, said
     assert "8 cpu device(s) in 4 process(es)" in said
-    assert read_newest(tmp_path / "run" / "checkpoints")["step"] == 12
+    assert saved_step(tmp_path / "run" / "checkpoints") == 12
 
 
 def test_a_stop_is_passed_on_and_the_same_command_goes_on(config_file, tmp_path):
@@ -70,7 +70,7 @@ def test_a_job_with_a_killed_process_is_started_again_and_finishes(config_file, 
     assert run.returncode == 0, said
     assert "starting again (1 of 1)" in said
     assert "resuming" in said
-    assert read_newest(checkpoints)["step"] == 400
+    assert saved_step(checkpoints) == 400
 
 
 def test_processes_that_wait_for_one_that_never_came_are_killed(config_file, tmp_path):

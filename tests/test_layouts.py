@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from capjax.checkpoint import read_newest
 from tests import toy_project
 from tests.training_runs import (
     finish,
     make_store,
     read_jsonl,
-    read_newest,
     start_capjax,
     start_processes,
     write_config_file,
@@ -44,9 +44,9 @@ def assert_same_run(one, other, rel=2e-4):
     for x, y in zip(a, b, strict=True):
         for name in set(x) - {"train/words_per_second", "train/seconds", "train/images_per_second"}:
             assert x[name] == pytest.approx(y[name], rel=rel, abs=1e-5), (name, x["step"])
-    states = [read_newest(workdir / "checkpoints") for workdir in (one, other)]
-    assert [state["step"] for state in states] == [NUM_STEPS, NUM_STEPS]
-    parameters = [state["params"] for state in states]
+    saved = [read_newest(workdir / "checkpoints") for workdir in (one, other)]
+    assert [int(state["step"]) for _, state in saved] == [NUM_STEPS, NUM_STEPS]
+    parameters = [state["params"] for _, state in saved]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-4), *parameters)
 
 

@@ -8,10 +8,9 @@ import socket
 import subprocess
 import sys
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
+from capjax.checkpoint import read_newest
 from capjax.config import default_config
 from capjax.data.feature_store import create_store
 from capjax.types import CaptionRecord, Features
@@ -69,18 +68,7 @@ def write_config_file(path: pathlib.Path, store: pathlib.Path) -> pathlib.Path:
 
 def saved_step(checkpoints: pathlib.Path) -> int:
     """Read the step that the newest checkpoint of a run really holds."""
-    return int(read_newest(checkpoints)["step"])
-
-
-def read_newest(checkpoints: pathlib.Path) -> dict:
-    """Read the state in the newest checkpoint of a run, whatever devices it lay on."""
-    newest = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
-    path, checkpointer = (checkpoints / str(newest) / "state").absolute(), ocp.StandardCheckpointer()
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), checkpointer.metadata(path).item_metadata.tree
-    )
-    return jax.device_get(checkpointer.restore(path, like))
+    return int(read_newest(checkpoints)[1]["step"])
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict]:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 
-STOPPED = 75  # of a run that has saved its last step, `capjax.errors.Interrupted`
+from capjax.errors import Interrupted
 
 
 def main() -> int:
@@ -52,7 +52,7 @@ def main() -> int:
     for attempt in range(args.restarts + 1):
         processes[:] = start(command, args.num_processes, args.devices)
         statuses = wait(processes, args.patience)
-        again = STOPPED in statuses or min(statuses) < 0
+        again = Interrupted.exit_status in statuses or min(statuses) < 0
         if asked_to_stop.is_set() or not again or attempt == args.restarts:
             break
         print(f"launch: ended with {statuses}, starting again ({attempt + 1} of {args.restarts})", flush=True)
