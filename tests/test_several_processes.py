@@ -71,7 +71,7 @@ def test_both_of_two_processes_end_where_another_run_holds_the_workdir(store, tm
 
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_dies_or_hangs_ends_the_others_in_bounded_time(store, tmp_path, fate):
-    """Collectives with a dead process fail or wait; with one that hangs they wait until its signs of life are missed."""
+    """Collectives with a dead process fail or wait; with one that hangs they wait until signs of life are missed."""
     config_file = write_config_file(tmp_path / "config.py", store)
     endless = ["--config.train.num_steps=1000000", "--config.train.log_every=10", "--config.eval.every=1000000"]
     runs = start_processes("train", f"--config={config_file}", *endless, f"--workdir={tmp_path / 'run'}")
