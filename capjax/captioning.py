@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import UInt8
+from jaxtyping import Array, Bool, Float, Int64, UInt8
 from ml_collections import ConfigDict
 
 from capjax import assembly
@@ -88,20 +88,31 @@ class Generator:
             CapjaxError: if the settings name words that the vocabulary lacks.
         """
         for batch in batches:
-            visual = batch["features"] if "features" in batch else batch["image"]
-            keys = np.asarray(jax.random.key_data(image_keys(settings.seed, batch["image_id"])))
-            shapes = tuple(x.shape for x in jax.tree.leaves(visual))
-            program = self._program(replace(settings, seed=DecoderSettings.seed), shapes)
-            found = program(variables, *shard_batch((visual, keys), self._mesh))
-            tokens, log_probs, ids, valid = gather_rows(
-                [local_rows(found.tokens), local_rows(found.log_probs), batch["image_id"], batch["valid"]]
-            )
-            for image_id, rows, scores in zip(ids[valid], tokens[valid], log_probs[valid], strict=True):
-                ranked = [
-                    (self._vocabulary.decode(row), float(s)) for row, s in zip(rows, scores, strict=True) if s > -np.inf
-                ]
-                best = ranked[0] if ranked else ("", float("-inf"))
-                yield Caption(int(image_id), *best, tuple(ranked[1:]))
+            visual = shard_batch(batch["features"] if "features" in batch else batch["image"], self._mesh)
+            yield from self.caption(variables, visual, batch["image_id"], batch["valid"], settings)
+
+    def caption(
+        self,
+        variables: Sequence[Mapping[str, Any]],
+        visual: Float[Array, "N H W C"] | UInt8[Array, "N H W C"] | Features,
+        image_ids: Int64[np.ndarray, " n"],
+        valid: Bool[np.ndarray, " n"],
+        settings: DecoderSettings,
+    ) -> Iterator[Caption]:
+        """Caption the valid images of one batch that lies on the devices; `image_ids`, `valid`: this process's part."""
+        keys = np.asarray(jax.random.key_data(image_keys(settings.seed, image_ids)))
+        shapes = tuple(x.shape for x in jax.tree.leaves(visual))
+        program = self._program(replace(settings, seed=DecoderSettings.seed), shapes)
+        found = program(variables, visual, shard_batch(keys, self._mesh))
+        tokens, log_probs, ids, valid = gather_rows(
+            [local_rows(found.tokens), local_rows(found.log_probs), image_ids, valid]
+        )
+        for image_id, rows, scores in zip(ids[valid], tokens[valid], log_probs[valid], strict=True):
+            ranked = [
+                (self._vocabulary.decode(row), float(s)) for row, s in zip(rows, scores, strict=True) if s > -np.inf
+            ]
+            best = ranked[0] if ranked else ("", float("-inf"))
+            yield Caption(int(image_id), *best, tuple(ranked[1:]))
 
     def _build(self, settings: DecoderSettings, shapes: tuple[tuple[int, ...], ...]) -> Any:
         """Make the program for one search; `shapes` distinguish those that are kept."""

@@ -115,7 +115,7 @@ def default_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.every = 1000  # steps between two validations
-    config.eval.batch_size = 256  # captions, or images to decode, at once
+    config.eval.batch_size = 256  # images at once, with their captions
     config.eval.max_images = 5000  # validation images used, 0 for all
     config.eval.best_metric = "CIDEr-D"  # chooses the model that is kept: or "loss", "accuracy"
     config.eval.patience = 0  # validations without improvement before the run stops; 0 never stops early

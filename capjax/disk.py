@@ -13,12 +13,12 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from capjax.errors import CapjaxError
 
 # Full, over quota, or more than the file system takes in one file.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Seconds after which nobody is writing to a file any more that has not changed.
 _ABANDONED = 3600
@@ -29,10 +29,11 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSEr
 NPZ_ERRORS = (*ZIP_ERRORS, KeyError, TypeError, MemoryError)
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview | str) -> None:
-    """Write a file through a temporary one beside it, so that it appears whole, and a failure leaves an earlier one.
+def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview | str | Iterable[str]) -> None:
+    """Write a file, in one piece or many, through a temporary one beside it.
 
-    Processes that write the same file do not disturb each other; the last one wins. Missing folders are created.
+    It appears whole, and a failure leaves an earlier one. Processes that write the same file do not disturb each other;
+    the last one wins. Missing folders are created.
 
     Raises:
         CapjaxError: the folder cannot be written, or the disk is full.
@@ -42,7 +43,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview |
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            pieces = (content,) if isinstance(content, (bytes, memoryview, str)) else content
+            file.writelines(piece.encode("utf-8") if isinstance(piece, str) else piece for piece in pieces)
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -143,7 +145,7 @@ def clear_disk_errors(target: pathlib.Path) -> Iterator[None]:
         for cause in _causes(error):
             number = cause.errno if isinstance(cause, OSError) else None
             # The array_record library and TFDS raise errors of their own with the message of the system.
-            if number in _NO_ROOM or "No space left on device" in str(cause) or "File too large" in str(cause):
+            if number in NO_ROOM or "No space left on device" in str(cause) or "File too large" in str(cause):
                 raise CapjaxError(
                     f"expected room to write {target}, the disk is full; free some and run the same command again"
                 ) from error

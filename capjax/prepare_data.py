@@ -14,7 +14,7 @@ import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from capjax.data.listing import Listing, SourceOptions
 from capjax.disk import check_room, clear_disk_errors, local_path
 from capjax.errors import CapjaxError
 from capjax.images import CROPS, RESAMPLING, Preprocessing, decode_image, preprocess
+from capjax.types import CaptionRecord
 
 if TYPE_CHECKING:
     from capjax.data.caption_builder import CaptionBuilder
@@ -218,7 +219,7 @@ def _store_report(name: data.DatasetName, listing: Listing, directory: pathlib.P
     (directory / "report.json").write_text(report_json(_sizes(name, records, listing.found)), encoding="utf-8")
 
 
-def _sizes(name: data.DatasetName, splits: Mapping[str, list], found: Findings) -> dict:
+def _sizes(name: data.DatasetName, splits: Mapping[str, Sequence[CaptionRecord]], found: Findings) -> dict:
     num_images = {split: len(records) for split, records in splits.items()}
     num_captions = {split: sum(len(record.captions) for record in records) for split, records in splits.items()}
     return report_dict(str(name), num_images, num_captions, found)

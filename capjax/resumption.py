@@ -74,7 +74,7 @@ def _data_of(setup: Setup) -> dict[str, Any]:
     """Return what tells whether a run still sees the data that it was begun with."""
     return {
         "vocabulary_sha256": setup.vocabulary.sha256,
-        "records_sha256": setup.records_sha256,
+        "records_sha256": setup.captions.records_sha256,
         "features": setup.features_key,
     }
 

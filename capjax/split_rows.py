@@ -1,7 +1,6 @@
 """From a configuration to the rows of a split: its captions, and its cached features or its images."""
 
 import dataclasses
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,10 +12,11 @@ from ml_collections import ConfigDict
 from capjax import data
 from capjax.assembly import preprocessing_from
 from capjax.data import feature_store
+from capjax.data.caption_records import CaptionRecords
 from capjax.data.input_pipeline import ImageRows, Rows
 from capjax.errors import CapjaxError
 from capjax.pretrained.encoder_file import LoadedEncoder
-from capjax.types import CaptionRecord, Features
+from capjax.types import Features
 
 
 def feature_key(config: ConfigDict, encoder: LoadedEncoder | None) -> dict[str, Any]:
@@ -50,8 +50,10 @@ def open_features(config: ConfigDict, encoder: LoadedEncoder | None) -> feature_
     return feature_store.open_store(config.features.dir, feature_key(config, encoder))
 
 
-def open_split(config: ConfigDict, split: str, encoder: LoadedEncoder | None) -> tuple[Sequence[CaptionRecord], Rows]:
-    """Open a split: its captions, and its cached features or its images.
+def open_split(
+    config: ConfigDict, split: str, encoder: LoadedEncoder | None, dtype: str = "float32"
+) -> tuple[CaptionRecords, Rows]:
+    """Open a split: its captions, and its cached features, of a dtype, or its images.
 
     Where the dataset lies beside its features, they are compared: features of images that have changed are refused.
 
@@ -64,14 +66,16 @@ def open_split(config: ConfigDict, split: str, encoder: LoadedEncoder | None) ->
         dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
         return dataset.records(split), ImageRows(dataset.images(split), preprocessing_from(config, encoder))
     store = open_features(config, encoder)
-    records, rows = store.records(split), store.features(split, grid=config.encoder.grid)
+    records, rows = store.records(split), store.features(split, config.encoder.grid, jnp.dtype(dtype))
     if data.is_prepared(config.dataset.name, config.dataset.data_dir or None):
         dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
+        of_dataset = dataset.records(split)
         if encoder is None:  # another program may have left out images
-            known = {record.image_id for record in records}
-            store.check_split(split, [r for r in dataset.records(split) if r.image_id in known])
+            if not records.same_as(of_dataset):
+                of_dataset = of_dataset.of_images({record.image_id for record in records})
+            store.check_split(split, of_dataset)
         else:
-            store.check_split(split, dataset.records(split), dataset.images_sha256(split))
+            store.check_split(split, of_dataset, dataset.images_sha256(split))
     return records, rows
 
 

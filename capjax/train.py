@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from capjax import assembly, resumption
 from capjax import config as configuration
+from capjax.batch_scaling import scale_batch, scale_of
 from capjax.checkpoint import Checkpoints, quiet_orbax
 from capjax.disk import exclusive, local_path
 from capjax.distributed import add_process_arguments, join_processes, stop_requests
@@ -143,7 +144,7 @@ def announce(setup: Setup, params: Any, validate: Validation) -> None:
     """Say what is going to be trained, on what."""
     say(parameter_overview(params))
     say(
-        f"{num_parameters(params):,} parameters; {len(setup.records):,} images, vocabulary of "
+        f"{num_parameters(params):,} parameters; {len(setup.captions.image_ids):,} images, vocabulary of "
         f"{len(setup.vocabulary):,}, {jax.device_count()} {jax.devices()[0].platform} device(s) in "
         f"{jax.process_count()} process(es)"
     )
@@ -198,6 +199,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `capjax train`."""
     configuration.add_config_arguments(parser)
     parser.add_argument("--workdir", required=True, type=local_path, help="folder of the run; resumes what it holds")
+    parser.add_argument(
+        "--scale_batch",
+        nargs="?",
+        type=int,
+        const=0,
+        metavar="K",
+        help="batches K times as large, by default as many as there are devices; learning rate and steps follow",
+    )
     add_process_arguments(parser)
 
 
@@ -206,6 +215,9 @@ def run(args: argparse.Namespace) -> int:
     config = configuration.load_config(args.config, args.overrides)
     quiet_orbax()
     join_processes(args, stop_together=True)
+    if args.scale_batch is not None:
+        num_devices = jax.device_count() // config.mesh.model_parallel
+        config = scale_batch(config, args.scale_batch or scale_of(args.workdir, config) or num_devices)
     try:
         train(config, args.workdir)
     finally:

@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,7 +13,9 @@ from ml_collections import ConfigDict
 
 from capjax import assembly, split_rows
 from capjax import config as configuration
+from capjax.data.caption_records import CaptionRecords
 from capjax.data.input_pipeline import Rows, training_batches
+from capjax.data.tokenized_captions import TokenizedCaptions, tokenized_captions
 from capjax.errors import CapjaxError
 from capjax.model_directory import ModelDirectory, load_model_directory
 from capjax.models import Captioner
@@ -25,7 +25,6 @@ from capjax.text.vocabulary import Vocabulary
 from capjax.training.optimizer import make_optimizer
 from capjax.training.schedules import make_schedule
 from capjax.training.train_state import TrainState
-from capjax.types import CaptionRecord
 
 # Settings of decoders that their weights do not depend on.
 _NO_WEIGHTS = {"dropout_rate", "doubly_stochastic_weight"}
@@ -39,7 +38,8 @@ class Setup:
         config: of the run.
         mesh: its devices.
         encoder: the pretrained encoder; None where features come from another program.
-        records: the training split's captions.
+        records: the training split's captions, as they lie on the disk.
+        captions: the same, tokenised.
         rows: its images or features, in the same order.
         vocabulary: of the training captions, or of the model that the run starts from.
         model: the captioner. One fed from cached features has no encoder: that is left to the model directory.
@@ -49,19 +49,12 @@ class Setup:
     config: ConfigDict
     mesh: Mesh
     encoder: LoadedEncoder | None
-    records: Sequence[CaptionRecord]
+    records: CaptionRecords
+    captions: TokenizedCaptions
     rows: Rows
     vocabulary: Vocabulary
     model: Captioner
     start: ModelDirectory | None
-
-    @functools.cached_property
-    def records_sha256(self) -> str:
-        """What identifies the training images and their captions, in order."""
-        digest = hashlib.sha256()
-        for record in self.records:
-            digest.update(json.dumps([record.image_id, record.captions]).encode())
-        return digest.hexdigest()
 
     @functools.cached_property
     def features_key(self) -> dict[str, Any] | None:
@@ -77,15 +70,13 @@ def setup_from(config: ConfigDict, mesh: Mesh) -> Setup:
     """
     start = _load_start(config) if config.train.init_from else None
     encoder = assembly.encoder_from(config)
-    records, rows = split_rows.open_split(config, config.dataset.train_split, encoder)
-    if start:
-        vocabulary = start.vocabulary
-    else:
-        vocabulary = Vocabulary.build((c for r in records for c in r.captions), **config.vocabulary.to_dict())
+    records, rows = split_rows.open_split(config, config.dataset.train_split, encoder, config.train.dtype)
+    captions = tokenized_captions(records, start.vocabulary.tokenizer if start else config.vocabulary.tokenizer)
+    vocabulary = start.vocabulary if start else Vocabulary.from_counts(captions.counts, **config.vocabulary.to_dict())
     check_vocabulary(len(vocabulary), mesh)
     fed_images = not config.features.dir
     model = assembly.captioner_from(config, len(vocabulary), encoder.config if fed_images else None)
-    setup = Setup(config, mesh, encoder, records, rows, vocabulary, model, start)
+    setup = Setup(config, mesh, encoder, records, captions, rows, vocabulary, model, start)
     if start and not fed_images:
         _check_sees_alike(setup, start)
     return setup
@@ -149,9 +140,8 @@ def local_batches(setup: Setup, first_batch: int) -> Iterator[dict[str, Any]]:
     """Go on with this process's parts of the batches of a run after `first_batch` of them."""
     train = setup.config.train
     return training_batches(
-        setup.records,
+        setup.captions.encode(setup.vocabulary),
         setup.rows,
-        setup.vocabulary,
         batch_size=train.batch_size,
         captions_per_image=train.captions_per_image,
         max_tokens=train.max_tokens,

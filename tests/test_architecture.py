@@ -39,6 +39,7 @@ ALLOWED = {
 }
 # The rooms between the library and the jobs; each may import the library and those before it.
 BETWEEN = [
+    "batch_scaling",
     "assembly",
     "captioning",
     "split_rows",

@@ -181,7 +181,7 @@ def test_two_processes_extract_what_one_does_holes_filled(project, shared):
     one, two = (open_store(root / "features", {}) for root in (shared, project))
     assert one.splits == two.splits
     for split in one.splits:
-        assert one.records(split) == two.records(split)
+        assert one.records(split).same_as(two.records(split))
         for a, b in zip(one.features(split), two.features(split), strict=True):
             np.testing.assert_allclose(a.pooled, b.pooled, rtol=1e-4, atol=1e-5)
 

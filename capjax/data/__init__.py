@@ -4,7 +4,6 @@ A source is one file or package: `coco.py`, `flickr.py`, `folder.py`, `scenes/`.
 dataset in TFDS' array_record format, `load(NAME)` opens it. Reading captions needs neither TFDS nor the images.
 """
 
-import json
 import operator
 import os
 import pathlib
@@ -13,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from capjax.data.caption_records import CaptionRecords
 from capjax.data.fingerprint import ImagesDigest, read_fingerprint
 from capjax.disk import local_path
 from capjax.errors import CapjaxError
-from capjax.types import CaptionRecord
 
 CAPTIONS_ONLY = "captions"
 """Last part of the name of a dataset prepared without its images, as in `flickr8k/captions`."""
@@ -218,21 +217,13 @@ class CaptionDataset:
             digest.add(record.image_id, image)
         return digest.hexdigest()
 
-    def records(self, split: str) -> list[CaptionRecord]:
-        """Read the captions of a split, in record order, without the images.
+    def records(self, split: str) -> CaptionRecords:
+        """Open the captions of a split, in record order, without the images.
 
         Raises:
-            CapjaxError: if there is no such split, or its file is damaged.
+            CapjaxError: if there is no such split; later, if what is read is damaged.
         """
-        path = self._sidecar(split)
-        try:
-            with open(path, encoding="utf-8") as file:
-                rows = [json.loads(line) for line in file]
-            return [CaptionRecord(row["image_id"], row["file_name"], tuple(row["captions"])) for row in rows]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CapjaxError(
-                f"expected a caption record in each line of {path}, got {error!r}; prepare {self.name} again"
-            ) from None
+        return CaptionRecords(self._sidecar(split), f"prepare {self.name} again")
 
     def images(self, split: str) -> "EncodedImages":
         """Open the images of a split for random access, in record order.

@@ -26,7 +26,6 @@ import contextlib
 import fcntl
 import functools
 import itertools
-import json
 import logging
 import os
 import pathlib
@@ -37,6 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from capjax.data.caption_records import record_line
 from capjax.data.fingerprint import ImagesDigest, write_fingerprint
 from capjax.disk import clear_disk_errors
 from capjax.errors import CapjaxError
@@ -138,15 +138,11 @@ def sidecar_path(directory: pathlib.Path, split: str) -> pathlib.Path:
     return directory / f"captions-{split}.jsonl"
 
 
-def record_line(record: CaptionRecord) -> str:
-    """Write a record as one line of JSON."""
-    return json.dumps(vars(record), ensure_ascii=False) + "\n"
-
-
 def write_captions(directory: pathlib.Path, splits: dict[str, list[CaptionRecord]]) -> None:
     """Write the sidecars of a dataset without images."""
     for split, records in splits.items():
-        sidecar_path(directory, split).write_text("".join(map(record_line, records)), encoding="utf-8")
+        with open(sidecar_path(directory, split), "w", encoding="utf-8") as file:
+            file.writelines(map(record_line, records))
 
 
 class Workspace:

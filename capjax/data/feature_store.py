@@ -26,12 +26,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from capjax.data.caption_records import CaptionRecords, record_line
 from capjax.disk import remove_leftovers, write_atomically
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord, Features
 
 FORMAT_VERSION = 2
 ROWS_PER_SHARD = 1024
+_FLOAT32 = np.dtype(np.float32)
 
 
 class FeatureStore:
@@ -86,12 +88,10 @@ class FeatureStore:
         folder = self.path / split
         remove_leftovers(folder)
         if (folder / "captions.jsonl").exists():
-            self._check_images(split, records, images_sha256)
-            if self.records(split) == list(records):
+            if self._has_captions(split, records, images_sha256):
                 return
-        lines = (json.dumps(vars(record), ensure_ascii=False) for record in records)
         write_atomically(folder / "images.sha256", images_sha256)
-        write_atomically(folder / "captions.jsonl", "\n".join(lines) + "\n")
+        write_atomically(folder / "captions.jsonl", map(record_line, records))
 
     def check_split(self, split: str, records: Sequence[CaptionRecord], images_sha256: str | None = None) -> None:
         """Refuse a split whose features or captions are not those of the dataset as it is now.
@@ -104,21 +104,30 @@ class FeatureStore:
         Raises:
             CapjaxError: if images or captions have changed.
         """
-        self._check_images(split, records, images_sha256)
-        if self.records(split) != list(records):
+        if not self._has_captions(split, records, images_sha256):
             raise CapjaxError(
                 f"the captions of split {split!r} in {self.path} are not those of the dataset, which was prepared "
                 "again; run capjax features once more: it takes the new captions and keeps the features"
             )
 
-    def _check_images(self, split: str, records: Sequence[CaptionRecord], images_sha256: str | None) -> None:
-        path = self.path / split / "images.sha256"
+    def _has_captions(self, split: str, records: Sequence[CaptionRecord], images_sha256: str | None) -> bool:
+        """Tell whether a split has the captions of the dataset.
+
+        Raises:
+            CapjaxError: if it is of other images.
+        """
+        stored, path = self.records(split), self.path / split / "images.sha256"
         changed = images_sha256 is not None and path.exists() and path.read_text() != images_sha256
-        if changed or [r.image_id for r in self.records(split)] != [r.image_id for r in records]:
+        same = stored.same_as(records)
+        same_images = same or (
+            len(stored) == len(records) and all(a.image_id == b.image_id for a, b in zip(stored, records, strict=True))
+        )
+        if changed or not same_images:
             raise CapjaxError(
                 f"expected split {split!r} of the feature store {self.path} to hold the images of the dataset, "
                 f"found others; delete {self.path / split} and run capjax features to extract them again"
             )
+        return same
 
     def missing_shards(self, split: str) -> list[range]:
         """List the row ranges that are not on disk yet."""
@@ -159,15 +168,13 @@ class FeatureStore:
             np.save(buffer, array)
             write_atomically(self._shard(split, name, rows.start), buffer.getbuffer())
 
-    def records(self, split: str) -> list[CaptionRecord]:
-        """Read the captions of a split, in row order.
+    def records(self, split: str) -> CaptionRecords:
+        """Open the captions of a split, in row order.
 
         Raises:
-            CapjaxError: if the store has no such split.
+            CapjaxError: if the store has no such split; later, if what is read is damaged.
         """
-        with open(self._captions(split), encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        return [CaptionRecord(row["image_id"], row["file_name"], tuple(row["captions"])) for row in rows]
+        return CaptionRecords(self._captions(split), f"delete {self.path / split} and run capjax features again")
 
     def num_rows(self, split: str) -> int:
         """Count the images of a split, without reading their captions.
@@ -186,18 +193,20 @@ class FeatureStore:
             )
         return path
 
-    def features(self, split: str, grid: bool = False) -> "FeatureRows":
+    def features(self, split: str, grid: bool = False, dtype: np.dtype = _FLOAT32) -> "FeatureRows":
         """Open the rows of a complete split for random access.
 
         Args:
             split: its name.
             grid: read grid features beside the pooled ones.
+            dtype: to give them in, whatever they are stored in.
 
         Raises:
             CapjaxError: if rows are missing or damaged, or grid features are wanted and were not stored.
         """
-        num_rows = self.num_rows(split)
-        missing = self.missing_shards(split)
+        shards = self.shards(split)
+        num_rows = shards[-1].stop if shards else 0
+        missing = [rows for rows in shards if not self.has_shard(split, rows)]
         if missing:
             raise CapjaxError(
                 f"expected {num_rows} rows of split {split!r} in {self.path}, {sum(map(len, missing))} are missing; "
@@ -206,7 +215,7 @@ class FeatureStore:
         if grid and not self.num_positions:
             raise CapjaxError(f"expected grid features in {self.path}, it holds pooled ones only; extract with grid")
         names = self._names if grid else ("pooled",)
-        for rows in self.shards(split):
+        for rows in shards:
             for name in names:
                 path, expected = self._shard(split, name, rows.start), self._shard_bytes(name, len(rows))
                 if path.stat().st_size != expected:
@@ -214,8 +223,8 @@ class FeatureStore:
                         f"expected {expected:,} bytes in {path}, got {path.stat().st_size:,}: it is damaged; delete it "
                         "and run capjax features again"
                     )
-        starts = range(0, num_rows, ROWS_PER_SHARD)
-        return FeatureRows({n: [self._shard(split, n, start) for start in starts] for n in names}, num_rows)
+        paths = {n: [self._shard(split, n, rows.start) for rows in shards] for n in names}
+        return FeatureRows(paths, num_rows, dtype)
 
     def _shard_bytes(self, name: str, num_rows: int) -> int:
         """Return the size of a shard's file of an array."""
@@ -227,17 +236,18 @@ class FeatureStore:
 
 
 class FeatureRows:
-    """Random access to features: `rows[i]` is `Features` of one image, float32 [F] and [P, F] or None."""
+    """Random access to features: `rows[i]` is `Features` of one image, [F] and [P, F] or None."""
 
-    def __init__(self, paths: Mapping[str, Sequence[pathlib.Path]], num_rows: int) -> None:
+    def __init__(self, paths: Mapping[str, Sequence[pathlib.Path]], num_rows: int, dtype: np.dtype) -> None:
         """Take the shard files, each of which is mapped into memory when a row of it is first read."""
         self._paths = {name: list(files) for name, files in paths.items()}
         self._num_rows = num_rows
+        self._dtype = dtype
         self._map = functools.lru_cache(_most_maps())(_map)
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes map the files themselves; pickling a map would copy all of it.
-        return {"paths": self._paths, "num_rows": self._num_rows}
+        return {"paths": self._paths, "num_rows": self._num_rows, "dtype": self._dtype}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
@@ -249,7 +259,7 @@ class FeatureRows:
         shard, row = divmod(int(i), ROWS_PER_SHARD)
         values = {name: np.asarray(self._map(files[shard])[row], np.float32) for name, files in self._paths.items()}
         grid = values["grid"] * values["scale"] if "scale" in values else values.get("grid")
-        return Features(values["pooled"], grid)
+        return Features(values["pooled"].astype(self._dtype), None if grid is None else grid.astype(self._dtype))
 
     def __iter__(self) -> Iterator[Features]:
         return (self[i] for i in range(len(self)))

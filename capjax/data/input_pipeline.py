@@ -17,7 +17,7 @@ for any number of them.
 """
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,6 +25,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from capjax.data.tokenized_captions import EncodedCaptions
 from capjax.errors import CapjaxError
 from capjax.images import Preprocessing, decode_image, preprocess
 from capjax.text.vocabulary import Vocabulary
@@ -86,8 +87,7 @@ def pad_captions(captions: Sequence[np.ndarray], max_tokens: int) -> dict[str, n
 class _DrawExample(grain.transforms.RandomMap):
     """From the number of an image to the image with some of its captions; goes to worker processes."""
 
-    records: Sequence[CaptionRecord]
-    captions: Sequence[Sequence[np.ndarray]]
+    captions: EncodedCaptions
     rows: Rows
     captions_per_image: int
     max_tokens: int
@@ -95,21 +95,20 @@ class _DrawExample(grain.transforms.RandomMap):
 
     def random_map(self, i: int, rng: np.random.Generator) -> dict[str, Any]:
         """Choose captions without repetition while there are enough, and a crop if images are augmented."""
-        choice = self.captions[i]
+        choice = self.captions.of_image(i)
         chosen = np.resize(rng.permutation(len(choice))[: self.captions_per_image], self.captions_per_image)
         row = self.rows.random_crop(i, rng) if self.augment else self.rows[i]
         return {
             "features" if isinstance(row, Features) else "image": row,
-            **pad_captions([choice[c] for c in chosen], self.max_tokens),
-            "image_id": np.int64(self.records[i].image_id),
+            **pad_captions([self.captions[choice[c]] for c in chosen], self.max_tokens),
+            "image_id": self.captions.image_ids[i],
             "valid": np.True_,
         }
 
 
 def training_batches(
-    records: Sequence[CaptionRecord],
+    captions: EncodedCaptions,
     rows: Rows,
-    vocabulary: Vocabulary,
     *,
     batch_size: int,
     captions_per_image: int,
@@ -124,9 +123,8 @@ def training_batches(
     """Draw images without end, in a new order each epoch, with random captions of each.
 
     Args:
-        records: the split's captions; images without captions are passed over.
-        rows: the split's images or features, in the order of `records`.
-        vocabulary: encodes the captions.
+        captions: of the split's images; those without captions are passed over.
+        rows: the split's images or features, in the same order.
         batch_size: B captions over all processes; B / captions_per_image images.
         captions_per_image: captions drawn of one image, without repetition while it has enough.
         max_tokens: L + 1, ids kept of a caption, START included.
@@ -140,9 +138,8 @@ def training_batches(
     Raises:
         CapjaxError: if there is nothing to draw, or the sizes do not divide.
     """
-    captions = [[vocabulary.encode(caption) for caption in record.captions] for record in records]
-    drawable = [i for i, choice in enumerate(captions) if choice]
-    if not drawable:
+    drawable = captions.captioned_images
+    if not len(drawable):
         raise CapjaxError("expected images with captions to train on, the split has none")
     if batch_size % (captions_per_image * process_count):
         raise CapjaxError(
@@ -157,7 +154,7 @@ def training_batches(
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(_DrawExample(records, captions, rows, captions_per_image, max_tokens, augment))
+        .random_map(_DrawExample(captions, rows, captions_per_image, max_tokens, augment))
         .batch(batch_size // captions_per_image // process_count, drop_remainder=True)
         .map(_flatten_captions)
     )
@@ -193,24 +190,29 @@ def validation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """Go once over every caption, for the loss; what fills up the last batch is masked.
+    """Go once over every caption, for the loss, and over every image that has some.
 
-    Args: as of `training_batches`. An image with more captions than `captions_per_image` comes several times.
+    Args:
+        records: of the split.
+        rows: its images or features, in the same order.
+        vocabulary: encodes the captions.
+        batch_size: N images over all processes.
+        captions_per_image: B / N; what an image lacks, or the last batch, is masked. An image with more captions comes
+            several times, `valid` only the first time.
+        max_tokens: L + 1.
+        process_index: which part of each batch to produce.
+        process_count: among how many processes a batch is divided.
     """
-    groups = [
-        (i, record.captions[at : at + captions_per_image])
-        for i, record in enumerate(records)
-        for at in range(0, len(record.captions), captions_per_image)
-    ]
-    for part in _parts(len(groups), batch_size // captions_per_image, process_index, process_count):
-        captions = []
-        for g, valid in part:
-            encoded = [vocabulary.encode(caption) for caption in groups[g][1]] if valid else []
-            captions += encoded + [np.zeros(0, np.int32)] * (captions_per_image - len(encoded))
-        yield {
-            **_visual_batch(records, rows, [(groups[g][0], valid) for g, valid in part]),
-            **pad_captions(captions, max_tokens),
-        }
+    groups = [(i, at) for i, record in enumerate(records) for at in range(0, len(record.captions), captions_per_image)]
+
+    def example(group: int, is_one: bool) -> dict[str, Any]:
+        i, at = groups[group]
+        captions = records[i].captions[at : at + captions_per_image] if is_one else ()
+        encoded = [vocabulary.encode(caption) for caption in captions]
+        encoded += [np.zeros(0, np.int32)] * (captions_per_image - len(encoded))
+        return {**_visual_example(records, rows, i, is_one and at == 0), **pad_captions(encoded, max_tokens)}
+
+    return map(_flatten_captions, _in_order(example, len(groups), batch_size, process_index, process_count))
 
 
 def image_batches(
@@ -222,8 +224,13 @@ def image_batches(
     process_count: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Go once over every image, for decoding; rows that fill up the last batch have `valid` false."""
-    for part in _parts(len(records), batch_size, process_index, process_count):
-        yield _visual_batch(records, rows, part)
+    return _in_order(
+        lambda i, is_one: _visual_example(records, rows, i, is_one),
+        len(records),
+        batch_size,
+        process_index,
+        process_count,
+    )
 
 
 def visual_rows(values: Sequence[Any]) -> Any:
@@ -234,20 +241,41 @@ def visual_rows(values: Sequence[Any]) -> Any:
     return Features(np.stack([value.pooled for value in values]), grid)
 
 
-def _visual_batch(records: Sequence[CaptionRecord], rows: Rows, part: Sequence[tuple[int, bool]]) -> dict[str, Any]:
-    visual = visual_rows([rows[i] for i, _ in part])
+def _visual_example(records: Sequence[CaptionRecord], rows: Rows, i: int, valid: bool) -> dict[str, Any]:
+    row = rows[i]
     return {
-        "features" if isinstance(visual, Features) else "image": visual,
-        "image_id": np.asarray([records[i].image_id for i, _ in part], np.int64),
-        "valid": np.asarray([valid for _, valid in part]),
+        "features" if isinstance(row, Features) else "image": row,
+        "image_id": np.int64(records[i].image_id),
+        "valid": np.bool_(valid),
     }
 
 
-def _parts(num_rows: int, batch_size: int, process_index: int, process_count: int) -> Iterator[list[tuple[int, bool]]]:
-    """Deal rows 0 … num_rows - 1 into equal batches and these to processes; the last is filled up with row 0."""
+def _in_order(
+    example: Callable[[int, bool], dict[str, Any]],
+    num_examples: int,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+) -> Iterator[dict[str, Any]]:
+    """Deal examples 0 … num_examples - 1 into equal batches and these to processes; threads read ahead.
+
+    Args:
+        example: makes one, given its number and whether it is one: number 0 also fills up the last batch.
+        num_examples: how many there are.
+        batch_size: over all processes.
+        process_index: which part of each batch to produce.
+        process_count: among how many processes a batch is divided.
+
+    Raises:
+        CapjaxError: if the batch does not divide.
+    """
     if batch_size < process_count or batch_size % process_count:
         raise CapjaxError(f"expected a batch size that is a multiple of {process_count} processes, got {batch_size}")
     local = batch_size // process_count
-    for start in range(0, num_rows, batch_size):
-        rows = range(start + process_index * local, start + (process_index + 1) * local)
-        yield [(i, True) if i < num_rows else (0, False) for i in rows]
+
+    def make(k: int) -> dict[str, Any]:
+        i = k // local * batch_size + process_index * local + k % local
+        return example(i, True) if i < num_examples else example(0, False)
+
+    numbers = range(-(-num_examples // batch_size) * local)
+    return iter(grain.MapDataset.source(numbers).map(make).batch(local).to_iter_dataset(READ_OPTIONS))

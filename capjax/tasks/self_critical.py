@@ -44,7 +44,7 @@ class SelfCritical:
         _, self._step_key = jax.random.split(jax.random.key(config.seed))
         self._schedule, self._optimizer = make_optimization(config)
         self._references = pack_references([record.captions for record in setup.records], setup.vocabulary)
-        self._row_of_image = {record.image_id: row for row, record in enumerate(setup.records)}
+        self._row_of_image = {image_id: row for row, image_id in enumerate(setup.captions.image_ids.tolist())}
         is_dangling = np.asarray([word in DANGLING_WORDS for word in setup.vocabulary.words])
         tables = RewardTables(self._references.trie, self._references.number_of_token, is_dangling)
         self._tables = replicate(tables, setup.mesh)

@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -86,11 +86,20 @@ class Vocabulary:
     def build(
         cls, captions: Iterable[str], tokenizer: str = "words", min_count: int = 5, multiple_of: int = 1
     ) -> "Vocabulary":
+        """Collect the frequent words of some sentences; arguments and errors of `from_counts`."""
+        tokenize = tokenizer_named(tokenizer)
+        counts = collections.Counter(word for caption in captions for word in tokenize(caption))
+        return cls.from_counts(counts, tokenizer, min_count, multiple_of)
+
+    @classmethod
+    def from_counts(
+        cls, counts: Mapping[str, int], tokenizer: str = "words", min_count: int = 5, multiple_of: int = 1
+    ) -> "Vocabulary":
         """Collect the words that occur at least `min_count` times, the most frequent first, ties by spelling.
 
         Args:
-            captions: sentences.
-            tokenizer: a key of `TOKENIZERS`.
+            counts: how often each word occurs.
+            tokenizer: a key of `TOKENIZERS`, which made the words.
             min_count: of the words that are kept.
             multiple_of: what V is a multiple of; it is filled up with entries that no caption has, so that the arrays
                 that have a row for each word divide over devices, or fill the tiles of an accelerator.
@@ -98,8 +107,6 @@ class Vocabulary:
         Raises:
             CapjaxError: if no word is frequent enough.
         """
-        tokenize = tokenizer_named(tokenizer)
-        counts = collections.Counter(word for caption in captions for word in tokenize(caption))
         frequent = (
             word for word, n in counts.items() if n >= min_count and word not in SPECIAL_WORDS and not is_unused(word)
         )

@@ -23,6 +23,7 @@ from capjax import data
 from capjax.data import input_pipeline
 from capjax.data.feature_store import create_store
 from capjax.data.input_pipeline import ImageRows, training_batches
+from capjax.data.tokenized_captions import tokenized_captions
 from capjax.images import Preprocessing
 from capjax.text.vocabulary import Vocabulary
 from capjax.types import CaptionRecord, Features
@@ -67,14 +68,16 @@ def main() -> None:
 
     dataset = data.load(args.dataset, args.data_dir)
     records, images = dataset.records("train"), dataset.images("train")
-    vocabulary = Vocabulary.build((c for r in records for c in r.captions), min_count=1)
+    captions = tokenized_captions(records, "words")
+    vocabulary = Vocabulary.from_counts(captions.counts, min_count=1)
+    captions = captions.encode(vocabulary)
     common = {"captions_per_image": 1, "max_tokens": 20, "seed": 0}
     encoded = [images[i] for i in range(len(images))]
 
     def images_iterator(threads: int, buffer: int) -> Iterator[object]:
         input_pipeline.READ_OPTIONS = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
         rows = ImageRows(images, Preprocessing(299))
-        return training_batches(records, rows, vocabulary, batch_size=BATCH_SIZE, **common)
+        return training_batches(captions, rows, batch_size=BATCH_SIZE, **common)
 
     # Far more items than any buffer holds, so that what was prefetched before the clock started does not count.
     programs: dict[str, tuple[Callable[[], Iterator[object]], int, int]] = {
@@ -89,9 +92,11 @@ def main() -> None:
         for shard in store.missing_shards("train"):
             store.write_shard("train", shard, Features(np.zeros((len(shard), 2048), np.float32)))
 
+        of_store = tokenized_captions(store.records("train"), "words").encode(vocabulary)
+
         def features_iterator() -> Iterator[object]:
             input_pipeline.READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-            return training_batches(fake, store.features("train"), vocabulary, batch_size=64, **common)
+            return training_batches(of_store, store.features("train"), batch_size=64, **common)
 
         programs["cached features, batch 64 (default)"] = (features_iterator, 64, 4 * args.batches)
         rates: dict[str, list[float]] = {name: [] for name in programs}

@@ -41,7 +41,7 @@ def test_records_and_images_come_back_in_order(tmp_path):
     # Enough that an order by hash or by string would show.
     dataset = prepare_tiny(tmp_path, val=3, train=120)
     assert dataset.splits == ("train", "val")
-    assert dataset.records("train") == [example(i)[0] for i in range(120)]
+    assert list(dataset.records("train")) == [example(i)[0] for i in range(120)]
     images = dataset.images("train")
     assert [images[i] for i in range(120)] == [example(i)[1] for i in range(120)]
     assert (len(images), images[-1], len(list(images))) == (120, example(119)[1], 120)
@@ -64,10 +64,10 @@ def test_tfds_reads_the_shards_as_its_own(tmp_path):
 
 
 def test_an_empty_split_is_one_line_and_the_older_dataset_stays(tmp_path):
-    before = prepare_tiny(tmp_path, train=2).records("train")
+    before = list(prepare_tiny(tmp_path, train=2).records("train"))
     with pytest.raises(CapjaxError, match="split 'val' of scenes"):
         prepare_tiny(tmp_path, train=4, val=0)
-    assert data.load("scenes", tmp_path).records("train") == before
+    assert list(data.load("scenes", tmp_path).records("train")) == before
     assert len(data.load("scenes", tmp_path).images("train")) == 2
 
 
@@ -139,8 +139,8 @@ def test_damaged_files_are_one_line(tmp_path):
         dataset.images("train")[0]
     sidecar = dataset.directory / "captions-train.jsonl"
     sidecar.write_text(sidecar.read_text()[:-20])
-    with pytest.raises(CapjaxError, match=r"captions-train\.jsonl"):
-        dataset.records("train")
+    with pytest.raises(CapjaxError, match=r"captions-train\.jsonl.* in line 40; prepare scenes again"):
+        list(dataset.records("train"))
 
 
 @pytest.mark.parametrize("num_usable, lengths", [(10, [3, 3, 3, 1]), (5, [3, 2, 0, 0])])
@@ -155,7 +155,7 @@ def test_large_splits_are_dealt_to_shards_in_order(tmp_path, num_usable, lengths
     dataset = data.load("scenes", tmp_path)
     images = dataset.images("train")
     assert list(images) == [jpeg(i) for i in range(num_usable)]
-    assert dataset.records("train") == [example(i)[0] for i in range(num_usable)]
+    assert list(dataset.records("train")) == [example(i)[0] for i in range(num_usable)]
     info = json.loads((dataset.directory / "dataset_info.json").read_text())
     assert [int(length) for length in info["splits"][0]["shardLengths"]] == lengths
 

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import zipfile
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,7 +45,7 @@ def test_round_trip(tmp_path, dtype, tolerance):
     values = fill(create_store(tmp_path, KEY, F, P, dtype), "train", 10)
     store = open_store(tmp_path, KEY)
     assert store.splits == ("train",)
-    assert store.records("train") == records(10)
+    assert list(store.records("train")) == records(10)
     rows = pickle.loads(pickle.dumps(store.features("train", grid=True)))
     assert len(rows) == 10
     for i, row in enumerate(rows):
@@ -52,6 +53,15 @@ def test_round_trip(tmp_path, dtype, tolerance):
         np.testing.assert_allclose(row.pooled, values[i, 0], atol=tolerance)
         np.testing.assert_allclose(row.grid, values[i, 1:], atol=tolerance)
     assert store.features("train")[3].grid is None
+
+
+def test_features_come_in_the_dtype_of_the_computation(tmp_path):
+    values = np.abs(fill(create_store(tmp_path, KEY, F, P, "float16"), "train", 10))
+    rows = pickle.loads(pickle.dumps(open_store(tmp_path, KEY).features("train", True, jnp.dtype("bfloat16"))))
+    for row, (pooled, *grid) in zip(rows, values, strict=True):
+        assert row.pooled.dtype == row.grid.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.abs(row.pooled.astype(np.float32)), pooled, rtol=2**-8, atol=1e-3)
+        np.testing.assert_allclose(np.abs(row.grid.astype(np.float32)), grid, rtol=2**-8, atol=1e-3)
 
 
 def test_a_grid_in_eight_bits_is_off_by_half_a_step_and_takes_a_quarter_of_the_space(tmp_path):
@@ -124,7 +134,7 @@ def test_captions_that_changed_are_noticed_and_taken_over_with_the_features_kept
         store.check_split("train", changed, "")
     store.begin_split("train", changed)
     store.check_split("train", changed, "")
-    assert store.records("train") == changed and not store.missing_shards("train")
+    assert list(store.records("train")) == changed and not store.missing_shards("train")
     np.testing.assert_array_equal(store.features("train")[4].pooled, values[4, 0])
 
 
@@ -132,7 +142,7 @@ def test_names_and_captions_with_line_separators_come_back(tmp_path):
     odd = [CaptionRecord(7, "a\u2028b\u0085c.jpg", ("one\u2029two\x1dthree",))]
     store = create_store(tmp_path, KEY, F)
     store.begin_split("train", odd)
-    assert store.records("train") == odd
+    assert list(store.records("train")) == odd
 
 
 def test_two_extractors_at_once_leave_one_whole_store(tmp_path):

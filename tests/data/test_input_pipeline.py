@@ -2,11 +2,13 @@
 
 import io
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from capjax.data.input_pipeline import ImageRows, image_batches, pad_captions, training_batches, validation_batches
+from capjax.data.tokenized_captions import TokenizedCaptions, write_tokenized
 from capjax.errors import CapjaxError
 from capjax.images import Preprocessing
 from capjax.text.vocabulary import Vocabulary
@@ -38,6 +40,16 @@ def records():
 
 
 @pytest.fixture
+def captions(records, vocabulary, tmp_path):
+    return encoded(records, vocabulary, tmp_path)
+
+
+def encoded(records, vocabulary, folder):
+    write_tokenized(folder, records, vocabulary.tokenizer)
+    return TokenizedCaptions(folder).encode(vocabulary)
+
+
+@pytest.fixture
 def vocabulary(records):
     return Vocabulary.build((c for r in records for c in r.captions), min_count=1)
 
@@ -54,8 +66,8 @@ def test_captions_are_padded_and_cut():
     np.testing.assert_array_equal(batch["mask"], [[True, True, False], [True, True, True]])
 
 
-def test_training_captions_belong_to_their_images(records, vocabulary):
-    batches = training_batches(records, VectorRows(10), vocabulary, **SIZES | {"captions_per_image": 2})
+def test_training_captions_belong_to_their_images(records, captions, vocabulary):
+    batches = training_batches(captions, VectorRows(10), **SIZES | {"captions_per_image": 2})
     seen = set()
     for _ in range(20):
         batch = next(batches)
@@ -71,16 +83,16 @@ def test_training_captions_belong_to_their_images(records, vocabulary):
     assert seen == {caption for record in records for caption in record.captions}
 
 
-def test_nothing_is_printed_of_the_data(records, vocabulary):
+def test_nothing_is_printed_of_the_data(captions):
     class Unprintable(VectorRows):
         def __repr__(self):
             raise AssertionError("Grain describes what it runs, and would print all captions of a data set")
 
-    next(training_batches(records, Unprintable(10), vocabulary, **SIZES))
+    next(training_batches(captions, Unprintable(10), **SIZES))
 
 
-def test_an_epoch_shows_every_image_with_captions_once_and_epochs_differ(records, vocabulary):
-    batches = training_batches(records, VectorRows(10), vocabulary, **SIZES | {"batch_size": 1})
+def test_an_epoch_shows_every_image_with_captions_once_and_epochs_differ(captions):
+    batches = training_batches(captions, VectorRows(10), **SIZES | {"batch_size": 1})
     order = [int(next(batches)["image_id"][0]) for _ in range(14)]
     with_captions = {100 + i for i in range(10) if i % 4}
     assert len(with_captions) == 7
@@ -88,10 +100,10 @@ def test_an_epoch_shows_every_image_with_captions_once_and_epochs_differ(records
     assert order[:7] != order[7:]
 
 
-def test_processes_share_the_batches_of_one(records, vocabulary):
-    whole = training_batches(records, VectorRows(10), vocabulary, **SIZES)
+def test_processes_share_the_batches_of_one(captions):
+    whole = training_batches(captions, VectorRows(10), **SIZES)
     parts = [
-        training_batches(records, VectorRows(10), vocabulary, **SIZES, process_index=i, process_count=2) for i in (0, 1)
+        training_batches(captions, VectorRows(10), **SIZES, process_index=i, process_count=2) for i in (0, 1)
     ]
     for _ in range(6):
         batch, *shares = (next(x) for x in (whole, *parts))
@@ -99,13 +111,25 @@ def test_processes_share_the_batches_of_one(records, vocabulary):
             np.testing.assert_array_equal(np.concatenate([share[name] for share in shares]), batch[name])
 
 
+class Bfloat16Rows(VectorRows):
+    def __getitem__(self, i):
+        return Features(np.asarray([i], jnp.bfloat16))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_features_of_half_the_size_come_through_workers(captions, num_workers):
+    batch = next(training_batches(captions, Bfloat16Rows(10), **SIZES, num_workers=num_workers))
+    assert batch["features"].pooled.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(batch["features"].pooled[:, 0].astype(int), batch["image_id"] - 100)
+
+
 @pytest.mark.parametrize(("num_workers", "process_count"), [(0, 1), (0, 2), (2, 1)])
-def test_going_on_after_some_batches_is_exact_whoever_reads_them(records, vocabulary, num_workers, process_count):
-    batches = training_batches(records, VectorRows(10), vocabulary, **SIZES)
+def test_going_on_after_some_batches_is_exact_whoever_reads_them(captions, num_workers, process_count):
+    batches = training_batches(captions, VectorRows(10), **SIZES)
     expected = [next(batches) for _ in range(9)][5:]
     resumed = [
         training_batches(
-            records, VectorRows(10), vocabulary, **SIZES, first_batch=5, num_workers=num_workers,
+            captions, VectorRows(10), **SIZES, first_batch=5, num_workers=num_workers,
             process_index=i, process_count=process_count,
         )
         for i in range(process_count)
@@ -153,24 +177,24 @@ def encode_image(colour, size=(40, 30)):
     return buffer.getvalue()
 
 
-def test_images_and_random_crops(records, vocabulary):
+def test_images_and_random_crops(captions):
     rows = ImageRows([encode_image((20 * i, 0, 0)) for i in range(10)], Preprocessing(image_size=16))
     for augment in (False, True):
-        batch = next(training_batches(records, rows, vocabulary, **SIZES, augment=augment))
+        batch = next(training_batches(captions, rows, **SIZES, augment=augment))
         assert batch["image"].shape == (4, 16, 16, 3) and batch["image"].dtype == np.uint8
         np.testing.assert_array_equal(batch["image"][:, 8, 8, 0], 20 * (batch["image_id"] - 100))
 
 
-def test_nothing_to_train_on_is_an_error(vocabulary):
+def test_nothing_to_train_on_is_an_error(vocabulary, tmp_path):
     with pytest.raises(CapjaxError, match="the split has none"):
-        training_batches([CaptionRecord(1, "a.jpg", ())], VectorRows(1), vocabulary, **SIZES)
+        training_batches(encoded([CaptionRecord(1, "a.jpg", ())], vocabulary, tmp_path), VectorRows(1), **SIZES)
 
 
-def test_augmented_features_are_refused(records, vocabulary):
+def test_augmented_features_are_refused(captions):
     with pytest.raises(CapjaxError, match=r"train\.augment"):
-        training_batches(records, VectorRows(10), vocabulary, **SIZES, augment=True)
+        training_batches(captions, VectorRows(10), **SIZES, augment=True)
 
 
-def test_batch_that_does_not_divide_is_refused(records, vocabulary):
+def test_batch_that_does_not_divide_is_refused(captions):
     with pytest.raises(CapjaxError, match="multiple of 3 captions"):
-        training_batches(records, VectorRows(10), vocabulary, **SIZES | {"captions_per_image": 3})
+        training_batches(captions, VectorRows(10), **SIZES | {"captions_per_image": 3})
