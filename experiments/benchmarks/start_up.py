@@ -104,7 +104,7 @@ def start(store: pathlib.Path, workdir: pathlib.Path, num_workers: int) -> tuple
         "train.num_steps": NUM_STEPS,
         "train.log_every": 1,
         "train.num_workers": num_workers,
-        "eval.max_images": 64,
+        "eval.max_images": 200,
     }
     command = [sys.executable, "-m", "capjax", "train", f"--config={config}", f"--workdir={workdir / 'run'}"]
     began, first_step, most = time.monotonic(), None, {"main": 0, "worker": 0}
