@@ -1,8 +1,9 @@
 """Decode a split, score it, show it: `capjax evaluate --model=DIR --split=test`.
 
-The output folder holds metrics.json (scores, intervals, health, every setting), per_image.jsonl, results.json in the
-COCO results layout, report.html, sheet.png with two dozen pictures from best to worst, and, if asked for, attention.png
-with where the model looked at them.
+The output folder holds metrics.json (scores, intervals, health, every setting), per_image.jsonl with every caption, its
+references and scores, results.json in the COCO results layout, report.html with up to a thousand of them and their
+pictures, sheet.png with two dozen from best to worst, and, if asked for, attention.png with where the model looked at
+them.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,17 +30,18 @@ from capjax.disk import inside, local_path
 from capjax.distributed import add_process_arguments, join_processes
 from capjax.errors import CapjaxError
 from capjax.images import ImageError, Preprocessing, decode_image, preprocess, read_image_file
+from capjax.metrics.caption_health import ailments
 from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, score
-from capjax.metrics.score_report import metric_names, score_report, score_table, write_scores
+from capjax.metrics.score_report import metric_names, score_report, score_table, write_metrics
 from capjax.report import (
     CaptionRow,
     Look,
     evaluation_report,
     read_log,
     spread,
-    thumbnail,
     write_attention_sheet,
     write_page,
+    write_per_image,
     write_sheet,
 )
 from capjax.report.ledger import append_row, asked_of, config_sha256, provenance
@@ -120,30 +123,34 @@ def evaluate(
         report["exact_match"] = sum(hypotheses[i] in texts for i, texts in known.items()) / len(known)
         if judge:
             report["right"] = verdicts.count("right") / len(verdicts)
-        write_scores(out, report, scores)
+        write_metrics(out, report)
         print(score_table(f"{config.dataset.name}, {split}", scores, report, references))
 
     if picture_of is None:
         picture_of = dataset_pictures(config, split, records)
-    shown = [
+    captioned = [
         CaptionRow(
             image_id=record.image_id,
             file_name=record.file_name,
-            image=_thumbnail(picture_of(record)),
+            image=partial(picture_of, record),
             caption=caption.text,
             references=record.captions,
             log_prob=caption.log_prob,
             scores={name: values[record.image_id] for name, values in per_image.items() if record.image_id in values},
             alternatives=caption.alternatives,
             verdict=verdict,
+            ailments=found,
         )
-        for record, caption, verdict in zip(records, captions, verdicts, strict=True)
+        for record, caption, verdict, found in zip(
+            records, captions, verdicts, ailments([caption.text for caption in captions]), strict=True
+        )
     ]
+    write_per_image(out / "per_image.jsonl", captioned)
     title = f"{config.dataset.name}, {split}"
     note = judge.note(records) if judge else "Captions that a model wrote, with what people wrote of the same images."
-    write_page(out / "report.html", evaluation_report(report, shown, settings.to_dict(), title, note, log))
-    heading = f"{title}{f' ({judge.KIND})' if judge else ''}: {len(shown):,} images, decoded with {_told(settings)}"
-    chosen = spread(shown, _SHEET_SIZE)
+    write_page(out / "report.html", evaluation_report(report, captioned, settings.to_dict(), title, note, log))
+    heading = f"{title}{f' ({judge.KIND})' if judge else ''}: {len(captioned):,} images, decoded with {_told(settings)}"
+    chosen = spread(captioned, _SHEET_SIZE)
     write_sheet(out / "sheet.png", chosen, heading=heading)
     if attention:
         looks = _looks(models[0], records, rows, picture_of, chosen)
@@ -237,13 +244,6 @@ def dataset_pictures(
     except CapjaxError:
         return lambda record: None
     return lambda record: images[index[record.image_id]] if record.image_id in index else None
-
-
-def _thumbnail(picture: bytes | None) -> bytes | None:
-    try:
-        return picture and thumbnail(picture)
-    except CapjaxError:
-        return None
 
 
 def _read(folder: pathlib.Path, file_name: str) -> bytes | None:

@@ -43,7 +43,7 @@ RESAMPLING = {
 }
 CROPS = ("center", "none")
 THUMBNAIL_SIZE = 224
-"""Longest side in pixels: about 8 kB a photo, so that a page of 5,000 stays near 50 MB."""
+"""Longest side in pixels: about 8 kB a photo, so that a page of 1,000 stays near 10 MB."""
 
 
 class ImageError(CapjaxError):

@@ -82,7 +82,8 @@ def test_evaluation_scores_every_image_once(project, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     per_image = [json.loads(line) for line in (tmp_path / "per_image.jsonl").read_text().splitlines()]
     assert len(results) == len({row["image_id"] for row in results}) == 8
-    assert sorted(row["image_id"] for row in per_image) == sorted(row["image_id"] for row in results)
+    assert [{key: row[key] for key in results[0]} for row in per_image] == results
+    assert all(row["log_prob"] <= 0 and row["file_name"] and len(row["references"]) == 2 for row in per_image)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["CIDEr-D"] == pytest.approx(np.mean([row["CIDEr-D"] for row in per_image]))
     assert metrics["settings"]["decoder"]["method"] == "greedy"

@@ -22,6 +22,9 @@ DANGLING_WORDS = frozenset(
 )
 UNKNOWN_WORDS = frozenset({"unk", "<unk>"})
 
+AILMENTS = ("empty", "dangling_end", "unknown_word", "repetition")
+"""What can be wrong with a caption whatever the image shows: the fields of `Health` that tell how many have it."""
+
 
 @dataclass(frozen=True)
 class Health:
@@ -77,19 +80,32 @@ def health(captions: Sequence[str], train_captions: Iterable[str] | None = None)
     if train_captions is not None:
         seen = {tuple(tokens) for tokens in tokenize_captions(train_captions)}
         novel = _share(words not in seen for words in tokenised)
+    found = [_ailments(words) for words in tokenised]
     return Health(
         num_captions=num_captions,
         mean_length=len(all_words) / num_captions,
-        empty=_share(not words for words in tokenised),
-        dangling_end=_share(bool(words) and words[-1] in DANGLING_WORDS for words in tokenised),
-        unknown_word=_share(_has_unknown(words) for words in tokenised),
-        repetition=_share(repeats_itself(words) for words in tokenised),
+        **{ailment: _share(ailment in of_caption for of_caption in found) for ailment in AILMENTS},
         distinct_captions=len(set(tokenised)) / num_captions,
         distinct_1=len(set(all_words)) / max(1, len(all_words)),
         distinct_2=len(set(pairs)) / max(1, len(pairs)),
         vocabulary=len(set(all_words)),
         novel_captions=novel,
     )
+
+
+def ailments(captions: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return for each raw caption those of the `AILMENTS` that it has."""
+    return [_ailments(words) for words in tokenize_captions(captions)]
+
+
+def _ailments(words: Sequence[str]) -> tuple[str, ...]:
+    has = {
+        "empty": not words,
+        "dangling_end": bool(words) and words[-1] in DANGLING_WORDS,
+        "unknown_word": any(word in UNKNOWN_WORDS for word in words),
+        "repetition": repeats_itself(words),
+    }
+    return tuple(ailment for ailment in AILMENTS if has[ailment])
 
 
 def repeats_itself(words: Sequence[str]) -> bool:
@@ -171,10 +187,6 @@ def leakage(train: Mapping[int, Sequence[str]], test: Mapping[int, Sequence[str]
         tuple(suspects),
         num_shared / max(1, num_references),
     )
-
-
-def _has_unknown(words: Sequence[str]) -> bool:
-    return any(word in UNKNOWN_WORDS for word in words)
 
 
 def _share(truths: Iterable[bool]) -> float:

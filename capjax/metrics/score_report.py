@@ -125,9 +125,14 @@ def score_table(name: str, scores: Scores, report: Mapping[str, Any], references
     return "\n".join(lines)
 
 
-def write_scores(folder: pathlib.Path, report: Mapping[str, Any], scores: Scores) -> None:
-    """Write metrics.json and per_image.jsonl to a folder."""
+def write_metrics(folder: pathlib.Path, report: Mapping[str, Any]) -> None:
+    """Write metrics.json to a folder."""
     write_atomically(folder / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_scores(folder: pathlib.Path, report: Mapping[str, Any], scores: Scores) -> None:
+    """Write metrics.json and per_image.jsonl, the scores of each image, to a folder."""
+    write_metrics(folder, report)
     write_atomically(folder / "per_image.jsonl", "".join(line + "\n" for line in per_image_lines(scores)))
 
 

@@ -12,6 +12,7 @@
 | training_log.py  | reading a training log                                                               |
 | charts.py        | training curves and histograms as data, and as SVG for the page                      |
 | page.py          | the page; its markup, style and behaviour are page.html, page.css and page.js        |
+| per_image.py     | what the page shows of an image as a line of JSON, for all images                    |
 | evaluation.py    | what of an evaluation stands on the page                                             |
 | sheet.py         | the contact sheets: of captions, and of examples of a data set                       |
 | attention_sheet.py | pictures with what was looked at, word by word                                     |
@@ -28,6 +29,7 @@ from capjax.report.contents import CaptionRow, Measure, Report, Score, spread
 from capjax.report.curves import write_curves
 from capjax.report.evaluation import evaluation_report
 from capjax.report.page import write_page
+from capjax.report.per_image import write_per_image
 from capjax.report.sheet import Example, write_examples, write_sheet
 from capjax.report.training_log import read_log
 
@@ -46,5 +48,6 @@ __all__ = [
     "write_curves",
     "write_examples",
     "write_page",
+    "write_per_image",
     "write_sheet",
 ]

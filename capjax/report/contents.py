@@ -3,7 +3,7 @@
 import math
 import numbers
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,24 +15,30 @@ class CaptionRow:
     Attributes:
       image_id: the id in the data set and in results files.
       file_name: where the image came from; only shown.
-      image: encoded image of any format and size (a `capjax.images.thumbnail` saves memory), or None.
+      image: encoded image of any format and size, a function that reads it once it is to be shown, or None.
       caption: the generated caption.
       references: the captions that people wrote.
       log_prob: natural log-probability of the caption under the model.
       scores: metric name to this image's score, unscaled (1.0, not 100).
       alternatives: further captions of an n-best list with their log-probabilities, best first.
       verdict: a word on the caption; "right", "partly" and "wrong" are shown in colour.
+      ailments: what is wrong with the caption, whatever the image shows.
     """
 
     image_id: int
     file_name: str
-    image: bytes | None
+    image: Callable[[], bytes | None] | bytes | None
     caption: str
     references: Sequence[str] = ()
     log_prob: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     alternatives: Sequence[tuple[str, float]] = ()
     verdict: str | None = None
+    ailments: Sequence[str] = ()
+
+    def picture(self) -> bytes | None:
+        """Return the encoded image, read now if that was put off."""
+        return self.image() if callable(self.image) else self.image
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,13 @@ class Report:
       title: heading of the page.
       note: what this is, in plain words; blank lines separate paragraphs.
       settings: how the captions were decoded (search, beam_size, …); repeated beside every table and figure.
-      rows: every caption, in the order of the data set.
+      rows: every caption, in the order of the data set; the page shows a sample of many, and numbers of all.
       scores: scores over all rows, in the order to show them.
       health: health measures of the captions.
       log: training records (see `read_log`) for the curves; may be empty.
       interval: what the scores' intervals are.
       rank_by: the metric that says which captions are best and worst.
+      all_rows_in: where every row is written, said on a page that shows a sample.
     """
 
     title: str
@@ -81,6 +88,7 @@ class Report:
     log: Sequence[Mapping[str, Any]] = ()
     interval: str = "95 % bootstrap interval over images"
     rank_by: str = "CIDEr-D"
+    all_rows_in: str = ""
 
 
 def one_line(text: str) -> str:
@@ -118,7 +126,31 @@ def spread(rows: Sequence[CaptionRow], count: int, metric: str = "CIDEr-D") -> l
 
     Rows without that score are taken evenly in their own order when no row has one.
     """
-    order = ranked(rows, metric) or list(rows)
-    if count >= len(order):
-        return order
-    return [order[round(index * (len(order) - 1) / max(count - 1, 1))] for index in range(count)]
+    return _evenly(ranked(rows, metric) or rows, count)
+
+
+def sample(rows: Sequence[CaptionRow], count: int, metric: str) -> list[CaptionRow]:
+    """Choose at most `count` rows for people to look through, in their own order; all if there are no more.
+
+    A twentieth of them each are the best, the median and the worst by `metric`. Up to half are captions with an
+    ailment, equally many of every kind if there are enough. The others go evenly from best to worst, and on over the
+    rows without a score.
+    """
+    if len(rows) <= count:
+        return list(rows)
+    groups = list(extremes(rows, metric, count // 20).values())
+    kinds = {ailment for row in rows for ailment in row.ailments}
+    for kind in kinds:
+        groups.append(_evenly([row for row in rows if kind in row.ailments], count // (2 * len(kinds))))
+    special = {id(row) for group in groups for row in group}
+    unscored = (row for row in rows if not is_number(row.scores.get(metric)))
+    others = [row for row in [*ranked(rows, metric), *unscored] if id(row) not in special]
+    chosen = special | {id(row) for row in _evenly(others, count - len(special))}
+    return [row for row in rows if id(row) in chosen]
+
+
+def _evenly(rows: Sequence[CaptionRow], count: int) -> list[CaptionRow]:
+    """Choose `count` rows at equal distances, the first and the last among them."""
+    if count >= len(rows):
+        return list(rows)
+    return [rows[round(index * (len(rows) - 1) / max(count - 1, 1))] for index in range(count)]

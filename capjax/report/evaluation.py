@@ -38,9 +38,8 @@ def evaluation_report(
       log: of the training, for curves.
     """
     intervals, health = report.get("intervals", {}), report.get("health", {})
-    scored = [
-        Score(name, report[name], *intervals.get(name, (None, None))) for name in rows[0].scores if name in report
-    ]
+    names = dict.fromkeys(name for row in rows for name in row.scores)  # images without references have none
+    scored = [Score(name, report[name], *intervals.get(name, (None, None))) for name in names if name in report]
     skipped = [Score(name, float("nan"), note=reason) for name, reason in report.get("skipped", {}).items()]
     measures = [
         Measure(name, health[key], kind, about)
@@ -59,4 +58,5 @@ def evaluation_report(
         scores=scored + skipped,
         health=measures,
         log=log,
+        all_rows_in="per_image.jsonl beside this page, their captions alone in results.json",
     )

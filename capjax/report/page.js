@@ -1,13 +1,13 @@
 
-// The gallery: search, filter and sort all rows, and draw them a screenful at a time as the reader scrolls.
+// The gallery: search, filter and sort the rows, and draw them a screenful at a time as the reader scrolls.
 // Text only ever enters the page as text (textContent, setAttribute), never as markup.
 "use strict";
 (() => {
-  const { metrics, rows } = JSON.parse(document.getElementById("data").textContent);
+  const { metrics, rows, total } = JSON.parse(document.getElementById("data").textContent);
   const get = (id) => document.getElementById(id);
   const [controls, cards, more, count] = ["controls", "cards", "more", "count"].map(get);
   const fields = Object.fromEntries(
-    ["query", "field", "sort", "order", "metric", "low", "high", "verdict"].map((name) => [name, get(name)]));
+    ["query", "field", "sort", "order", "metric", "low", "high", "verdict", "ailment"].map((name) => [name, get(name)]));
   const BATCH = 48;
   const LONG = 150; // characters from which a caption may scroll, and then takes the keyboard's focus
 
@@ -32,6 +32,9 @@
   const verdicts = [...new Set(rows.map((row) => row.verdict))].filter(Boolean).sort();
   addOptions(fields.verdict, [["", "any"], ...verdicts.map((name) => [name, name])]);
   get("verdicts").hidden = verdicts.length === 0;
+  const ailments = [...new Set(rows.flatMap((row) => row.ailments))].sort();
+  addOptions(fields.ailment, [["", "any or none"], ...ailments.map((name) => [name, name])]);
+  get("ailments").hidden = ailments.length === 0;
 
   // words that must occur, "phrases in quotes", and -words that must not
   const parseQuery = (query) => [...fold(query).matchAll(/(-?)(?:"([^"]*)"?|(\S+))/g)]
@@ -146,6 +149,7 @@
     const [low, high, metric] = [limit(fields.low), limit(fields.high), Number(fields.metric.value || 0)];
     shown = rows.filter((row) => {
       if (fields.verdict.value && row.verdict !== fields.verdict.value) return false;
+      if (fields.ailment.value && !row.ailments.includes(fields.ailment.value)) return false;
       const score = row.scores[metric] ?? null;
       if ((low !== null || high !== null) && score === null) return false;
       const printed = Number(number(100 * score)); // so that a limit read off the screen includes what it was read from
@@ -167,9 +171,9 @@
     cards.replaceChildren();
     drawn = 0;
     draw();
-    count.textContent = shown.length === rows.length
-      ? `All ${rows.length.toLocaleString("en")} images`
-      : `${shown.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} images`;
+    const told = (number) => number.toLocaleString("en");
+    const all = total === rows.length ? `${told(total)} images` : `${told(rows.length)} images shown here, of ${told(total)}`;
+    count.textContent = shown.length === rows.length ? `All ${all}` : `${told(shown.length)} of ${all}`;
   };
 
   let waiting = 0;

@@ -1,7 +1,9 @@
 """The report page: one HTML file with everything inside, for any browser, without a server.
 
-page.html is the frame, page.css the looks, page.js the gallery. All rows travel as JSON in the page; the gallery draws
-them as they come into view. Text from data sets and models passes `html.escape` or, inside the JSON, `_embedded_json`;
+page.html is the frame, page.css the looks, page.js the gallery. The rows that it shows travel as JSON in the page; the
+gallery draws them as they come into view. Numbers are those of all rows, and so are the charts, whose data are binned:
+the page stays of a size that browsers load, and so does the memory that writing it takes, however many rows there are.
+Text from data sets and models passes `html.escape` or, inside the JSON, `_embedded_json`;
 a content security policy pins the one style and the one script by hash and forbids all else, the network included.
 """
 
@@ -24,12 +26,15 @@ from capjax import __version__
 from capjax.disk import write_atomically
 from capjax.images import ImageError, thumbnail
 from capjax.report.charts import length_histogram, line_chart, panels
-from capjax.report.contents import CaptionRow, Report, extremes, is_number
+from capjax.report.contents import CaptionRow, Report, extremes, is_number, sample
 
 logger = logging.getLogger(__name__)
 
+MAX_SHOWN = 1000
+"""Rows of which the page shows pictures and texts: about 10 MB. Of more it shows a sample."""
+
 _EXTREMES = 4
-"""Captions in each of the groups best, median and worst."""
+"""Captions in each of the groups best, median and worst, which the sample has too."""
 
 _LONG = 150
 """Characters from which a caption may scroll, and then takes the keyboard's focus; as in page.js."""
@@ -38,6 +43,8 @@ _LONG = 150
 def write_page(path: str | os.PathLike[str], report: Report) -> None:
     """Write the report as one self-contained HTML file; rows whose picture cannot be read are shown without.
 
+    Of more than `MAX_SHOWN` rows it shows a `sample`, and says so; only pictures that are shown are read.
+
     Args:
       path: file to write.
       report: what to show.
@@ -45,30 +52,32 @@ def write_page(path: str | os.PathLike[str], report: Report) -> None:
     Raises:
       CapjaxError: the file cannot be written.
     """
+    shown = sample(report.rows, MAX_SHOWN, report.rank_by)
     with ThreadPoolExecutor() as pool:
-        pictures = list(tqdm(pool.map(_data_uri, report.rows), total=len(report.rows), desc="thumbnails", disable=None))
-    unreadable = sum(row.image is not None and not uri for row, uri in zip(report.rows, pictures, strict=True))
+        found = list(tqdm(pool.map(_data_uri, shown), total=len(shown), desc="thumbnails", disable=None))
+    unreadable = found.count(None)
     if unreadable:
-        logger.warning("%d of %d pictures cannot be read; their rows are shown without", unreadable, len(pictures))
-    page = _render(report, pictures)
+        logger.warning("%d of %d pictures cannot be read; their rows are shown without", unreadable, len(found))
+    page = _render(report, shown, [uri or "" for uri in found])
     write_atomically(path, page.encode("utf-8", "replace"))
 
 
-def _data_uri(row: CaptionRow) -> str:
-    """Return the row's picture as a JPEG data URI, or an empty string where there is none to show."""
-    if row.image is None:
+def _data_uri(row: CaptionRow) -> str | None:
+    """Return the row's picture as a JPEG data URI, an empty string where there is none, None if it cannot be read."""
+    picture = row.picture()
+    if picture is None:
         return ""
     try:
-        return f"data:image/jpeg;base64,{base64.b64encode(thumbnail(row.image)).decode('ascii')}"
+        return f"data:image/jpeg;base64,{base64.b64encode(thumbnail(picture)).decode('ascii')}"
     except ImageError:
-        return ""
+        return None
 
 
-def _render(report: Report, pictures: list[str]) -> str:
+def _render(report: Report, shown: list[CaptionRow], pictures: list[str]) -> str:
     files = resources.files("capjax.report")
     style, script = (files.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     settings = _settings_line(report.settings)
-    picture_of = {id(row): picture for row, picture in zip(report.rows, pictures, strict=True)}
+    picture_of = {id(row): picture for row, picture in zip(shown, pictures, strict=True)}
     return string.Template(files.joinpath("page.html").read_text(encoding="utf-8")).substitute(
         title=escape(report.title),
         note="".join(f"<p>{escape(part.strip())}</p>" for part in re.split(r"\n\s*\n", report.note) if part.strip()),
@@ -83,8 +92,9 @@ def _render(report: Report, pictures: list[str]) -> str:
         lengths=_lengths(report, settings),
         extremes=_extremes(report, settings, picture_of),
         decoded=settings,
-        num_rows=f"{len(report.rows):,}",
-        rows=_embedded_json(_gallery(report, pictures)),
+        gallery="All captions" if len(shown) == len(report.rows) else "A sample of the captions",
+        images=_told_rows(report, len(shown)),
+        rows=_embedded_json(_gallery(report, shown, pictures)),
         version=escape(__version__),
     )
 
@@ -146,7 +156,7 @@ def _scores_table(report: Report, settings: str) -> str:
             cells.append(f'<td class="note">{escape(score.note)}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")
     told = f"Intervals: {escape(report.interval)}. " if intervals else ""
-    about = f"Over {len(report.rows):,} images. {told}{settings}"
+    about = f"Over {sum(bool(row.scores) for row in report.rows):,} images. {told}{settings}"
     return _section("scores", "Scores", _table("Scores", about, head, body))
 
 
@@ -260,8 +270,24 @@ def _card(row: CaptionRow, picture: str, metric: str) -> str:
     )
 
 
-def _gallery(report: Report, pictures: list[str]) -> dict[str, Any]:
-    """Return what page.js needs: the metrics that rows have, and the rows with short keys."""
+def _told_rows(report: Report, num_shown: int) -> str:
+    """Say how many images the gallery shows and, if these are not all, which, and where the others are (HTML)."""
+    if num_shown == len(report.rows):
+        return f"{num_shown:,} images."
+    scored = any(row.scores for row in report.rows)
+    ailing = any(row.ailments for row in report.rows)
+    groups = ["the best, the median and the worst"] if scored else []
+    groups += ["captions with ailments"] if ailing else []
+    order = f"evenly from best to worst by {escape(report.rank_by)}" if scored else "evenly over the data set"
+    groups.append(f"the others {order}" if groups else order)
+    told = f"{num_shown:,} of {len(report.rows):,} images are shown: {', '.join(groups)}."
+    if report.all_rows_in:
+        told += f" All of them are in {escape(report.all_rows_in)}."
+    return f"{told} Scores, health and lengths above are those of all images."
+
+
+def _gallery(report: Report, shown: list[CaptionRow], pictures: list[str]) -> dict[str, Any]:
+    """Return what page.js needs: the metrics that rows have, the rows shown with short keys, how many there are."""
     metrics = list(dict.fromkeys(name for row in report.rows for name in row.scores))
     if report.rank_by in metrics:
         metrics.sort(key=lambda name: name != report.rank_by)
@@ -276,11 +302,12 @@ def _gallery(report: Report, pictures: list[str]) -> dict[str, Any]:
             "scores": [_rounded(row.scores.get(name)) for name in metrics],
             "alternatives": [[caption, _rounded(log_prob)] for caption, log_prob in row.alternatives],
             "verdict": row.verdict or "",
+            "ailments": [ailment.replace("_", " ") for ailment in row.ailments],
             "words": _num_words(row.caption),
         }
-        for row, picture in zip(report.rows, pictures, strict=True)
+        for row, picture in zip(shown, pictures, strict=True)
     ]
-    return {"metrics": metrics, "rows": rows}
+    return {"metrics": metrics, "rows": rows, "total": len(report.rows)}
 
 
 def _rounded(value: Any) -> float | None:

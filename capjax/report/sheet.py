@@ -79,7 +79,7 @@ def write_sheet(
         texts = [Text(f"■ {mark}", 13, colour, max_lines=1, bold=True)] if mark else []
         texts.append(Text(one_line(row.caption) or "(empty caption)", 18, INK, max_lines=6, bold=True))
         texts += [Text(reference, 14, GREY, max_lines=4) for reference in row.references[:num_references]]
-        cells.append(_Cell(_on_mat(row.image), texts))
+        cells.append(_Cell(_on_mat(row.picture()), texts))
     legend = [(_GOOD, "100 or more"), (_FAIR, "50 to 100"), (_POOR, f"under 50 in {metric} × 100")]
     needs_legend = any(_mark(row, metric)[0] and not row.verdict for row in rows)
     _write(path, cells, columns, heading, legend if needs_legend else ())

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from capjax.errors import CapjaxError
-from capjax.metrics.caption_health import health, image_dependence, leakage, repeats_itself
+from capjax.metrics.caption_health import ailments, health, image_dependence, leakage, repeats_itself
 from capjax.metrics.coco_files import read_references
 
 
@@ -25,6 +25,11 @@ def test_every_measure() -> None:
     assert found.distinct_2 == pytest.approx(12 / 20)
     assert found.novel_captions == pytest.approx(4 / 6)
     assert health(captions).novel_captions is None
+
+
+def test_ailments_of_each_caption() -> None:
+    captions = ["A man with a dog.", "a dog dog with a", "a dog <unk> a UNK", ""]
+    assert ailments(captions) == [(), ("dangling_end", "repetition"), ("unknown_word",), ("empty",)]
 
 
 @pytest.mark.parametrize(

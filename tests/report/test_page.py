@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from capjax.report import CaptionRow, Measure, Report, Score, write_page
+from capjax.report import CaptionRow, Measure, Report, Score, evaluation_report, write_page
+from capjax.report.page import MAX_SHOWN
 
 VOID = {"meta", "img", "input"}
 CHART_PARTS = {"line", "text", "rect", "title"}
@@ -89,6 +90,7 @@ def report(text: str = "some text", image: bytes | None = None) -> Report:
             scores={"CIDEr-D": index / 10, text: 0.5},
             alternatives=((text, -3.0),),
             verdict=text,
+            ailments=(text,),
         )
         for index in range(6)
     ]
@@ -135,6 +137,7 @@ def test_every_row_travels_with_the_page(tmp_path: pathlib.Path) -> None:
         "scores": [0.1, 0.5],
         "alternatives": [["a dog runs", -3.0]],
         "verdict": "a dog runs",
+        "ailments": ["a dog runs"],
         "words": 3,
     }
     assert (last["image"], last["scores"], last["log_prob"], last["words"]) == ("", [None, None], None, 0)
@@ -147,6 +150,63 @@ def test_best_and_worst_stand_above_the_gallery(tmp_path: pathlib.Path) -> None:
     write_page(tmp_path / "page.html", Report("t", "n", {}, rows))
     captions = [text for text in parse(tmp_path / "page.html").texts["p"] if text.startswith("caption ")]
     assert captions == [f"caption {index}" for index in (29, 28, 27, 26, 16, 15, 14, 13, 3, 2, 1, 0)]
+
+
+def many(num_rows: int, read: list[int]) -> Report:
+    """Return a report of many rows whose pictures note that they are read: the best 1 % long, one in 1,000 with UNK."""
+    picture, rows = jpeg(size=(64, 48)), []
+    for index in range(num_rows):
+        place = index * 7 % num_rows
+        unknown = index % 1_000 == 7
+        rows.append(
+            CaptionRow(
+                index,
+                f"{index}.jpg",
+                lambda index=index: read.append(index) or picture,
+                "a UNK" if unknown else "a dog runs over the wide green field" if place >= 0.99 * num_rows else "a dog",
+                scores={"CIDEr-D": place / num_rows},
+                ailments=("unknown_word",) if unknown else (),
+            )
+        )
+    return evaluation_report({"CIDEr-D": 0.5}, rows, {"search": "greedy"}, "title", "note", [])
+
+
+def test_of_many_images_a_page_shows_a_sample_and_the_numbers_of_all(tmp_path: pathlib.Path) -> None:
+    read: list[int] = []
+    write_page(tmp_path / "page.html", many(4_000, read))
+    page = parse(tmp_path / "page.html")
+    shown = page.data()["rows"]
+    assert len(shown) == MAX_SHOWN and page.data()["total"] == 4_000
+    assert sorted(read) == [row["id"] for row in shown]  # no other picture is read, none twice
+    assert all(row["image"] for row in shown) and {7, 1_007, 2_007, 3_007} <= {row["id"] for row in shown}
+    text = page.text()
+    assert "1,000 of 4,000 images are shown: the best, the median and the worst, captions with ailments" in text
+    assert "All of them are in per_image.jsonl" in text and "Over 4,000 images" in text
+    assert "A sample of the captions" in page.texts["h2"]
+    assert "Generated captions have 2.1 words on average" in text  # of those shown it is 2.2
+    assert {"2 words: 99.0 % of generated", "8 words: 1.0 % of generated"} <= {*page.texts["title"]}
+
+
+def test_a_page_does_not_grow_with_what_it_does_not_show(tmp_path: pathlib.Path) -> None:
+    for num_rows in (2_000, 8_000):
+        write_page(tmp_path / f"{num_rows}.html", many(num_rows, []))
+    sizes = [(tmp_path / f"{num_rows}.html").stat().st_size for num_rows in (2_000, 8_000)]
+    assert sizes[1] < 1.01 * sizes[0]
+
+
+def test_up_to_the_limit_a_page_shows_every_image(tmp_path: pathlib.Path) -> None:
+    write_page(tmp_path / "page.html", many(MAX_SHOWN, []))
+    page = parse(tmp_path / "page.html")
+    assert len(page.data()["rows"]) == page.data()["total"] == MAX_SHOWN
+    assert "All captions" in page.texts["h2"] and "1,000 images. Scores are those" in page.text()
+    assert "per_image.jsonl" not in page.text()
+
+
+def test_images_without_references_do_not_hide_the_scores_of_the_others(tmp_path: pathlib.Path) -> None:
+    rows = [CaptionRow(0, "0.jpg", None, "a dog"), CaptionRow(1, "1.jpg", None, "a cat", scores={"CIDEr-D": 0.5})]
+    write_page(tmp_path / "page.html", evaluation_report({"CIDEr-D": 0.5}, rows, {}, "title", "note", []))
+    page = parse(tmp_path / "page.html")
+    assert "CIDEr-D" in page.texts["th"] and "50.0" in page.texts["td"] and "Over 1 images" in page.text()
 
 
 def test_nothing_is_loaded_from_anywhere(tmp_path: pathlib.Path) -> None:
@@ -207,6 +267,16 @@ def browser() -> str:
     return found
 
 
+def opened(browser: str, page: pathlib.Path, search: str) -> str:
+    """Return the page as it is once its script has run."""
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=4000", "--dump-dom"]
+    return subprocess.run(
+        [*command, page.as_uri() + search], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+
+
 def test_the_gallery_works_in_a_browser(browser: str, tmp_path: pathlib.Path) -> None:
     rows = [
         CaptionRow(1, "1.jpg", jpeg(), "a black dog", ("a dog on grass",), -1.0, {"CIDEr-D": 0.5}),
@@ -216,12 +286,7 @@ def test_the_gallery_works_in_a_browser(browser: str, tmp_path: pathlib.Path) ->
         CaptionRow(5, "5.jpg", jpeg(), "a dog in the snow", (), -4.0, {"CIDEr-D": 3.0}),
     ]
     write_page(tmp_path / "page.html", Report("title", "note", {"search": "greedy"}, rows))
-    search = "#query=dog+-snow&sort=score+0&low=60"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000", "--dump-dom"]
-    address = (tmp_path / "page.html").as_uri() + search
-    drawn = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=True).stdout
+    drawn = opened(browser, tmp_path / "page.html", "#query=dog+-snow&sort=score+0&low=60")
     assert "<title>title</title>" in drawn
     assert "2 of 5 images" in drawn
     gallery = drawn.split('<ol id="cards"')[1]
@@ -231,3 +296,10 @@ def test_the_gallery_works_in_a_browser(browser: str, tmp_path: pathlib.Path) ->
         and gallery.count("<img") == 2
         and "onerror=" not in re.sub(r">[^<]*<", "><", gallery)
     )
+
+
+def test_captions_with_an_ailment_are_found_in_a_browser(browser: str, tmp_path: pathlib.Path) -> None:
+    write_page(tmp_path / "page.html", many(4_000, []))
+    drawn = opened(browser, tmp_path / "page.html", "#ailment=unknown+word")
+    assert "4 of 1,000 images shown here, of 4,000" in drawn
+    assert re.findall(r"(\d+)\.jpg</span>", drawn.split('<ol id="cards"')[1]) == ["7", "1007", "2007", "3007"]
