@@ -283,7 +283,7 @@ def _told_rows(report: Report, num_shown: int) -> str:
     told = f"{num_shown:,} of {len(report.rows):,} images are shown: {', '.join(groups)}."
     if report.all_rows_in:
         told += f" All of them are in {escape(report.all_rows_in)}."
-    return f"{told} Scores, health and lengths above are those of all images."
+    return f"{told} The numbers above are those of all images."
 
 
 def _gallery(report: Report, shown: list[CaptionRow], pictures: list[str]) -> dict[str, Any]:
