@@ -66,7 +66,7 @@ setup(
             "keras>=3.8",
             "torch==2.13.0",
             "pycocoevalcap>=1.2",
-            "ruff>=0.9",
+            "ruff>=0.11",
         ],
     },
     entry_points={"console_scripts": ["capjax = capjax.cli:main"]},

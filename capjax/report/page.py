@@ -3,8 +3,9 @@
 page.html is the frame, page.css the looks, page.js the gallery. The rows that it shows travel as JSON in the page; the
 gallery draws them as they come into view. Numbers are those of all rows, and so are the charts, whose data are binned:
 the page stays of a size that browsers load, and so does the memory that writing it takes, however many rows there are.
-Text from data sets and models passes `html.escape` or, inside the JSON, `_embedded_json`;
-a content security policy pins the one style and the one script by hash and forbids all else, the network included.
+
+Text from data sets and models passes `html.escape` or, inside the JSON, `_embedded_json`; a content security policy
+pins the one style and the one script by hash and forbids all else, the network included.
 """
 
 import base64
@@ -274,7 +275,7 @@ def _told_rows(report: Report, num_shown: int) -> str:
     """Say how many images the gallery shows and, if these are not all, which, and where the others are (HTML)."""
     if num_shown == len(report.rows):
         return f"{num_shown:,} images."
-    scored = any(row.scores for row in report.rows)
+    scored = any(report.rank_by in row.scores for row in report.rows)
     ailing = any(row.ailments for row in report.rows)
     groups = ["the best, the median and the worst"] if scored else []
     groups += ["captions with ailments"] if ailing else []

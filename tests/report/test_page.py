@@ -194,6 +194,13 @@ def test_a_page_does_not_grow_with_what_it_does_not_show(tmp_path: pathlib.Path)
     assert sizes[1] < 1.01 * sizes[0]
 
 
+def test_without_the_metric_that_ranks_a_sample_is_not_said_to_have_the_best(tmp_path: pathlib.Path) -> None:
+    rows = [CaptionRow(i, "f", None, "a dog", scores={"BLEU-4": 0.5}) for i in range(MAX_SHOWN + 1)]
+    write_page(tmp_path / "page.html", Report("title", "note", {}, rows))
+    text = parse(tmp_path / "page.html").text()
+    assert "1,000 of 1,001 images are shown: evenly over the data set." in text and "per_image" not in text
+
+
 def test_up_to_the_limit_a_page_shows_every_image(tmp_path: pathlib.Path) -> None:
     write_page(tmp_path / "page.html", many(MAX_SHOWN, []))
     page = parse(tmp_path / "page.html")
