@@ -19,14 +19,14 @@ import json
 import math
 import os
 import pathlib
-import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from capjax.data.caption_records import CaptionRecords, record_line
+from capjax.data.feature_rows import FeatureRows
 from capjax.disk import remove_leftovers, write_atomically
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord, Features
@@ -193,7 +193,7 @@ class FeatureStore:
             )
         return path
 
-    def features(self, split: str, grid: bool = False, dtype: np.dtype = _FLOAT32) -> "FeatureRows":
+    def features(self, split: str, grid: bool = False, dtype: np.dtype = _FLOAT32) -> FeatureRows:
         """Open the rows of a complete split for random access.
 
         Args:
@@ -224,7 +224,7 @@ class FeatureStore:
                         "and run capjax features again"
                     )
         paths = {n: [self._shard(split, n, rows.start) for rows in shards] for n in names}
-        return FeatureRows(paths, num_rows, dtype)
+        return FeatureRows(paths, num_rows, ROWS_PER_SHARD, dtype)
 
     def _shard_bytes(self, name: str, num_rows: int) -> int:
         """Return the size of a shard's file of an array."""
@@ -235,57 +235,12 @@ class FeatureStore:
         return self.path / split / f"{name}-{start // ROWS_PER_SHARD:05d}.npy"
 
 
-class FeatureRows:
-    """Random access to features: `rows[i]` is `Features` of one image, [F] and [P, F] or None."""
-
-    def __init__(self, paths: Mapping[str, Sequence[pathlib.Path]], num_rows: int, dtype: np.dtype) -> None:
-        """Take the shard files, each of which is mapped into memory when a row of it is first read."""
-        self._paths = {name: list(files) for name, files in paths.items()}
-        self._num_rows = num_rows
-        self._dtype = dtype
-        self._map = functools.lru_cache(_most_maps())(_map)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Worker processes map the files themselves; pickling a map would copy all of it.
-        return {"paths": self._paths, "num_rows": self._num_rows, "dtype": self._dtype}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
-
-    def __len__(self) -> int:
-        return self._num_rows
-
-    def __getitem__(self, i: int) -> Features:
-        shard, row = divmod(int(i), ROWS_PER_SHARD)
-        values = {name: np.asarray(self._map(files[shard])[row], np.float32) for name, files in self._paths.items()}
-        grid = values["grid"] * values["scale"] if "scale" in values else values.get("grid")
-        return Features(values["pooled"].astype(self._dtype), None if grid is None else grid.astype(self._dtype))
-
-    def __iter__(self) -> Iterator[Features]:
-        return (self[i] for i in range(len(self)))
-
-
 @functools.cache
 def _npy_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
     header = io.BytesIO()
     description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, description)
     return header.tell() + math.prod(shape) * dtype.itemsize
-
-
-def _most_maps() -> int:
-    """Return how many files may be mapped at a time: half of those that the process may have open, as a map is one."""
-    return max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
-
-
-def _map(path: pathlib.Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise CapjaxError(
-            f"expected a readable shard of features, {path} is damaged ({error}); delete it and run capjax features "
-            "again"
-        ) from None
 
 
 def create_store(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capjax.data import feature_store
+from capjax.data import feature_rows, feature_store
 from capjax.data.feature_import import import_npz
 from capjax.data.feature_store import create_store, open_store
 from capjax.errors import CapjaxError
@@ -191,9 +191,51 @@ def test_truncated_shard_is_refused(tmp_path):
         store.features("train")
 
 
+def shorten(path):
+    os.truncate(path, 150)
+
+
+def put_a_nan(path):
+    array = np.load(path)
+    array[3, 2] = np.nan
+    np.save(path, array)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shorten, "it ends before row 3"),
+        (put_a_nan, "row 3 has values that are not finite"),
+        (os.unlink, "No such file"),
+        (lambda path: path.write_bytes(b""), "pooled-00001.npy is damaged"),
+    ],
+)
+def test_a_shard_that_changes_after_the_split_was_opened_is_one_clear_error(tmp_path, change, message):
+    """The files are opened as rows are read, while a run goes on."""
+    values = fill(create_store(tmp_path, KEY, F), "train", 10)
+    rows = open_store(tmp_path, KEY).features("train")
+    np.testing.assert_array_equal(rows[0].pooled, values[0, 0])
+    change(tmp_path / "train" / "pooled-00001.npy")
+    with pytest.raises(CapjaxError, match=message) as error:
+        rows[7]
+    assert "\n" not in str(error.value) and "run capjax features again" in str(error.value)
+    np.testing.assert_array_equal(rows[8].pooled, values[8, 0])
+
+
+def test_a_shard_that_is_cut_off_while_it_is_open_is_one_clear_error_and_can_be_put_back(tmp_path):
+    values = fill(create_store(tmp_path, KEY, F), "train", 10)
+    rows, path = open_store(tmp_path, KEY).features("train"), tmp_path / "train" / "pooled-00001.npy"
+    np.testing.assert_array_equal(rows[7].pooled, values[7, 0])
+    whole = path.read_bytes()
+    os.truncate(path, 150)
+    with pytest.raises(CapjaxError, match="it ends before row 3"):
+        rows[7]
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(rows[7].pooled, values[7, 0])
+
+
 def test_a_store_of_many_shards_keeps_a_bounded_number_of_files_open(tmp_path, monkeypatch):
-    """Every map holds a file open."""
-    monkeypatch.setattr(feature_store, "_most_maps", lambda: 20)
+    monkeypatch.setattr(feature_rows, "_most_files", lambda: 20)
     store = create_store(tmp_path, KEY, F, num_positions=P)
     store.begin_split("train", records(200))
     expected = np.arange(200 * P * F, dtype=np.float32).reshape(200, P, F)
