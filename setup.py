@@ -69,5 +69,5 @@ setup(
             "ruff>=0.11",
         ],
     },
-    entry_points={"console_scripts": ["capjax = capjax.cli:main"]},
+    entry_points={"console_scripts": ["capjax = capjax.cli:program"]},
 )

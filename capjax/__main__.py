@@ -1,8 +1,6 @@
 """`python -m capjax` is the program `capjax`."""
 
-import sys
-
-from capjax.cli import main
+from capjax.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -18,12 +18,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from capjax.errors import CapjaxError
+from capjax.waiting import waiting_for
 
 
 class Checkpoints:
     """The checkpoints of one run, the newest `keep` of them.
 
-    Use as a context manager: leaving waits for the save in flight.
+    Use as a context manager: leaving waits for the save in flight, unless an error ends one of several processes.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int) -> None:
@@ -32,7 +33,12 @@ class Checkpoints:
         if jax.process_index() == 0:
             for leftover in directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=True,
+            enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(barrier_sync_fn=_wait_for_others),
+        )
         self.directory = directory
         handlers = {"state": ocp.StandardCheckpointHandler(), "host": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
@@ -51,9 +57,10 @@ class Checkpoints:
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
         try:
-            is_new = self._manager.save(step, args=args)
-            if wait:
-                self._manager.wait_until_finished()
+            with waiting_for(f"the checkpoints in {self.directory} (does their disk answer?)"):
+                is_new = self._manager.save(step, args=args)
+                if wait:
+                    self._manager.wait_until_finished()
         except Exception as error:  # Orbax raises whatever its storage layers raise.
             raise CapjaxError(_cannot_write(self.directory, error)) from None
         if not is_new:
@@ -111,6 +118,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if error[0] is not None and jax.process_count() > 1:
+            return  # the save in flight may wait for the others, and they for what this process does no more
         try:
             self._manager.wait_until_finished()
             self._manager.close()
@@ -147,6 +156,16 @@ def quiet_orbax() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = report
+
+
+def _wait_for_others(*, key: str, timeout_ms: int) -> None:
+    """Wait until all processes have come as far, except where something has failed in this one.
+
+    Orbax would wait for them even so, for 20 minutes, and they for this one; they hear of it when it ends.
+    """
+    if (error := sys.exception()) is not None:
+        raise error
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _cannot_write(directory: pathlib.Path, error: Exception) -> str:

@@ -1,11 +1,13 @@
 """The program `capjax`: finds the job of a subcommand, hands it the arguments, prints errors as one line."""
 
 import argparse
+import contextlib
 import importlib
 import io
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 from capjax import __version__
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, or that of an error, which was printed as one line: 75 where a run was stopped that the same
-        command goes on with, else 1. (2 comes from argparse: wrong usage.)
+        command goes on with, 69 where another process is gone, else 1. (2 comes from argparse: wrong usage.)
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -48,39 +50,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "capjax" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     keep_freed_memory()
-    status = _run(argv)
-    # One of several processes that ends with an error does not wait for the others (an agreed stop, 75, is none).
-    if status not in (0, Interrupted.exit_status) and (distributed := sys.modules.get("capjax.distributed")):
-        distributed.leave(status)
-    return status
-
-
-def _run(argv: list[str]) -> int:
-    """Run the subcommand; print its error as one line, and return the exit status."""
     try:
         args = _parse(argv)
         return args.run(args)
-    except CapjaxError as error:
-        print(f"capjax: error: {error}", file=sys.stderr)
-        return error.exit_status
-    except OSError as error:
-        print(f"capjax: error: {error}", file=sys.stderr)
-    except RuntimeError as error:  # XLA's own error is one of these, and JAX is not imported here
-        distributed = sys.modules.get("capjax.distributed")
-        if distributed and (lost := distributed.lost_process(error)):
-            print(f"capjax: error: {lost}", file=sys.stderr)
-            return 1
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        print(f"capjax: error: the device is out of memory ({reason}); {_SMALLER}", file=sys.stderr)
-    except MemoryError as error:
-        reason = str(error).strip().splitlines()[:1] or ["no more to be had"]
-        print(f"capjax: error: out of memory ({reason[0]}); choose smaller inputs, or {_SMALLER}", file=sys.stderr)
     except KeyboardInterrupt:
         print("capjax: interrupted", file=sys.stderr)
         return 130
-    return 1
+    except Exception as error:
+        distributed = sys.modules.get("capjax.distributed")  # which imports JAX
+        error = (distributed and distributed.lost_process(error)) or error
+        message = _message(error)
+        if message is None:
+            raise
+        print(f"capjax: error: {message}", file=sys.stderr)
+        return error.exit_status if isinstance(error, CapjaxError) else 1
+
+
+def program() -> None:
+    """Run the subcommand that the process was started with, and end the process.
+
+    After an error it ends at once: it must wait neither for other processes, which may wait for it, nor for threads of
+    its own that a disk or one of those processes does not answer.
+    """
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if status in (0, Interrupted.exit_status):
+        sys.exit(status)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
+
+
+def _message(error: Exception) -> str | None:
+    """Say an error that the user can put right in one line; None for others, which are bugs."""
+    if isinstance(error, CapjaxError | OSError):
+        return str(error)
+    reason = (str(error).strip().splitlines() or ["no more to be had"])[0]
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):  # XLA's own error; JAX is not imported
+        return f"the device is out of memory ({reason}); {_SMALLER}"
+    if isinstance(error, MemoryError):
+        return f"out of memory ({reason}); choose smaller inputs, or {_SMALLER}"
+    return None
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -103,4 +117,4 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

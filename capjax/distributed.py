@@ -1,16 +1,14 @@
-"""Several processes as one run: how they find each other, how they are stopped together, how they part."""
+"""Several processes as one run: how they find each other, how they are stopped together, how they miss one."""
 
 import argparse
 import contextlib
-import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
-from capjax.errors import CapjaxError
+from capjax.errors import CapjaxError, LostProcess
 
 # Whoever ends first waits for the others, which may have more work left, or scores to compute.
 _WEEK = 7 * 24 * 3600
@@ -52,24 +50,20 @@ def join_processes(args: argparse.Namespace, stop_together: bool = False) -> Non
         raise CapjaxError(f"expected to join the other processes, could not: {reason}") from None
 
 
-def lost_process(error: RuntimeError) -> str | None:
-    """Tell, of an error of a run of several processes, whether another of them is gone: what to say then, or None."""
-    reason = (str(error).strip().splitlines() or [""])[0]
-    if not jax.distributed.is_initialized() or not any(word in reason for word in _LOST):
+def lost_process(error: BaseException | None) -> LostProcess | None:
+    """Tell of an error, or what led to it, whether another process of the run is gone: what to say then, or None."""
+    if not jax.distributed.is_initialized():
         return None
-    return (
-        f"expected all {jax.process_count()} processes of the run, one has ended or cannot be reached "
-        f"({reason[:150]}); see what it says, then start the same command again on all of them: it goes on from the "
-        "last checkpoint"
-    )
-
-
-def leave(status: int) -> None:
-    """End this process at once if it is one of several, which would else wait for it, or it for those that are gone."""
-    if jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    while error is not None:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(word in reason for word in _LOST):
+            return LostProcess(
+                f"expected all {jax.process_count()} processes of the run, one has ended or cannot be reached "
+                f"({reason[:150]}); see what it says, then start the same command again on all of them: it goes on "
+                "from the last checkpoint"
+            )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextlib.contextmanager

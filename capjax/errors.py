@@ -1,4 +1,4 @@
-"""The one exception that a user may see, and its special case."""
+"""The one exception that a user may see, and its special cases."""
 
 
 class CapjaxError(Exception):
@@ -18,3 +18,12 @@ class Interrupted(CapjaxError):
     """
 
     exit_status = 75
+
+
+class LostProcess(CapjaxError):
+    """Another process that the run needs is gone; the same command goes on from the last checkpoint.
+
+    The status is EX_UNAVAILABLE of sysexits.h, which tells launchers that the error is not this process's own.
+    """
+
+    exit_status = 69

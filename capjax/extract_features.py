@@ -19,7 +19,7 @@ from capjax import assembly, data, split_rows
 from capjax import config as configuration
 from capjax.data.feature_import import import_npz
 from capjax.data.feature_store import FeatureStore, create_store
-from capjax.data.input_pipeline import READ_OPTIONS, ImageRows
+from capjax.data.input_pipeline import READ_OPTIONS, ImageRows, patiently
 from capjax.disk import check_room, local_path
 from capjax.distributed import add_process_arguments, join_processes
 from capjax.errors import CapjaxError
@@ -94,7 +94,7 @@ class Encode:
         size = self._batch_size
         batches = grain.MapDataset.source(shard).map(lambda i: rows[i]).batch(size).to_iter_dataset(READ_OPTIONS)
         parts = []
-        for images in batches:
+        for images in patiently(iter(batches), rows):
             # One shape, so that nothing compiles twice.
             full = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
             features = self._apply(self._variables, jax.device_put(full, self._sharding))

@@ -57,6 +57,9 @@ class ImageError(CapjaxError):
         super().__init__(message)
         self.kind = kind
 
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.kind, str(self))  # it comes out of worker processes
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:

@@ -14,6 +14,7 @@ from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from capjax.errors import CapjaxError
+from capjax.waiting import DEVICES, waiting_for
 
 DATA_AXIS, MODEL_AXIS = "data", "model"
 
@@ -147,7 +148,8 @@ def check_vocabulary(size: int, mesh: Mesh) -> None:
 def local_rows(array: jax.Array) -> np.ndarray:
     """Fetch this process's rows of a global array that is split over the data axis, in their order."""
     parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+    with waiting_for(DEVICES):
+        return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
 def gather_rows(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -156,7 +158,8 @@ def gather_rows(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         return list(arrays)
     # Side by side as bytes: JAX would cut 64-bit integers to 32.
     parts = [np.ascontiguousarray(x).view(np.uint8).reshape(len(x), -1) for x in arrays]
-    joined = multihost_utils.process_allgather(np.concatenate(parts, axis=1), tiled=True)
+    with waiting_for(DEVICES):
+        joined = multihost_utils.process_allgather(np.concatenate(parts, axis=1), tiled=True)
     ends = np.cumsum([part.shape[1] for part in parts])
     return [
         np.ascontiguousarray(columns).view(x.dtype).reshape(-1, *x.shape[1:])

@@ -16,6 +16,7 @@ from capjax.sharding import batch_sharded, check_divides, shard_batch
 from capjax.training.train_state import TrainState
 from capjax.training.xe_step import jit_validation_step
 from capjax.training_setup import Setup
+from capjax.waiting import DEVICES, waiting_for
 
 FEW_IMAGES = 100
 """With fewer validation images than this, CIDEr-D takes its document frequencies from the training captions.
@@ -83,7 +84,8 @@ class Validation:
                 [state.eval_variables], on_devices["features"], batch["image_id"], batch["valid"], self._settings
             ):
                 captions[caption.image_id] = caption.text
-        loss, correct, count = np.sum(np.asarray(jax.device_get(sums), np.float64), axis=0)
+        with waiting_for(DEVICES):
+            loss, correct, count = np.sum(np.asarray(jax.device_get(sums), np.float64), axis=0)
         scores = coco_caption.score(self._references, captions, metrics=("CIDEr-D",), df=self._df)
         return {
             "val/loss": loss / count,

@@ -13,11 +13,12 @@ from capjax.images import Preprocessing, preprocess
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "capjax"
 
-BASE = {"errors", "types", "disk", "top_k"}
+BASE = {"errors", "types", "disk", "waiting", "top_k"}
 ALLOWED = {
     "errors": set(),
     "types": set(),
     "disk": {"errors"},
+    "waiting": set(),
     "host_memory": set(),
     "top_k": set(),
     "images": BASE,

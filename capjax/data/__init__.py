@@ -276,6 +276,10 @@ class EncodedImages(Sequence[bytes]):
         self._location = state
         self._open()
 
+    def __str__(self) -> str:
+        directory, split = self._location
+        return f"the images of split {split} in {directory}"
+
     def __len__(self) -> int:
         return len(self._source)
 

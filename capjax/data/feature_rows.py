@@ -46,6 +46,9 @@ class FeatureRows:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
 
+    def __str__(self) -> str:
+        return f"the features in {self._paths['pooled'][0].parent}"
+
     def __len__(self) -> int:
         return self._num_rows
 

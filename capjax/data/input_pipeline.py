@@ -16,7 +16,10 @@ processes. Each holds adjoining rows, in the order of the processes, so that row
 for any number of them.
 """
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -26,10 +29,11 @@ import numpy as np
 from absl import flags
 
 from capjax.data.tokenized_captions import EncodedCaptions
-from capjax.errors import CapjaxError
+from capjax.errors import CapjaxError, LostProcess
 from capjax.images import Preprocessing, decode_image, preprocess
 from capjax.text.vocabulary import Vocabulary
 from capjax.types import SPECIAL_IDS, CaptionRecord, Features
+from capjax.waiting import waiting_for
 
 # Grain's default of 16 threads and 500 elements costs 100 MB and is slower on small machines.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
@@ -58,6 +62,9 @@ class ImageRows:
 
     encoded: Sequence[bytes]
     preprocessing: Preprocessing
+
+    def __str__(self) -> str:
+        return str(self.encoded)
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -163,14 +170,42 @@ def training_batches(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read its flags, which this program has no use for
         options = grain.MultiprocessingOptions(num_workers=num_workers)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=_leave_signals_to_the_run)
-    return iter(dataset)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_live_as_long_as_the_run)
+    return patiently(iter(dataset), rows)
 
 
-def _leave_signals_to_the_run(worker: int, num_workers: int) -> None:
-    """Let a worker live through Ctrl-C and a scheduler's SIGTERM, which reach it too; the run ends it when it ends."""
+def _live_as_long_as_the_run(worker: int, num_workers: int) -> None:
+    """Let a worker live through Ctrl-C and a scheduler's SIGTERM, which reach it too, and end after the run."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)  # whoever was killed has told nobody to end
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def patiently(batches: Iterator[Any], rows: Rows) -> Iterator[Any]:
+    """Pass batches on, and say when one does not come.
+
+    Raises:
+        LostProcess: if a worker process died.
+    """
+    while True:
+        try:
+            with waiting_for(f"the next batch from {rows} (does their disk answer?)"):
+                batch = next(batches, None)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise LostProcess(
+                "expected all worker processes of the input pipeline, one was killed, perhaps as memory was short; "
+                "start the same command again, with fewer --config.train.num_workers if it happens once more"
+            ) from None
+        if batch is None:
+            return
+        yield batch
 
 
 def _flatten_captions(batch: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +247,7 @@ def validation_batches(
         encoded += [np.zeros(0, np.int32)] * (captions_per_image - len(encoded))
         return {**_visual_example(records, rows, i, is_one and at == 0), **pad_captions(encoded, max_tokens)}
 
-    return map(_flatten_captions, _in_order(example, len(groups), batch_size, process_index, process_count))
+    return map(_flatten_captions, _in_order(example, len(groups), rows, batch_size, process_index, process_count))
 
 
 def image_batches(
@@ -227,6 +262,7 @@ def image_batches(
     return _in_order(
         lambda i, is_one: _visual_example(records, rows, i, is_one),
         len(records),
+        rows,
         batch_size,
         process_index,
         process_count,
@@ -253,6 +289,7 @@ def _visual_example(records: Sequence[CaptionRecord], rows: Rows, i: int, valid:
 def _in_order(
     example: Callable[[int, bool], dict[str, Any]],
     num_examples: int,
+    rows: Rows,
     batch_size: int,
     process_index: int,
     process_count: int,
@@ -262,6 +299,7 @@ def _in_order(
     Args:
         example: makes one, given its number and whether it is one: number 0 also fills up the last batch.
         num_examples: how many there are.
+        rows: where they come from.
         batch_size: over all processes.
         process_index: which part of each batch to produce.
         process_count: among how many processes a batch is divided.
@@ -278,4 +316,5 @@ def _in_order(
         return example(i, True) if i < num_examples else example(0, False)
 
     numbers = range(-(-num_examples // batch_size) * local)
-    return iter(grain.MapDataset.source(numbers).map(make).batch(local).to_iter_dataset(READ_OPTIONS))
+    batches = grain.MapDataset.source(numbers).map(make).batch(local).to_iter_dataset(READ_OPTIONS)
+    return patiently(iter(batches), rows)

@@ -7,6 +7,7 @@ import numpy as np
 
 from capjax.errors import CapjaxError
 from capjax.training.update import Metrics
+from capjax.waiting import DEVICES, waiting_for
 
 
 class LogWindow:
@@ -28,7 +29,9 @@ class LogWindow:
         Raises:
             CapjaxError: naming the first step whose loss or gradient was not finite.
         """
-        for step, metrics in jax.device_get(self._waiting):
+        with waiting_for(DEVICES):
+            waited = jax.device_get(self._waiting)
+        for step, metrics in waited:
             if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
                 raise CapjaxError(
                     f"the loss or its gradient was not finite at step {step} (loss {metrics['loss']}, gradient norm "
