@@ -276,7 +276,9 @@ class EncodedImages(Sequence[bytes]):
         self._location = state
         self._open()
 
-    def __str__(self) -> str:
+    @property
+    def place(self) -> str:
+        """Where they lie, for messages."""
         directory, split = self._location
         return f"the images of split {split} in {directory}"
 

@@ -46,7 +46,9 @@ class FeatureRows:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
 
-    def __str__(self) -> str:
+    @property
+    def place(self) -> str:
+        """Where they lie, for messages."""
         return f"the features in {self._paths['pooled'][0].parent}"
 
     def __len__(self) -> int:

@@ -63,8 +63,10 @@ class ImageRows:
     encoded: Sequence[bytes]
     preprocessing: Preprocessing
 
-    def __str__(self) -> str:
-        return str(self.encoded)
+    @property
+    def place(self) -> str:
+        """Where they lie, for messages."""
+        return getattr(self.encoded, "place", "the images")
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -192,9 +194,10 @@ def patiently(batches: Iterator[Any], rows: Rows) -> Iterator[Any]:
     Raises:
         LostProcess: if a worker process died.
     """
+    wait = f"the next batch of {getattr(rows, 'place', 'the data')} (does the disk answer?)"
     while True:
         try:
-            with waiting_for(f"the next batch from {rows} (does their disk answer?)"):
+            with waiting_for(wait):
                 batch = next(batches, None)
         except RuntimeError as error:
             if "Worker process was terminated" not in str(error):

@@ -102,9 +102,7 @@ def test_an_epoch_shows_every_image_with_captions_once_and_epochs_differ(caption
 
 def test_processes_share_the_batches_of_one(captions):
     whole = training_batches(captions, VectorRows(10), **SIZES)
-    parts = [
-        training_batches(captions, VectorRows(10), **SIZES, process_index=i, process_count=2) for i in (0, 1)
-    ]
+    parts = [training_batches(captions, VectorRows(10), **SIZES, process_index=i, process_count=2) for i in (0, 1)]
     for _ in range(6):
         batch, *shares = (next(x) for x in (whole, *parts))
         for name in ("image_id", "tokens", "mask"):
