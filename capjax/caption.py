@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from capjax.captioning import Caption, Generator, find_photos, load_ensemble, photo_batch, read_photos
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
-from capjax.errors import CapjaxError
+from capjax.errors import CapjaxError, printable
 from capjax.sharding import make_mesh, replicate
 
 
@@ -64,8 +64,8 @@ def _print(file: pathlib.Path, caption: Caption | None, error: str | None, as_js
                 row["alternatives"] = [{"caption": text, "log_prob": score} for text, score in caption.alternatives]
         print(json.dumps(row, ensure_ascii=False), flush=True)
     elif caption is None:
-        print(f"{file}: {error}", file=sys.stderr, flush=True)
+        print(f"{printable(str(file))}: {error}", file=sys.stderr, flush=True)
     else:
-        print(f"{file}: {caption.text}", flush=True)
+        print(f"{printable(str(file))}: {caption.text}", flush=True)
         for text, score in caption.alternatives:
             print(f"  {score:8.2f}  {text}", flush=True)

@@ -11,6 +11,7 @@ import secrets
 import shutil
 import struct
 import time
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,26 @@ _ABANDONED = 3600
 # What `zipfile` and the decompressors raise on damaged, encrypted and unknown archives.
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError, ValueError, RuntimeError)
 # What `numpy.load` and a look into what it gives raise besides, on an .npz of another make or of absurd sizes.
-NPZ_ERRORS = (*ZIP_ERRORS, KeyError, TypeError, MemoryError)
+NPZ_ERRORS = (*ZIP_ERRORS, KeyError, TypeError, AttributeError, IndexError, OverflowError, MemoryError)
+NPZ_ERRORS += (SyntaxError, tokenize.TokenError)
+
+_MOST_INFLATED = 100
+
+
+def check_inflated(path: str | os.PathLike[str]) -> None:
+    """Refuse an archive that inflates to more than a hundred times its size, as numbers worth keeping never do.
+
+    Raises:
+        CapjaxError: if it claims to; its members are read up to what they claim.
+        OSError, zipfile.BadZipFile: one of `ZIP_ERRORS`, if it is no archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(info.file_size for info in archive.infolist())
+    if claimed > _MOST_INFLATED * (size := os.path.getsize(path)):
+        raise CapjaxError(
+            f"expected an archive that inflates to at most {_MOST_INFLATED} times its {size:,} bytes at {path}, it "
+            f"claims {claimed:,}; save it again without compression"
+        )
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview | str | Iterable[str]) -> None:

@@ -1,6 +1,13 @@
 """The one exception that a user may see, and its special cases."""
 
 
+def printable(text: str) -> str:
+    """Write what a terminal would obey, and what no encoding takes, as escapes: names of files hold anything."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
 class CapjaxError(Exception):
     """Something the user can put right.
 
@@ -9,6 +16,9 @@ class CapjaxError(Exception):
     """
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class Interrupted(CapjaxError):

@@ -1,8 +1,8 @@
 """From image files to the square uint8 array that an encoder sees, and to thumbnails for people.
 
-Decoding accepts whatever Pillow reads, except PostScript, and always gives RGB; preprocessing crops and resizes on the
-host. Scaling to [-1, 1] or by mean and deviation happens on the device, inside the encoder: batches carry uint8. An
-image that cannot be used ends in an `ImageError`, whatever is wrong with it.
+Decoding accepts whatever Pillow reads, except PostScript and what may contain it, and always gives RGB; preprocessing
+crops and resizes on the host. Scaling to [-1, 1] or by mean and deviation happens on the device, inside the encoder:
+batches carry uint8. An image that cannot be used ends in an `ImageError`, whatever is wrong with it.
 """
 
 import contextlib
@@ -124,13 +124,18 @@ def read_image_file(path: pathlib.Path) -> bytes:
         ImageError: if it is larger or cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             num_bytes = os.fstat(file.fileno()).st_size
             check_file_size(num_bytes)
             return file.read(num_bytes)  # no more than that: a device goes on for ever
     except (OSError, ValueError) as error:  # a ValueError for a name that no file can have
         reason = getattr(error, "strerror", None) or error
         raise ImageError("unreadable", f"expected a readable image file, got {reason}") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe without anybody at its other end as well, for whom `open` would wait for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def check_file_size(num_bytes: int) -> None:
@@ -148,7 +153,8 @@ def open_image(data: bytes) -> Image.Image:
     """Read the header of an encoded image and refuse absurd sizes before any pixel is decoded.
 
     Args:
-        data: an encoded image, any format that Pillow reads but PostScript; HEIC where pillow-heif is installed.
+        data: an encoded image, any format that Pillow reads but PostScript and IPTC; HEIC where pillow-heif
+            is installed.
 
     Returns:
         The image, its pixels not yet loaded, at its first frame.
@@ -303,9 +309,12 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _formats() -> list[str]:
-    """List the formats that Pillow reads by itself: for PostScript it would start Ghostscript, on anybody's file."""
+    """List the formats that Pillow reads by itself: for PostScript it would start Ghostscript, on anybody's file.
+
+    An IPTC file may hold another of any format.
+    """
     Image.init()
-    return [name for name in Image.ID if name != "EPS"]
+    return [name for name in Image.ID if name not in ("EPS", "IPTC")]
 
 
 def _describe(data: bytes) -> str:

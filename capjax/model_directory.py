@@ -111,7 +111,7 @@ def _read_header(directory: pathlib.Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         hint = f"; did you mean {directory / 'model'}?" if (directory / "model" / "model.json").exists() else ""
         raise CapjaxError(f"expected a model directory (with model.json), got {directory}{hint}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CapjaxError(f"expected a model description in {path}, got something else ({error!r})") from None
     if version != MODEL_FORMAT_VERSION:
         raise CapjaxError(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capjax.data.caption_records import CaptionRecords
+from capjax.data.description import check_description
 from capjax.data.fingerprint import ImagesDigest, read_fingerprint
 from capjax.disk import local_path
 from capjax.errors import CapjaxError
@@ -263,10 +264,11 @@ class EncodedImages(Sequence[bytes]):
         import tensorflow_datasets as tfds
 
         directory, split = self._location
+        check_description(directory)
         try:
             builder = tfds.builder_from_directory(os.fspath(directory))
             self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        except (OSError, ValueError, KeyError, AssertionError) as error:
+        except Exception as error:  # TFDS, protobuf and array_record raise errors of every type on damaged files
             raise CapjaxError(f"expected readable shards in {directory}, got: {error}; prepare it again") from error
 
     def __getstate__(self) -> tuple[pathlib.Path, str]:
@@ -289,8 +291,11 @@ class EncodedImages(Sequence[bytes]):
         # Not slices: a slice of photos would fill the memory unnoticed.
         i = range(len(self))[operator.index(i)]
         try:
-            return self._source[i]["image"]
-        except (OSError, RuntimeError, ValueError) as error:
+            image = self._source[i]["image"]
+            if not isinstance(image, bytes):
+                raise TypeError(f"it is {type(image).__name__}")
+            return image
+        except Exception as error:  # as above
             directory, split = self._location
             raise CapjaxError(
                 f"expected image {i} of split {split} in {directory}, its shard is damaged ({error}); prepare it again"

@@ -175,7 +175,7 @@ def parse_coco_json(data: bytes, name: str, found: Findings) -> list[CaptionedFi
             continue
         file_name, split = str(image["file_name"]), image.get("split")
         # Some programs write ids as texts.
-        by_id[str(image["id"])] = CaptionedFile(file_name, [], _as_id(image["id"]), _as_text(split))
+        by_id[str(image["id"])] = CaptionedFile(file_name, [], as_id(image["id"]), _as_text(split))
     for i, annotation in enumerate(content["annotations"]):
         if not isinstance(annotation, dict) or not isinstance(annotation.get("caption"), str):
             found.add("malformed row", f"{name}, annotation {i}", "no caption")
@@ -215,7 +215,7 @@ def _rows_of_objects(objects: Iterable[tuple[int, Any]], name: str, found: Findi
         if not file_name or not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
             found.add("malformed row", f"{name}, line {number}", "no file_name with a caption")
             continue
-        yield CaptionedFile(str(file_name), captions, _as_id(_first(row, _ID_COLUMNS)), _as_text(row.get("split")))
+        yield CaptionedFile(str(file_name), captions, as_id(_first(row, _ID_COLUMNS)), _as_text(row.get("split")))
 
 
 def parse_table(data: bytes, name: str, found: Findings) -> list[CaptionedFile]:
@@ -270,7 +270,7 @@ def _rows_of_table(
         if not file_name:
             found.add("malformed row", f"{name}, line {rows.line_num}", "no file name")
             continue
-        yield CaptionedFile(file_name, [cells["caption"] or ""], _as_id(cells["id"]), cells["split"] or None)
+        yield CaptionedFile(file_name, [cells["caption"] or ""], as_id(cells["id"]), cells["split"] or None)
 
 
 def parse_tokens(data: bytes, name: str, found: Findings) -> list[CaptionedFile]:
@@ -297,7 +297,7 @@ def _group(rows: Iterable[CaptionedFile]) -> list[CaptionedFile]:
     for row in rows:
         known = files.setdefault(row.file_name, row)
         if known is not row:
-            known.captions = known.captions + row.captions
+            known.captions.extend(row.captions)
             known.split = known.split or row.split
     return list(files.values())
 
@@ -316,7 +316,8 @@ def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
-def _as_id(value: Any) -> int | None:
+def as_id(value: Any) -> int | None:
+    """Turn what a file gives as the id of an image into one that 64 bits hold; None if it is none."""
     try:
         image_id = int(value)
     except (TypeError, ValueError, OverflowError):

@@ -99,12 +99,12 @@ class CaptionRecords(Sequence):
         try:
             # Not a map: one of a file that somebody cuts off ends the process without a word.
             row = json.loads(os.pread(self._file.fileno(), end - start, start))
-            record = CaptionRecord(row["image_id"], row["file_name"], tuple(row["captions"]))
-            texts = (record.file_name, *record.captions)
-            np.int64(record.image_id)  # which it is stored as
-            if type(record.image_id) is not int or not all(type(text) is str for text in texts):
-                raise TypeError(f"image_id {record.image_id!r} with {texts!r}"[:200])
-            return record
+            image_id, file_name, captions = row["image_id"], row["file_name"], row["captions"]
+            if type(image_id) is not int or image_id != np.int64(image_id) or not isinstance(captions, list):
+                raise TypeError("image_id is no whole number, or captions no list")
+            if not all(type(text) is str for text in (file_name, *captions)):
+                raise TypeError("file_name or a caption is no text")
+            return CaptionRecord(image_id, file_name, tuple(captions))
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CapjaxError(
                 f"expected a caption record in each line of {self.path}, got {error!r} in line {line + 1}; "

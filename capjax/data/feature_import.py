@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from capjax.data.feature_store import create_store
-from capjax.disk import NPZ_ERRORS
+from capjax.disk import NPZ_ERRORS, check_inflated
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord, Features
 
@@ -35,24 +35,30 @@ def import_npz(
         CapjaxError: if the file is no such archive, or has none of the dataset's images.
     """
     try:
+        check_inflated(path)
         with np.load(path, allow_pickle=False) as archive:
             names = [str(name) for name in archive["file_name"]]
             pooled = archive["pooled"]
             grid = archive["grid"] if "grid" in archive else None
             scale = archive["grid_scale"] if "grid_scale" in archive else np.float32(1)
+        kinds = {array.dtype.kind for array in (pooled, grid, scale) if array is not None}
     except FileNotFoundError:
         raise CapjaxError(f"expected features at {path}, found no file there") from None
     except NPZ_ERRORS as error:
         raise CapjaxError(
             f"expected an .npz with file_name, pooled and optionally grid at {path}, got {error!r}"
         ) from None
-    kinds = {array.dtype.kind for array in (pooled, grid, scale) if array is not None}
     if not kinds <= set("fiu") or scale.shape not in ((), (1,), pooled.shape[1:]):
         raise CapjaxError(
             f"expected real numbers, and a grid_scale for all or for each of the F, in {path}; got pooled of "
             f"{pooled.dtype}, grid of {None if grid is None else grid.dtype}, grid_scale of {scale.dtype} {scale.shape}"
         )
-    if pooled.ndim != 2 or len(names) != len(pooled) or (grid is not None and grid.shape[::2] != pooled.shape):
+    if (
+        pooled.ndim != 2
+        or len(names) != len(pooled)
+        or (grid is not None and grid.shape[::2] != pooled.shape)
+        or not (pooled.size and (grid is None or grid.size))
+    ):
         raise CapjaxError(
             f"expected file_name [N], pooled [N, F], grid [N, P, F] in {path}, got {len(names)} names, "
             f"{pooled.shape}, {None if grid is None else grid.shape}"

@@ -20,17 +20,24 @@ class FeatureRows:
     """Random access to features: `rows[i]` is `Features` of one image, [F] and [P, F] or None."""
 
     def __init__(
-        self, paths: Mapping[str, Sequence[pathlib.Path]], num_rows: int, rows_per_shard: int, dtype: np.dtype
+        self,
+        paths: Mapping[str, Sequence[pathlib.Path]],
+        kinds: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+        num_rows: int,
+        rows_per_shard: int,
+        dtype: np.dtype,
     ) -> None:
         """Take the shard files, each of which is opened when a row of it is first read.
 
         Args:
             paths: the files of each array, `pooled`, and `grid` and `scale` as far as they are wanted.
+            kinds: shape and dtype of a row of each array, as it is stored.
             num_rows: of all shards.
             rows_per_shard: of every shard but the last, which may have fewer.
             dtype: to give features in, whatever they are stored in.
         """
         self._paths = {name: list(files) for name, files in paths.items()}
+        self._kinds = dict(kinds)
         self._num_rows, self._rows_per_shard, self._dtype = num_rows, rows_per_shard, dtype
         self._open = functools.lru_cache(_most_files())(_Shard)
 
@@ -38,6 +45,7 @@ class FeatureRows:
         # Worker processes open the files themselves.
         return {
             "paths": self._paths,
+            "kinds": self._kinds,
             "num_rows": self._num_rows,
             "rows_per_shard": self._rows_per_shard,
             "dtype": self._dtype,
@@ -56,7 +64,7 @@ class FeatureRows:
 
     def __getitem__(self, i: int) -> Features:
         shard, row = divmod(int(i), self._rows_per_shard)
-        values = {name: self._open(files[shard])[row] for name, files in self._paths.items()}
+        values = {name: self._open(files[shard], *self._kinds[name])[row] for name, files in self._paths.items()}
         grid = values["grid"] * values["scale"] if "scale" in values else values.get("grid")
         pooled, grid = (None if x is None else x.astype(self._dtype, copy=False) for x in (values["pooled"], grid))
         return Features(pooled, grid)
@@ -71,22 +79,24 @@ class _Shard:
     Rows are read, not mapped into memory: where a file was cut off or its disk fails, a map ends the process by SIGBUS.
     """
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, row_shape: tuple[int, ...], dtype: np.dtype) -> None:
         """Open the file.
 
         Raises:
-            CapjaxError: if it is not there, or is no array.
+            CapjaxError: if it is not there, or is no array of such rows.
         """
-        self._path = path
+        self._path, self._shape, self._dtype = path, row_shape, dtype
         try:
             self._file = open(path, "rb", buffering=0)
             weakref.finalize(self, self._file.close)
             np.lib.format.read_magic(self._file)
-            (_, *shape), _, self._dtype = np.lib.format.read_array_header_1_0(self._file)
+            (_, *shape), is_fortran, found = np.lib.format.read_array_header_1_0(self._file)
+            if (tuple(shape), is_fortran, found) != (row_shape, False, dtype):
+                raise ValueError(f"rows of {found} {tuple(shape)} instead of {dtype} {row_shape}")
         except (OSError, ValueError) as error:
             raise self._damaged(error) from None
-        self._start, self._shape = self._file.tell(), tuple(shape)
-        self._row_bytes = math.prod(shape) * self._dtype.itemsize
+        self._start = self._file.tell()
+        self._row_bytes = math.prod(row_shape) * dtype.itemsize
 
     def __getitem__(self, row: int) -> Float[np.ndarray, "..."]:
         """Read a row; threads may do so at once.

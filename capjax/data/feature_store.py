@@ -34,6 +34,7 @@ from capjax.types import CaptionRecord, Features
 FORMAT_VERSION = 2
 ROWS_PER_SHARD = 1024
 _FLOAT32 = np.dtype(np.float32)
+_DTYPES = ("float32", "float16", "uint8")
 
 
 class FeatureStore:
@@ -117,7 +118,7 @@ class FeatureStore:
             CapjaxError: if it is of other images.
         """
         stored, path = self.records(split), self.path / split / "images.sha256"
-        changed = images_sha256 is not None and path.exists() and path.read_text() != images_sha256
+        changed = images_sha256 is not None and path.exists() and path.read_bytes() != images_sha256.encode()
         same = stored.same_as(records)
         same_images = same or (
             len(stored) == len(records) and all(a.image_id == b.image_id for a, b in zip(stored, records, strict=True))
@@ -223,13 +224,16 @@ class FeatureStore:
                         f"expected {expected:,} bytes in {path}, got {path.stat().st_size:,}: it is damaged; delete it "
                         "and run capjax features again"
                     )
-        paths = {n: [self._shard(split, n, rows.start) for rows in shards] for n in names}
-        return FeatureRows(paths, num_rows, ROWS_PER_SHARD, dtype)
+        paths = {name: [self._shard(split, name, rows.start) for rows in shards] for name in names}
+        kinds = {name: (self._row_shape(name), self._dtype_of(name)) for name in names}
+        return FeatureRows(paths, kinds, num_rows, ROWS_PER_SHARD, dtype)
 
     def _shard_bytes(self, name: str, num_rows: int) -> int:
         """Return the size of a shard's file of an array."""
-        positions = (self.num_positions,) if name == "grid" else ()
-        return _npy_bytes((num_rows, *positions, self.feature_size), self._dtype_of(name))
+        return _npy_bytes((num_rows, *self._row_shape(name)), self._dtype_of(name))
+
+    def _row_shape(self, name: str) -> tuple[int, ...]:
+        return (*((self.num_positions,) if name == "grid" else ()), self.feature_size)
 
     def _shard(self, split: str, name: str, start: int) -> pathlib.Path:
         return self.path / split / f"{name}-{start // ROWS_PER_SHARD:05d}.npy"
@@ -303,14 +307,31 @@ def _read_header(path: pathlib.Path) -> dict[str, Any]:
         header = json.loads((path / "store.json").read_text())
     except FileNotFoundError:
         raise CapjaxError(f"expected a feature store at {path}, found none; make it with capjax features") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CapjaxError(f"expected JSON in {path}/store.json, got something else ({error})") from None
+    if not isinstance(header, dict):
+        raise CapjaxError(f"expected an object in {path}/store.json, got {type(header).__name__}; delete that folder")
     if header.get("format_version") != FORMAT_VERSION:
         raise CapjaxError(
             f"expected feature store format {FORMAT_VERSION} at {path}, got {header.get('format_version')}; "
             "delete that folder and run capjax features to make it anew"
         )
+    usable = {
+        "key": isinstance(header.get("key"), dict),
+        "feature_size": _is_size(header.get("feature_size")),
+        "num_positions": header.get("num_positions", 0) is None or _is_size(header.get("num_positions")),
+        "dtype": header.get("dtype") in _DTYPES,
+    }
+    if wrong := [field for field, is_usable in usable.items() if not is_usable]:
+        raise CapjaxError(
+            f"expected a usable {wrong[0]!r} in {path}/store.json, got {str(header.get(wrong[0]))[:80]!r}; delete that "
+            "folder and run capjax features to make it anew"
+        )
     return header
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value < 2**31
 
 
 def _refuse_difference(path: pathlib.Path, field: str, expected: Any, found: Any) -> None:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from capjax.errors import printable
+
 
 class Kind(NamedTuple):
     """A kind of trouble.
@@ -57,7 +59,7 @@ class Findings:
         """Note trouble of a kind in `KINDS` with the file or row `name`."""
         assert kind in KINDS, kind
         # File systems may hold names that are not UTF-8; they cannot be printed as they are.
-        name = name.encode("utf-8", "replace").decode("utf-8")
+        name, detail = (text.encode("utf-8", "replace").decode("utf-8") for text in (name, detail))
         self._by_kind.setdefault(kind, []).append((name, detail))
 
     def __iter__(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -85,7 +87,7 @@ class Findings:
         for kind, found in self:
             names = ", ".join(f"{name} ({detail})" if detail else name for name, detail in found[:num_names])
             more = f", … {len(found) - num_names:,} more" if len(found) > num_names else ""
-            lines.append(f"{len(found):>8,}  {KINDS[kind].summary} ({KINDS[kind].action}): {names}{more}")
+            lines.append(f"{len(found):>8,}  {KINDS[kind].summary} ({KINDS[kind].action}): {printable(names)}{more}")
         return lines
 
 

@@ -48,5 +48,5 @@ def read_fingerprint(directory: pathlib.Path, split: str) -> str | None:
         return sha256
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CapjaxError(f"expected a SHA-256 of each split in {path}, got {error!r}") from None

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 
 from capjax.data.caption_files import (
     CaptionedFile,
+    as_id,
     decode_text,
     parse_coco_json,
     parse_table,
@@ -100,7 +101,7 @@ def open_source(variant: str | None, options: SourceOptions) -> Listing:
 def photo_id(file_name: str) -> int | None:
     """Take Flickr's own number of a photo from its file name: 2513260012_03d33305cf.jpg, 1000092795.jpg."""
     match = re.match(r"(\d+)(?:_[0-9a-f]+)?\.", file_name)
-    return int(match[1]) if match else None
+    return as_id(match[1]) if match else None
 
 
 def _find(folder: pathlib.Path, pattern: str) -> pathlib.Path | None:

@@ -113,5 +113,5 @@ def _resolve_names(files: Iterable[CaptionedFile], images: dict[str, ImageFile])
         if known is file:
             file.file_name = name
         else:
-            known.captions = known.captions + file.captions
+            known.captions.extend(file.captions)
     return list(resolved.values())

@@ -129,7 +129,7 @@ class Journal:
         whole, _, torn = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
         for line in whole.splitlines():
             # A line that cannot be read, after a crash of the machine, only means that its image is examined again.
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
                 key, troubles, sha256 = json.loads(line)
                 verdict = Verdict(tuple((kind, detail) for kind, detail in troubles), sha256)
                 if all(kind in KINDS for kind, _ in verdict.troubles):

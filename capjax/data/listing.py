@@ -81,10 +81,13 @@ def build_listing(
     files: dict[str, ImageFile] = {}
     ids: set[int] = set()
     names: set[str] = set()
+    stored: set[str] = set()
     for split, entries in captioned.items():
         records = []
         for entry in entries:
-            if entry.file_name in names:
+            # A name that is not UTF-8 could not be stored.
+            file_name = entry.file_name.encode("utf-8", "replace").decode("utf-8")
+            if entry.file_name in names or file_name in stored:
                 found.add("repeated name", entry.file_name, split)
                 continue
             names.add(entry.file_name)
@@ -105,8 +108,7 @@ def build_listing(
             if image_id is None or image_id in ids:
                 image_id = stable_id(entry.file_name)
             ids.add(image_id)
-            # A name that is not UTF-8 could not be stored.
-            file_name = entry.file_name.encode("utf-8", "replace").decode("utf-8")
+            stored.add(file_name)
             records.append(CaptionRecord(image_id, file_name, captions))
             if images is not None:
                 files[file_name] = images[entry.file_name]
@@ -136,4 +138,8 @@ def hash_share(name: str) -> float:
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # halves of characters, which JSON can hold and no name of a file
+        data = text.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(data).digest()

@@ -103,6 +103,8 @@ def _read_json(path: str | os.PathLike[str]) -> Any:
         raise CapjaxError(
             f"{path}: expected JSON, found a mistake in line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
+    except ValueError as error:
+        raise CapjaxError(f"{path}: expected JSON with numbers of ordinary length: {error}") from error
     except RecursionError as error:
         raise CapjaxError(f"{path}: expected a COCO file, found JSON nested too deep to be one") from error
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from capjax.disk import NPZ_ERRORS, write_atomically
+from capjax.disk import NPZ_ERRORS, check_inflated, write_atomically
 from capjax.errors import CapjaxError
 
 MAX_ORDER = 4
@@ -194,6 +194,7 @@ class DocumentFrequencies:
           CapjaxError: the file is missing, is no such table, or has another format version.
         """
         try:
+            check_inflated(path)
             with np.load(path, allow_pickle=False) as file:
                 if int(file["capjax_df_version"]) != _FORMAT_VERSION:
                     raise CapjaxError(

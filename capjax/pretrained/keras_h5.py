@@ -38,11 +38,11 @@ def read_layers(path: str | os.PathLike) -> Layers:
     """
     try:
         with h5py.File(path, "r") as file:
-            root, weights = file.get("model_weights", file), _Weights()
+            root, weights = _child(file, "model_weights") if "model_weights" in file.keys() else file, _Weights()
             if list(_attribute_pieces(root, "layer_names")):
                 return _read_legacy(root, weights)
-            if "layers" in file:
-                return _read_keras_3(file["layers"], weights)
+            if "layers" in file.keys():
+                return _read_keras_3(_child(file, "layers"), weights)
     except CapjaxError as error:
         raise CapjaxError(f"{path}: {error}") from None
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, zlib.error) as error:
@@ -124,13 +124,26 @@ def _attribute_pieces(group: _Node, name: str) -> Iterator[str]:
             yield value.decode() if isinstance(value, bytes) else str(value)
 
 
+def _child(group: _Node, path: str) -> _Node:
+    """Return what a path leads to inside the file: a link may name another file, or a pipe that never ends.
+
+    Raises:
+        CapjaxError: if there is a link to another place.
+    """
+    for name in filter(None, path.split("/")):
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink | None):
+            raise CapjaxError(f"expected a file that holds all of its weights, got a link to another place at {path}")
+        group = group[name]
+    return group
+
+
 def _read_legacy(root: _Node, weights: _Weights) -> Layers:
     layers: Layers = {}
-    for group_name in _attribute_pieces(root, "layer_names"):
-        for path in _attribute_pieces(root[group_name], "weight_names"):
+    for group in (_child(root, name) for name in _attribute_pieces(root, "layer_names")):
+        for path in _attribute_pieces(group, "weight_names"):
             # A model that is a layer of another has all its weights in one group: the path knows the layer.
             layer, weight = path.split("/")[-2:]
-            layers.setdefault(layer, {})[weight.removesuffix(":0")] = weights.read(root[group_name][path])
+            layers.setdefault(layer, {})[weight.removesuffix(":0")] = weights.read(_child(group, path))
     return layers
 
 
@@ -146,7 +159,7 @@ def _read_keras_3(root: _Node, weights: _Weights) -> Layers:
                 "load it in a current Keras and save it again"
             )
         name = str(item.attrs["name"])
-        arrays = [weights.read(item[str(index)]) for index in range(len(item))]
+        arrays = [weights.read(_child(item, str(index))) for index in range(len(item))]
         names = _BATCH_NORM_VARS.get(len(arrays)) if name.startswith("batch_normalization") else ("kernel", "bias")
         layers[name] = dict(zip(names or map(str, range(len(arrays))), arrays, strict=False))
 

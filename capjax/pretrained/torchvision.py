@@ -3,10 +3,9 @@
 A checkpoint is a pickle that describes the tensors, and their raw storages: as members of a zip archive since PyTorch
 1.6, one after the other in a single stream before. A pickle can name any function of any module to be called on
 loading; the reader here resolves nothing but the handful of names that describe tensors, each to an inert stand-in of
-its own, and refuses the file at the first other name.
+its own, and refuses the file at the first other name. Nor can a few bytes of it fill the memory, or take for ever.
 """
 
-import collections
 import functools
 import io
 import math
@@ -17,7 +16,7 @@ import reprlib
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -67,7 +66,17 @@ _DAMAGED = (OSError, zipfile.BadZipFile, struct.error, RuntimeError)
 
 # The arguments come from the pickle: in a damaged one they are anything.
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+    if not isinstance(storage, _Storage) or not all(map(_is_size, (offset, *shape, *strides))):
+        raise ValueError("a tensor that is not described by a storage and whole numbers")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**63
+
+
+def _empty_dict() -> dict[str, Any]:
+    return {}
 
 
 def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
@@ -75,15 +84,49 @@ def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
 
 
 _STAND_INS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): _empty_dict,  # which is filled by later instructions
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     **{("torch", name): name for name in _STORAGE_DTYPES},
 }
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles descriptions of tensors; every name outside `_STAND_INS` ends it before anything is called."""
+class _TensorUnpickler(pickle._Unpickler):
+    """Unpickles descriptions of tensors; every name outside `_STAND_INS` ends it before anything is called.
+
+    It is the unpickler that is written in Python: the other one makes room for as many objects as a file claims to
+    number. The instructions for sets and byte arrays are left out: they do so too, or hash what may be nested so that
+    it never ends.
+    """
+
+    dispatch: ClassVar = {
+        code: instruction
+        for code, instruction in pickle._Unpickler.dispatch.items()
+        if bytes([code]) not in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.BYTEARRAY8, pickle.PERSID)
+    }
+
+    def load_setitems(self) -> None:
+        self._set_items(self.pop_mark())
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_items([key, value])
+
+    def _set_items(self, items: list[Any]) -> None:
+        if len(items) % 2 or not all(isinstance(key, str | int) for key in items[::2]):
+            raise ValueError("a dictionary whose keys are neither texts nor whole numbers")
+        if not isinstance(self.stack[-1], dict):
+            raise ValueError("items of what is no dictionary")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    def load_build(self) -> None:
+        self.stack.pop()  # attributes, such as the versions of a state dict; a stand-in keeps none
+
+    dispatch |= {
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.BUILD[0]: load_build,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
@@ -95,8 +138,11 @@ class _TensorUnpickler(pickle.Unpickler):
 
     def persistent_load(self, persistent_id: Any) -> _Storage:
         kind, type_name, key, _, size, *view = persistent_id
-        if kind != "storage" or type_name not in _STORAGE_DTYPES or any(part is not None for part in view):
+        known = isinstance(type_name, str) and type_name in _STORAGE_DTYPES
+        if kind != "storage" or not known or not isinstance(key, str) or any(part is not None for part in view):
             raise CapjaxError(f"the checkpoint has a storage of unknown kind: {reprlib.repr(persistent_id)}")
+        if not _is_size(size) or size < 0:
+            raise ValueError("a storage whose size is no whole number")
         return _Storage(type_name, key, size)
 
 
@@ -134,12 +180,11 @@ def _open_zip(archive: zipfile.ZipFile, num_bytes: int) -> tuple[Any, ReadStorag
     order = ">" if "byteorder" in members and archive.read(members["byteorder"]) == b"big" else "<"
 
     @functools.cache
-    def read_member(key: str) -> bytes:
-        return archive.read(members[f"data/{key}"])
+    def read_numbers(key: str, type_name: str) -> np.ndarray:
+        return _numbers(archive.read(members[f"data/{key}"]), _STORAGE_DTYPES[type_name], order)
 
     def read_storage(storage: _Storage) -> np.ndarray:
-        dtype = _STORAGE_DTYPES[storage.type_name]
-        return np.frombuffer(read_member(storage.key), dtype.newbyteorder(order), storage.size)
+        return read_numbers(storage.key, storage.type_name)[: storage.size]
 
     return _TensorUnpickler(io.BytesIO(archive.read(members["data.pkl"]))).load(), read_storage
 
@@ -154,10 +199,18 @@ def _open_legacy(stream: io.BytesIO) -> tuple[Any, ReadStorage]:
         found[tensor.storage.key] = tensor.storage
     arrays = {}
     for key in _TensorUnpickler(stream).load():
-        (size,) = np.frombuffer(stream.read(8), np.dtype(np.int64).newbyteorder(order))
-        dtype = _STORAGE_DTYPES[found[key].type_name].newbyteorder(order)
-        arrays[key] = np.frombuffer(stream.read(int(size) * dtype.itemsize), dtype, size)
+        if not isinstance(key, str):
+            raise ValueError("a storage whose key is no text")
+        (size,) = _numbers(stream.read(8), np.dtype(np.int64), order)
+        dtype = _STORAGE_DTYPES[found[key].type_name]
+        arrays[key] = _numbers(stream.read(max(0, int(size)) * dtype.itemsize), dtype, order)
+        if len(arrays[key]) != size:
+            raise EOFError(f"{len(arrays[key])} of {size} numbers of a storage")
     return state, lambda storage: arrays[storage.key]
+
+
+def _numbers(content: bytes, dtype: np.dtype, order: str) -> np.ndarray:
+    return np.frombuffer(content, dtype.newbyteorder(order), len(content) // dtype.itemsize).astype(dtype, copy=False)
 
 
 def _find_state_dict(state: Any) -> dict[str, _Tensor]:
@@ -183,6 +236,5 @@ def _materialise(tensor: _Tensor, read_storage: ReadStorage) -> np.ndarray:
     if math.prod(tensor.shape) > len(storage):
         raise CapjaxError(f"a tensor of shape {tensor.shape} repeats the {len(storage)} numbers of its storage")
     strides = tuple(stride * storage.itemsize for stride in tensor.strides)
-    view = np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
     # Tensors that share a storage go on sharing it.
-    return view.astype(storage.dtype.newbyteorder("="), copy=False)
+    return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)

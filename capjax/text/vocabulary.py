@@ -163,9 +163,10 @@ class Vocabulary:
             version, words, tokenizer = content["format_version"], content["words"], content["tokenizer"]
             if not isinstance(words, list) or not all(isinstance(word, str) for word in (*words, tokenizer)):
                 raise TypeError("words is no list of texts, or tokenizer no text")
+            "".join(words).encode()  # halves of characters, which JSON can hold
         except FileNotFoundError:
             raise CapjaxError(f"expected a vocabulary at {path}, found no file there") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CapjaxError(f"expected a capjax vocabulary at {path}, got something else ({error!r})") from None
         if version != FORMAT_VERSION:
             raise CapjaxError(

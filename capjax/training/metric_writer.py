@@ -31,7 +31,7 @@ class MetricWriter:
             return
         path = workdir / "metrics.jsonl"
         last = {True: min(validated_step, first_step), False: first_step}
-        kept = [line for line in _whole_lines(path) if (row := json.loads(line))["step"] <= last["val/loss" in row]]
+        kept = [line for line in _whole_lines(path) if _is_kept(line, last)]
         write_atomically(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._tensorboard = SummaryWriter(
@@ -63,5 +63,14 @@ def _whole_lines(path: pathlib.Path) -> list[str]:
     """Read a log, without a last line that was torn by a kill."""
     if not path.exists():
         return []
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8", errors="replace")
     return text.split("\n")[:-1]
+
+
+def _is_kept(line: str, last: Mapping[bool, int]) -> bool:
+    """Tell whether a line is of a step that is not repeated; one that is no record, after a crash, is dropped."""
+    try:
+        row = json.loads(line)
+        return row["step"] <= last["val/loss" in row]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
