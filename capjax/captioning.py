@@ -192,10 +192,15 @@ def load_model(path: str) -> LoadedModel:
         try:
             architecture = config_from(directory.encoder)
             weights = {part: directory.variables[part]["encoder"] for part in ("params", "batch_stats")}
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, IndexError, ValueError) as error:
             raise CapjaxError(f"expected an encoder that capjax knows in {path}/model.json, got {error}") from None
         encoder = LoadedEncoder(architecture, weights)
     found = {name: leaf.shape for name, leaf in flatten(directory.variables).items()}
+    if (num_layers := config.decoder.get("num_layers", 0)) > len(found):  # which would take for ever to build
+        raise CapjaxError(
+            f"expected decoder.num_layers in {path}/model.json to be that of the weights, which are {len(found)} "
+            f"arrays, got {num_layers}"
+        )
     try:
         captioner = assembly.captioner_from(config, len(directory.vocabulary), encoder and encoder.config)
         expected = _variable_shapes(captioner, encoder and encoder.config, found)

@@ -324,10 +324,10 @@ def _parse(name: str, text: str, old: Any) -> Any:
         return text
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError):
+        if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+    except (ValueError, SyntaxError, OverflowError, RecursionError, MemoryError):  # the last two if it is nested
         value = text
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
     if type(value) is not type(old):
         raise CapjaxError(f"expected --config.{name} to be {type(old).__name__} like {old!r}, got {text!r}")
     return value
@@ -378,7 +378,7 @@ def _merge(config: ConfigDict, values: Mapping[str, Any], where: str, prefix: st
         is_section = isinstance(config[name], ConfigDict)
         expected = "a section" if is_section else f"like {config[name]!r}"
         try:
-            if is_section != isinstance(value, Mapping):
+            if is_section != isinstance(value, Mapping) or value is None:  # which a ConfigDict takes for anything
                 raise TypeError
             if is_section:
                 _merge(config[name], value, where, f"{prefix}{name}.")

@@ -142,7 +142,7 @@ def _read_model(directory: pathlib.Path, header: dict[str, Any]) -> ModelDirecto
                 f"expected the weights that {directory}/model.json describes, {header['weights']} is damaged"
             )
         variables = flax.traverse_util.unflatten_dict(safetensors.numpy.load(content), sep="/")
-    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         # The latter come of numbers of a kind that NumPy does not have, and of names that make no tree.
         raise CapjaxError(f"expected weights in {directory}, could not read {header['weights']} ({error})") from None
     return ModelDirectory(

@@ -4,14 +4,23 @@ import struct
 
 from tests.source_layouts import encode, photo
 
+
+def iptc(data: bytes, compression: int) -> bytes:
+    """Wrap pixels (1), or an image of which Pillow tells the format anew (5), as IPTC does."""
+    fields = {(3, 60): b"\1\0", (3, 20): b"\0\x20", (3, 30): b"\0\x20", (3, 120): bytes([0, compression])}
+    head = b"".join(struct.pack(">BBBH", 0x1C, *tag, len(value)) + value for tag, value in fields.items())
+    return head + struct.pack(">4BBI", 0x1C, 8, 10, 132, 0, len(data)) + data + bytes(5)
+
+
 UNREADABLE = {
+    "IPTC": iptc(photo(3, (32, 32)).convert("L").tobytes(), 1),
     "BUFR": b"BUFR" + bytes(60),
     "GRIB": b"GRIB\0\0\0\1" + bytes(60),
     "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(60),
     "MPEG": b"\0\0\1\xb3" + bytes([32 >> 4, 0, 32]) + bytes(60),
     "WMF": struct.pack("<IH4hHI", 0x9AC6CDD7, 0, 0, 0, 32, 32, 72, 0) + b"\0\0\1\0\t\0" + bytes(60),
 }
-"""What Pillow knows by name and cannot decode, so that its code looks at the header alone."""
+"""What Pillow knows by name and cannot decode, so that its code looks at the header alone; and IPTC, refused here."""
 
 
 def rare_images() -> dict[str, bytes]:
@@ -22,7 +31,6 @@ def rare_images() -> dict[str, bytes]:
     pcx = encode(picture, "PCX")
     bitmap = bytearray(encode(picture, "DIB"))
     struct.pack_into("<i", bitmap, 8, 64)  # a cursor's mask counts as height
-    tags = {(3, 60): b"\1\0", (3, 20): b"\0\x20", (3, 30): b"\0\x20", (3, 120): b"\0\1", (8, 10): grey}
     area = [0, 4, 0, 0, 0, 0, 0, 0, 32, 32, 1, 0, 0, 1, *[0] * 18, 0, 256, *[0] * 30]
     colours = "".join(f'"{chr(65 + i)} c #{i * 0x0F0301:06x}",\n' for i in range(16))
     rows = ",\n".join('"' + "".join(chr(65 + (x + y) % 16) for x in range(32)) + '"' for y in range(32))
@@ -39,7 +47,6 @@ def rare_images() -> dict[str, bytes]:
         "FTEX": b"FTEX" + struct.pack("<i", 1) + pixels + struct.pack("<6i", 1, 1, 1, 32, len(rgb), 0)[:-4] + rgb,
         "GBR": struct.pack(">5I4sI", 32, 2, 32, 32, 1, b"GIMP", 10) + b"dot\0" + grey,
         "IMT": b"width 32\nheight 32\npixel n8\n\x0c" + grey,
-        "IPTC": b"".join(struct.pack(">BBBH", 0x1C, *tag, len(data)) + data for tag, data in tags.items()) + bytes(5),
         "MCIDAS": struct.pack(">64i", *area) + grey,
         "PCD": bytes(2048) + b"PCD_" + bytes(96 * 2048 - 2052) + (bytes(range(256)) * 2304)[: 768 * 512 * 3 // 2],
         "PIXAR": b"\x80\xe8\0\0".ljust(416, b"\0") + struct.pack("<HH4xHH", 32, 32, 14, 2).ljust(608, b"\0") + rgb,

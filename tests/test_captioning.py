@@ -1,5 +1,6 @@
 """Models restored from their directories: those of earlier versions too, whole ones only, compiled once."""
 
+import hashlib
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from capjax import assembly, evaluate
 from capjax.captioning import Generator, find_photos, load_ensemble, load_model, photo_batch, read_photos
@@ -76,6 +78,11 @@ def change(path, edit):
         (lambda h: h["encoder"].pop("depth_multiplier"), "does not fit the network"),
         (lambda h: h["encoder"].update(image_size="x"), "encoder that capjax knows.*'x'"),
         (lambda h: h["encoder"].update(image_size=10**9), "encoder that capjax knows"),
+        (lambda h: h["encoder"].update(grid_side="x"), "encoder that capjax knows.*grid_side"),
+        (lambda h: h["encoder"].update(grid_side=-1), "encoder that capjax knows.*grid_side"),
+        (lambda h: h["config"]["train"].update(dtype=None), r"train\.dtype.*got None"),
+        (lambda h: h["config"].update(decoder={"name": "transformer", "num_layers": 10**9}), "num_layers"),
+        (lambda h: h.update(vocabulary=""), "expected a capjax vocabulary"),
         (lambda h: h["encoder"].update(convention="theano"), "convention.*'theano'"),
         (lambda h: h["encoder"].update(final_endpoint="mixed99"), "mixed99"),
         (lambda h: h["config"]["decoder"].pop("hidden_size"), "does not fit the network"),
@@ -97,6 +104,26 @@ def test_model_descriptions_that_cannot_be_used_are_one_clear_line(golden, wrong
     with pytest.raises(CapjaxError, match=message) as error:
         load_model(str(golden))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["params", "params/encoder", "batch_stats", "params/decoder/x/y", ""])
+def test_weights_whose_names_make_no_such_tree_are_one_line(golden, name):
+    header = json.loads((golden / "model.json").read_text())
+    weights = safetensors.numpy.load_file(golden / header["weights"])
+    for forged in ({name: np.zeros(3)}, weights | {name: np.zeros(3)}):
+        content = safetensors.numpy.save(forged)
+        (golden / header["weights"]).write_bytes(content)
+        change(golden / "model.json", lambda h: h.update(weights_sha256=hashlib.sha256(content).hexdigest()))  # noqa: B023
+        with pytest.raises(CapjaxError) as error:
+            load_model(str(golden))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "9" * 5000, b"\xff\xfe"])
+def test_a_model_description_of_something_else_is_one_line(golden, content):
+    (golden / "model.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CapjaxError, match="expected a model description"):
+        load_model(str(golden))
 
 
 @pytest.mark.parametrize("name", sorted(DECODERS))
@@ -214,7 +241,7 @@ def test_files_that_are_no_photos_do_not_keep_the_others_from_their_captions(gol
     said, failed = (stream.buffer.getvalue().decode().splitlines() for stream in (out, err))
     assert [line.split(": ")[0] for line in said] == [f"{folder}/ok.png", f"{folder}/\\udcff.png"]
     assert any("sparse.jpg: expected an image file of at most" in line for line in failed)
-    assert any("a\0b.jpg: expected a readable image file" in line for line in failed)
+    assert any(r"a\x00b.jpg: expected a readable image file" in line for line in failed)
 
 
 def test_a_photo_for_the_page_that_cannot_be_read_is_left_out(tmp_path):

@@ -132,7 +132,7 @@ def test_defaults_are_the_reference_system():
         (["encoder.image_size=0"], r"encoder\.image_size of at least 1, got 0"),
         (["search.method=zzz"], r"search: unknown decoding method 'zzz'"),
         (["search.beam_size=5"], "search: beam_size has no meaning for method=greedy"),
-        (["search.max_length=0"], "search: .*max_length is at least 1, got 0"),
+        (["search.max_length=0"], "search: .*max_length lies in 1..10000, got 0"),
     ],
 )
 def test_values_that_make_no_sense_are_clear_errors(overrides, message):
@@ -189,6 +189,11 @@ def test_overrides_keep_their_types():
         ("train.num_steps=1.5", "to be int"),
         ("train.num_steps", "got no value"),
         ("train=3", "no field 'train'"),
+        ("optimizer.learning_rate=1" + "0" * 400, "to be float"),
+        ("train.num_steps=" + "9" * 5000, "to be int"),
+        ("train.num_steps=" + "-" * 100_000 + "1", "to be int"),
+        ("train.num_steps=" + "(" * 100_000, "to be int"),
+        ("train.\x1b[2J=1", r"no field 'train\.\\x1b\[2J'"),
     ],
 )
 def test_wrong_overrides_are_clear_errors(override, message):

@@ -1,5 +1,6 @@
 """Decoding of every kind of image, and preprocessing against a plain implementation of the triangle filter."""
 
+import contextlib
 import io
 import os
 import struct
@@ -24,6 +25,7 @@ from capjax.images import (
     thumbnail,
 )
 from tests.image_mutations import encoded_images, mutations
+from tests.rare_images import iptc
 from tests.source_layouts import encode, jpeg, photo, rotated_jpeg, write
 
 
@@ -252,10 +254,11 @@ def test_damaged_images_of_every_format_end_in_a_clear_error_or_in_pixels():
 
 
 def test_every_format_is_read_before_it_is_damaged():
+    # An ICNS file holds the picture in several sizes, a Photo CD in one.
+    shapes = {"ICNS": (1024, 1024, 3), "PCD": (512, 768, 3)}
     for name, data in encoded_images().items():
         pixels = decode_image(data)
-        # An ICNS file holds the picture in several sizes.
-        assert pixels.shape == (1024, 1024, 3) if name == "ICNS" else pixels.shape == (32, 32, 3), name
+        assert pixels.shape == shapes.get(name, (32, 32, 3)), name
 
 
 def test_a_bomb_inside_an_image_is_too_large():
@@ -301,6 +304,11 @@ def test_files_too_large_to_be_images_are_not_read(tmp_path):
     assert read_image_file(tmp_path / "endless.jpg") == b""
 
 
+def test_a_pipe_named_like_an_image_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    assert read_image_file(tmp_path / "a.jpg") == b""
+
+
 @pytest.mark.parametrize("name", ["nowhere.jpg", ".", "nul\0.jpg"])
 def test_files_that_cannot_be_read_are_one_line(tmp_path, name):
     with pytest.raises(ImageError, match="readable image file") as caught:
@@ -308,7 +316,8 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path, name):
     assert caught.value.kind == "unreadable"
 
 
-def test_postscript_is_not_handed_to_ghostscript(tmp_path, monkeypatch):
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: iptc(data, 5)], ids=["plain", "inside IPTC"])
+def test_postscript_is_not_handed_to_ghostscript(tmp_path, monkeypatch, wrap):
     """Pillow would start a program on it, which an untrusted file had better not reach."""
     mark = tmp_path / "started"
     ghostscript = write(tmp_path / "bin" / "gs", f"#!/bin/sh\ntouch {mark}\n".encode())
@@ -317,5 +326,8 @@ def test_postscript_is_not_handed_to_ghostscript(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     for read in (decode_image, thumbnail):
         with pytest.raises(ImageError, match="expected an image"):
-            read(encode(photo(1), "EPS"))
+            read(wrap(encode(photo(1), "EPS")))
     assert not mark.exists()
+    with contextlib.suppress(OSError):
+        Image.open(io.BytesIO(wrap(encode(photo(1), "EPS")))).load()
+    assert mark.exists(), "Pillow by itself does"

@@ -91,7 +91,7 @@ class ImageZip:
             CapjaxError: if it is no zip, or an incomplete one.
         """
         self._zip = open_zip(path)
-        self._members = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
+        self._members = {info.filename: info for info in self._zip.infolist() if not info.filename.endswith("/")}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:

@@ -5,6 +5,7 @@ Configs, command-line flags and `metrics.json` all speak these field names.
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,7 @@ Search = Callable[[DecodeStep, Carry, Key[Array, " B"] | None], Hypotheses]
 
 METHODS = ("greedy", "sample", "beam", "diverse_beam")
 _ALL, _SAMPLE, _BEAM, _DIVERSE = METHODS, ("sample",), ("beam", "diverse_beam"), ("diverse_beam",)
+_MOST = 10_000  # words, beams and captions; more would fill the memory
 _MAX_CONSTRAINTS = 4  # a beam for each of their 2^4 subsets
 
 
@@ -147,15 +149,17 @@ class DecoderSettings:
         )
 
     def _check_ranges(self) -> None:
-        _require(self.max_length >= 1, "max_length is at least 1", self.max_length)
+        _require(1 <= self.max_length <= _MOST, f"max_length lies in 1..{_MOST}", self.max_length)
         _require(0 <= self.min_length <= self.max_length, "min_length lies in 0..max_length", self.min_length)
-        _require(self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size is 0 or more", self.no_repeat_ngram_size)
-        _require(self.num_captions >= 1, "num_captions is at least 1", self.num_captions)
+        ngram_size = self.no_repeat_ngram_size
+        _require(0 <= ngram_size <= _MOST, f"no_repeat_ngram_size lies in 0..{_MOST}", ngram_size)
+        _require(1 <= self.num_captions <= _MOST, f"num_captions lies in 1..{_MOST}", self.num_captions)
         _require(0 <= self.seed < 2**32, "seed lies in 0..2^32-1", self.seed)
         _require(self.temperature > 0, "temperature is above 0 (for its limit 0 use method=greedy)", self.temperature)
-        _require(self.top_k >= 0, "top_k is 0 or more", self.top_k)
+        _require(0 <= self.top_k < 2**31, "top_k lies in 0..2^31-1", self.top_k)
         _require(0 < self.top_p <= 1, "top_p lies in (0, 1]", self.top_p)
-        _require(self.beam_size >= 1, "beam_size is at least 1", self.beam_size)
+        _require(1 <= self.beam_size <= _MOST, f"beam_size lies in 1..{_MOST}", self.beam_size)
+        _require(math.isfinite(self.length_penalty), "length_penalty is a number", self.length_penalty)
         if self.length_formula not in ("gnmt", "plain"):
             raise CapjaxError(_unknown("length_formula", self.length_formula, ("gnmt", "plain")))
         _require(self.diversity_strength >= 0, "diversity_strength is 0 or more", self.diversity_strength)

@@ -30,6 +30,7 @@ from capjax.models import inception_v3
 FORMAT_VERSION = 1
 METADATA_KEY = "capjax_encoder"
 _MAX_SIZE = 1_000_000
+_MAX_SIDE = 4096
 _MAX_DEPTH_MULTIPLIER = 100
 
 Variables = Mapping[str, Any]
@@ -227,11 +228,14 @@ def config_from(fields: Mapping[str, Any]) -> EncoderConfig:
     """
     config = EncoderConfig(**fields)
     texts = (config.convention, config.final_endpoint, config.input_scaling, config.source)
-    sizes = (config.min_depth, config.image_size, 1 if config.num_classes is None else config.num_classes)
+    sizes = (config.min_depth, 1 if config.num_classes is None else config.num_classes)
     if not all(isinstance(value, str) for value in texts):
         raise ValueError(f"expected texts, got {texts}")
     if not all(type(value) is int and 1 <= value <= _MAX_SIZE for value in sizes):
-        raise ValueError(f"expected min_depth, image_size and num_classes from 1 to {_MAX_SIZE:,}, got {sizes}")
+        raise ValueError(f"expected min_depth and num_classes from 1 to {_MAX_SIZE:,}, got {sizes}")
+    for name, least in {"image_size": 1, "grid_side": 0}.items():
+        if type(side := getattr(config, name)) is not int or not least <= side <= _MAX_SIDE:
+            raise ValueError(f"expected {name} from {least} to {_MAX_SIDE:,}, got {side!r}")
     if type(config.depth_multiplier) not in (int, float) or not 0 < config.depth_multiplier <= _MAX_DEPTH_MULTIPLIER:
         raise ValueError(
             f"expected a depth_multiplier above 0, up to {_MAX_DEPTH_MULTIPLIER}, got {config.depth_multiplier}"

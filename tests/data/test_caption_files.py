@@ -1,11 +1,12 @@
 """Caption files in every layout, whole and damaged, and the repair of captions."""
 
 import json
+import time
 
 import pytest
 
-from capjax.data.caption_files import clean_caption, decode_text, read_captions
-from capjax.data.findings import Findings
+from capjax.data.caption_files import clean_caption, decode_text, parse_table, read_captions
+from capjax.data.findings import Findings, report_json
 from capjax.errors import CapjaxError
 from tests.source_layouts import coco_json, write
 
@@ -110,6 +111,27 @@ def test_files_that_make_no_sense_are_refused_in_one_line(tmp_path, name, conten
     with pytest.raises(CapjaxError, match=expected) as caught:
         read_captions(write(tmp_path / name, content), Findings())
     assert "\n" not in str(caught.value)
+
+
+def test_many_captions_of_one_image_are_read_in_proportion():
+    def seconds(number):
+        data = b"image,caption\n" + b"a.jpg,text\n" * number
+        start = time.process_time()
+        (file,) = parse_table(data, "c.csv", Findings())
+        assert len(file.captions) == number
+        return time.process_time() - start
+
+    few, many = min(seconds(5000) for _ in range(3)), seconds(50_000)
+    assert many < 30 * few, "each caption copies those before it"
+
+
+def test_what_a_terminal_would_obey_is_shown_as_escapes(tmp_path):
+    found = Findings()
+    read_captions(write(tmp_path / "c.csv", "image,caption\n\x1b[2J.jpg\nb.jpg,fine\n"), found)
+    found.add("caption without image", "a\nb.jpg", "\x1b[2J \udcff")
+    assert [line.isprintable() for line in found.lines()] == [True, True]
+    assert r"a\nb.jpg (\x1b[2J ?)" in found.lines()[0]
+    report_json(found.to_dict()).encode()
 
 
 def test_a_missing_caption_file_is_one_line(tmp_path):

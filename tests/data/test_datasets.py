@@ -190,10 +190,52 @@ def test_a_fingerprint_of_more_records_than_images_is_one_line(tmp_path):
         dataset.images_sha256("train")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "null", '{"val": "x"}', '{"train": 3}', '{"train": "not hexadecimal"}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "null", "[" * 100_000, '{"val": "x"}', '{"train": 3}', '{"train": "not hexadecimal"}']
+)
 def test_a_damaged_fingerprint_is_one_line(tmp_path, content):
     dataset = prepare_tiny(tmp_path, train=3)
     (dataset.directory / "fingerprint.json").write_text(content)
     with pytest.raises(CapjaxError, match=r"fingerprint\.json.*prepare scenes again") as caught:
         dataset.images_sha256("train")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name"])
+def test_a_dataset_imports_no_module_that_its_features_name(tmp_path, monkeypatch, key):
+    dataset = prepare_tiny(tmp_path, train=3)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    features = dataset.directory / "features.json"
+    text = "tensorflow_datasets.core.features.text_feature.Text"
+    assert text in features.read_text()
+    features.write_text(features.read_text().replace(f'"pythonClassName": "{text}"', f'"{key}": "evil.Text"', 1))
+    with pytest.raises(CapjaxError, match=r"names 'evil\.Text'; do not trust"):
+        dataset.images("train")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("place", ["../elsewhere/scenes", "/etc/scenes"])
+def test_a_dataset_reads_no_shards_elsewhere(tmp_path, place):
+    dataset = prepare_tiny(tmp_path, train=3)
+    info = dataset.directory / "dataset_info.json"
+    for old, new in (("{DATASET}", place), ('"name": "scenes"', f'"name": "{place}"')):
+        whole = info.read_text()
+        info.write_text(whole.replace(old, new))
+        assert info.read_text() != whole
+        with pytest.raises(CapjaxError, match=r"expected the shards beside.*do not trust"):
+            dataset.images("train")
+        info.write_text(whole)
+    assert dataset.images("train")[0]
+
+
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
+@pytest.mark.parametrize(
+    "content", ["{", "[" * 100_000, '{"splits": 3}', '{"featuresDict": 3}', '{"shardLengths": ["x"]}']
+)
+def test_a_damaged_description_is_one_line(tmp_path, name, content):
+    dataset = prepare_tiny(tmp_path, train=3)
+    (dataset.directory / name).write_text(content)
+    with pytest.raises(CapjaxError, match="prepare it again") as caught:
+        dataset.images("train")
+    assert str(caught.value).isprintable()

@@ -3,9 +3,11 @@
 import concurrent.futures
 import dataclasses
 import io
+import json
 import os
 import pickle
 import shutil
+import tracemalloc
 import zipfile
 
 import jax.numpy as jnp
@@ -272,6 +274,96 @@ def test_a_store_of_an_older_format_says_how_to_go_on(tmp_path):
     create_store(tmp_path, KEY, F)
 
 
+def change(path, edit):
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda h: h.pop("key"), "usable 'key'"),
+        (lambda h: h.update(key=[1]), "usable 'key'"),
+        (lambda h: h.pop("feature_size"), "usable 'feature_size'"),
+        (lambda h: h.update(feature_size="6"), "usable 'feature_size'"),
+        (lambda h: h.update(feature_size=-1), "usable 'feature_size'"),
+        (lambda h: h.pop("num_positions"), "usable 'num_positions'"),
+        (lambda h: h.update(num_positions=1.5), "usable 'num_positions'"),
+        (lambda h: h.update(dtype="O"), "usable 'dtype'"),
+        (lambda h: h.update(dtype=["float32"]), "usable 'dtype'"),
+    ],
+)
+def test_a_header_that_cannot_be_used_is_one_line(tmp_path, edit, message):
+    create_store(tmp_path, KEY, F)
+    change(tmp_path / "store.json", edit)
+    with pytest.raises(CapjaxError, match=message) as caught:
+        open_store(tmp_path, KEY)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", "[" * 100_000, b"\xff\xfe", "9" * 5000])
+def test_a_header_of_something_else_is_one_line(tmp_path, content):
+    create_store(tmp_path, KEY, F)
+    (tmp_path / "store.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CapjaxError, match=r"expected .* in .*store\.json"):
+        open_store(tmp_path, KEY)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        b"\xff",
+        '{"image_id": 1, "file_name": "a.jpg"}',
+        '{"image_id": "1", "file_name": "a.jpg", "captions": []}',
+        '{"image_id": 1, "file_name": 2, "captions": []}',
+        '{"image_id": 1, "file_name": "a.jpg", "captions": "not a list"}',
+        '{"image_id": 1, "file_name": "a.jpg", "captions": [1]}',
+    ],
+)
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_damaged_captions_are_one_line(tmp_path, line, end):
+    store = create_store(tmp_path, KEY, F)
+    store.begin_split("train", records(3))
+    with open(tmp_path / "train" / "captions.jsonl", "ab") as file:
+        file.write((line if isinstance(line, bytes) else line.encode()) + end)
+    with pytest.raises(CapjaxError, match=r"caption record in each line of .*captions\.jsonl") as caught:
+        store.check_split("train", records(3))
+    assert "\n" not in str(caught.value)
+
+
+def test_captions_cut_short_or_a_fingerprint_of_other_bytes_are_one_line(tmp_path):
+    store = create_store(tmp_path, KEY, F)
+    store.begin_split("train", records(3), "abc")
+    captions, images = (tmp_path / "train" / name for name in ("captions.jsonl", "images.sha256"))
+    images.write_bytes(b"\xff\xfe")
+    with pytest.raises(CapjaxError, match="found others"):
+        store.check_split("train", records(3), "abc")
+    images.write_text("abc")
+    captions.write_text(captions.read_text().removesuffix("\n"))
+    with pytest.raises(CapjaxError, match="cut short"):
+        store.check_split("train", records(3), "abc")
+
+
+@pytest.mark.parametrize(
+    "other", [np.zeros((2, 2 * F), np.float32), np.zeros((4, F), np.int32), b"\x93NUMPY\1\0\2\0(\n"]
+)
+def test_a_shard_of_other_rows_is_refused(tmp_path, other):
+    fill(create_store(tmp_path, KEY, F), "train", 4)
+    shard = tmp_path / "train" / "pooled-00000.npy"
+    size = shard.stat().st_size
+    if isinstance(other, bytes):
+        shard.write_bytes(other.ljust(size, b"\0"))
+    else:
+        np.save(shard, other)
+    assert shard.stat().st_size == size, "so that its size does not tell"
+    with pytest.raises(CapjaxError, match=r"pooled-00000\.npy is damaged"):
+        open_store(tmp_path, KEY).features("train")[0]
+
+
 def test_importing_features_matches_by_file_name(tmp_path):
     rng = np.random.default_rng(0)
     names = [f"{i}.jpg" for i in reversed(range(6))]
@@ -302,6 +394,9 @@ NAMES = np.asarray(["0.jpg", "1.jpg"])
         {"file_name": np.asarray(["a"]), "pooled": np.zeros((2, 3))},
         {"file_name": np.asarray("a"), "pooled": np.zeros((1, 3))},
         {"file_name": NAMES, "pooled": np.full((2, 3), "x")},
+        {"file_name": NAMES, "pooled": np.asarray([object()] * 2)},
+        {"file_name": NAMES, "pooled": np.zeros((2, 0))},
+        {"file_name": NAMES, "pooled": np.zeros((2, 3)), "grid": np.zeros((2, 0, 3))},
         {"file_name": NAMES, "pooled": np.zeros((2, 3)), "grid": np.zeros((2, 4, 3)), "grid_scale": np.zeros(2)},
     ],
 )
@@ -320,6 +415,38 @@ def test_importing_a_single_array_is_a_clear_error(tmp_path):
         np.save(file, np.zeros((2, 3)))
     with pytest.raises(CapjaxError, match=r"x\.npz"):
         import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)})
+
+
+@pytest.mark.parametrize("member", [b"no array", b"\x93NUMPY\1\0\4\0'''\n", b"\x93NUMPY\1\0\2\0(\n"])
+def test_importing_members_that_are_no_arrays_is_a_clear_error(tmp_path, member):
+    np.savez(tmp_path / "x.npz", file_name=NAMES)
+    with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:
+        archive.writestr("pooled.npy", member)
+    with pytest.raises(CapjaxError, match=r"x\.npz") as caught:
+        import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)})
+    assert "\n" not in str(caught.value)
+
+
+def test_importing_what_inflates_without_end_is_a_clear_error_in_little_memory(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", file_name=NAMES, pooled=np.zeros((2, 10_000_000), np.float32))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CapjaxError, match="inflates to at most 100 times"):
+            import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)})
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_importing_pickled_objects_runs_nothing(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return open, (str(tmp_path / "executed"), "w")
+
+    np.savez(tmp_path / "x.npz", file_name=NAMES, pooled=np.asarray([Trap()] * 2, object))
+    with pytest.raises(CapjaxError, match=r"x\.npz"):
+        import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)})
+    assert not (tmp_path / "executed").exists()
 
 
 def test_importing_features_of_absurd_size_is_a_clear_error(tmp_path):

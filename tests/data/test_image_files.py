@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from capjax.data import coco
+from capjax.data import coco, folder
 from capjax.data.image_files import ImageFolder, ImageZip, open_images, open_zip
 from capjax.data.listing import SourceOptions
 from capjax.errors import CapjaxError
@@ -89,6 +89,24 @@ def test_damaged_zips_end_in_clear_errors(tmp_path, method):
             assert "\n" not in str(error)
             num_damaged += 1
     assert num_intact and num_damaged > 100
+
+
+def test_names_in_a_zip_lead_nowhere(tmp_path):
+    """Nothing is unpacked; a link is the few bytes of its target's name, and a name may be empty."""
+    names = ["../../outside.jpg", "/absolute.jpg", "C:\\x.jpg", "link.jpg", "fine.jpg", ""]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in names:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (0o120777 if name == "link.jpg" else 0o100644) << 16
+            archive.writestr(info, b"/etc/passwd" if name == "link.jpg" else jpeg(1))
+    write(tmp_path / "c.csv", "image,caption\n" + "".join(f'"{name}",text\n' for name in names[:-1]))
+    before = sorted(tmp_path.rglob("*"))
+    images = open_images(tmp_path / "a.zip")
+    assert images.read("link.jpg") == b"/etc/passwd" and images.read("fine.jpg") == jpeg(1)
+    options = SourceOptions(images=(tmp_path / "a.zip",), captions=tmp_path / "c.csv", val_share=0.0)
+    listed = [record.file_name for record in folder.open_source("x", options).splits["train"]]
+    assert "fine.jpg" in listed and not [name for name in listed if name.startswith(("/", ".."))]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_what_is_no_zip_is_one_line(tmp_path):

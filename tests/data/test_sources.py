@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import zipfile
 
 import pytest
@@ -177,6 +178,28 @@ def test_karpathys_layout_with_something_else_in_it_is_one_line(tmp_path, conten
     assert "\n" not in str(caught.value)
 
 
+def test_numbers_of_photos_that_no_id_can_be_are_replaced(tmp_path):
+    names_of_photos = ["9" * 5000 + ".jpg", "9" * 30 + "_aa.jpg", "7_aa.jpg"]
+    write(tmp_path / "Flickr8k.token.txt", "".join(f"{name}#0\ttext\n" for name in names_of_photos))
+    listing = flickr.open_source(None, SourceOptions(source=tmp_path, captions_only=True))
+    found = {record.file_name: record.image_id for part in listing.splits.values() for record in part}
+    assert found["7_aa.jpg"] == 7 and all(0 < image_id < 2**48 for image_id in found.values()) and len(found) == 3
+
+
+@pytest.mark.parametrize("name", ["../../secret.jpg", "/etc/secret.jpg", "a/../../secret.jpg", "a\0b.jpg"])
+def test_karpathys_names_do_not_lead_out_of_the_folder(tmp_path, name):
+    images = [
+        {"filename": file_name, "filepath": "../..", "split": "train", "sentences": [{"raw": "text"}]}
+        for file_name in (name, "a.jpg")
+    ]
+    write(tmp_path / "flickr" / "dataset_flickr8k.json", json.dumps({"images": images}))
+    write(tmp_path / "secret.jpg", jpeg(0))
+    write(tmp_path / "flickr" / "a.jpg", jpeg(1))
+    for captions_only in (False, True):
+        listing = flickr.open_source(None, SourceOptions(source=tmp_path / "flickr", captions_only=captions_only))
+        assert names(listing) == {"train": ["a.jpg"]} and listing.found.count("path outside") == 1
+
+
 def test_flickr8k_with_the_photos_that_are_there(real_data):
     source = real_data / "flickr8k"
     listing = flickr.open_source(None, SourceOptions(source=source))
@@ -194,8 +217,8 @@ def test_flickr_without_files_is_one_line(tmp_path):
             flickr.open_source(None, SourceOptions(source=source))
 
 
-def folder_options(tmp_path, **changes) -> SourceOptions:
-    return SourceOptions(images=(tmp_path / "images",), captions=tmp_path / "captions.csv", **changes)
+def folder_options(tmp_path, name="captions.csv", **changes) -> SourceOptions:
+    return SourceOptions(images=(tmp_path / "images",), captions=tmp_path / name, **changes)
 
 
 def test_a_folder_finds_names_by_path_base_name_and_stem(tmp_path):
@@ -265,3 +288,25 @@ def test_ids_given_twice_are_replaced_by_ids_of_the_name(tmp_path):
     listing = folder.open_source("mine", folder_options(tmp_path, captions_only=True))
     first, second = ids(listing)["train"]
     assert first == 1 and second > 1
+
+
+def test_names_with_halves_of_characters_are_left_out_or_replaced(tmp_path):
+    write(tmp_path / "captions.jsonl", '{"image": "\\ud800.jpg", "caption": "A"}\n{"image": "b.jpg", "caption": "B"}\n')
+    write(tmp_path / "images" / "b.jpg", jpeg(0))
+    listing = folder.open_source("mine", folder_options(tmp_path, "captions.jsonl", val_share=0.0))
+    assert names(listing) == {"train": ["b.jpg"]}
+    listing = folder.open_source("mine", folder_options(tmp_path, "captions.jsonl", captions_only=True))
+    assert sorted(name for part in names(listing).values() for name in part) == ["?.jpg", "b.jpg"]
+
+
+def test_two_names_that_are_stored_alike_are_not_one_image(tmp_path):
+    """Names of files are bytes; those that are not UTF-8 are stored with question marks."""
+    (tmp_path / "images").mkdir()
+    for byte, seed in ((b"\xff", 1), (b"\xfe", 2)):
+        with open(os.fsencode(tmp_path / "images") + b"/" + byte + b".jpg", "wb") as file:
+            file.write(jpeg(seed))
+    lines = '{"image": "\\udcff.jpg", "caption": "A"}\n{"image": "\\udcfe.jpg", "caption": "B"}\n'
+    write(tmp_path / "captions.jsonl", lines)
+    listing = folder.open_source("mine", folder_options(tmp_path, "captions.jsonl", val_share=0.0))
+    assert names(listing) == {"train": ["?.jpg"]} and listing.found.count("repeated name") == 1
+    assert listing.files["?.jpg"].read() == jpeg(1)

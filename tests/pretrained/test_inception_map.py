@@ -1,5 +1,6 @@
 """Where foreign tensors go: every layout that Keras writes, torchvision's names, refusals that name the difference."""
 
+import os
 import tracemalloc
 import zlib
 
@@ -275,6 +276,26 @@ def test_weights_that_the_file_does_not_hold_are_refused_unread(tmp_path, name, 
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("link", ["model_weights", "layers", "conv2d", "conv2d/conv2d", "layers/x/vars/0"])
+@pytest.mark.parametrize("kind", [lambda path: h5py.ExternalLink(path, "/"), lambda path: h5py.SoftLink("/other")])
+def test_weights_in_another_place_are_refused_unopened(tmp_path, link, kind):
+    """A link may name any file of the machine, or a pipe that never ends."""
+    os.mkfifo(tmp_path / "pipe")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        if link.startswith("conv2d"):
+            _weight(file, "conv2d/kernel:0")
+            del file["conv2d"]
+        if link == "conv2d/conv2d":
+            file.create_group("conv2d").attrs["weight_names"] = ["conv2d/kernel:0"]
+        if link == "layers/x/vars/0":
+            file.create_group("layers/x/vars").attrs["name"] = "conv2d"
+        file[link] = kind(str(tmp_path / "pipe"))
+        file["other"] = np.ones(3)
+    with pytest.raises(CapjaxError, match=r"x\.h5: .*a link to another place") as caught:
+        keras_h5.read_layers(tmp_path / "x.h5")
+    assert "\n" not in str(caught.value)
 
 
 def test_compressed_weights_are_read(tmp_path):

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import os
 import pickle
+import struct
 import tracemalloc
 import zipfile
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from capjax.errors import CapjaxError
+from capjax.pretrained import torchvision
 from capjax.pretrained.torchvision import read_state_dict
 
 torch = pytest.importorskip("torch")
@@ -235,6 +237,48 @@ def test_many_tensors_of_one_storage_take_the_memory_of_one(tmp_path):
     torch.save({f"weight_{number}": storage for number in range(100)}, tmp_path / "shared.pth")
     with peak_below(16_000_000):
         assert len(read_state_dict(tmp_path / "shared.pth")) == 100
+
+
+NESTED = b"X\1\0\0\0a" + b"q\0h\0\x86" * 1 + b"q\1h\1\x86" * 200  # a pair of pairs of pairs …, each twice the same
+
+
+@pytest.mark.parametrize(
+    "instructions",
+    [
+        b"}r" + struct.pack("<I", 100_000_000),  # an object that says it is one of a hundred million
+        b"\x96" + struct.pack("<Q", 10**9),  # a byte array of a gigabyte
+        b"}" + NESTED + b"K\1s",  # what takes for ever to hash: as a key
+        b"\x8f(" + NESTED + b"\x90",  # in a set
+        b"}X\1\0\0\0x(X\7\0\0\0storage" + NESTED + b"X\1\0\0\0aX\3\0\0\0cpuK\1tQs",  # as the type of a storage
+        b"}X\1\0\0\0x(X\7\0\0\0storagectorch\nFloatStorage\n" + NESTED + b"X\3\0\0\0cpuK\1tQs",  # as its key
+    ],
+)
+def test_a_few_bytes_neither_fill_the_memory_nor_take_for_ever(tmp_path, instructions):
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + instructions + b".")
+    with peak_below(8_000_000), contextlib.suppress(CapjaxError):
+        assert read_state_dict(tmp_path / "x.pth") == {}
+
+
+def test_a_checkpoint_does_not_change_how_the_next_one_is_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "evil.pth", "w") as archive:
+        defaults = b"ctorch._utils\n_rebuild_tensor_v2\n(N}X\x0c\0\0\0__defaults__K\1\x85stb."
+        archive.writestr("archive/data.pkl", b"\x80\x02" + defaults)
+    with pytest.raises(CapjaxError):
+        read_state_dict(tmp_path / "evil.pth")
+    assert torchvision._rebuild_tensor.__defaults__ is None
+
+
+def test_many_tensors_of_one_storage_in_the_other_byte_order_take_the_memory_of_one(tmp_path):
+    state = {f"weight_{number}": storage for storage in [torch.ones(1_000_000)] for number in range(100)}
+    torch.save(state, tmp_path / "shared.pth")
+    with zipfile.ZipFile(tmp_path / "shared.pth") as archive, zipfile.ZipFile(tmp_path / "big.pth", "w") as other:
+        for info in archive.infolist():
+            content = b"big" if info.filename.endswith("byteorder") else archive.read(info)
+            other.writestr(info.filename, np.frombuffer(content, "f4").byteswap() if len(content) > 10**6 else content)
+    with peak_below(24_000_000):
+        tensors = read_state_dict(tmp_path / "big.pth")
+    assert len(tensors) == 100 and (tensors["weight_99"] == 1).all()
 
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])

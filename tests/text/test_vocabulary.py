@@ -72,6 +72,12 @@ def test_saving_and_loading(tmp_path):
         (json.dumps({"format_version": 1, "words": [], "tokenizer": ["ptb"]}), "expected a capjax vocabulary"),
         ("[]", "expected a capjax vocabulary"),
         (b"\xff\xfe{", "expected a capjax vocabulary"),
+        ("[" * 100_000, "expected a capjax vocabulary"),
+        ('{"format_version": ' + "9" * 5000, "expected a capjax vocabulary"),
+        (
+            json.dumps({"format_version": 1, "words": [*SPECIAL_WORDS, "\ud800"], "tokenizer": "ptb"}),
+            "capjax vocabulary",
+        ),
     ],
 )
 def test_bad_files_are_one_clear_error(tmp_path, content, expected):
@@ -81,6 +87,11 @@ def test_bad_files_are_one_clear_error(tmp_path, content, expected):
     with pytest.raises(CapjaxError, match=expected) as error:
         Vocabulary.load(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_is_no_vocabulary(tmp_path):
+    with pytest.raises(CapjaxError, match="expected a capjax vocabulary"):
+        Vocabulary.load(tmp_path)
 
 
 def test_nothing_frequent_enough_is_an_error():
