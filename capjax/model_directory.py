@@ -16,6 +16,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import flax.traverse_util
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -23,6 +24,7 @@ import safetensors.numpy
 from capjax.config import write_json
 from capjax.disk import remove_leftovers, write_atomically
 from capjax.errors import CapjaxError
+from capjax.sharding import gather_rows
 from capjax.text.vocabulary import Vocabulary
 
 MODEL_FORMAT_VERSION = 1
@@ -86,21 +88,41 @@ def save_model(directory: str | os.PathLike[str], model: ModelDirectory) -> None
 
 
 def load_model_directory(directory: str | os.PathLike[str]) -> ModelDirectory:
-    """Read a model directory, and check that it is whole.
+    """Read a model directory, and check that it is whole; to be called on all processes of a run, which get the same.
 
     Raises:
         CapjaxError: if it is none, is damaged, or was written by another version.
     """
     directory = pathlib.Path(directory)
-    header = _read_header(directory)
     while True:
+        which = _last_replaced(directory)
         try:
-            return _read_model(directory, header)
+            header = _read_header(directory)
+            model = _read_model(directory, header)
         except CapjaxError:
             # A training run may have replaced the model between the reading of model.json and of what it names.
-            earlier, header = header, _read_header(directory)
-            if header == earlier:
+            if _last_replaced(directory) == which:
                 raise
+        else:
+            if _is_same_on_all_processes(header):
+                return model
+
+
+def _last_replaced(directory: pathlib.Path) -> tuple[int, int] | None:
+    """Return what changes whenever the model is replaced, be it by one that was there before."""
+    try:
+        status = (directory / "model.json").stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _is_same_on_all_processes(header: dict[str, Any]) -> bool:
+    if not jax.distributed.is_initialized():
+        return True
+    mine = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).digest()
+    (of_all,) = gather_rows([np.frombuffer(mine, np.uint8)[None]])
+    return bool((of_all == of_all[0]).all())
 
 
 def _read_header(directory: pathlib.Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ ALLOWED = {
     "report": BASE | {"images"},
     "config": BASE | {"decoding", "models"},
     "checkpoint": BASE,
-    "model_directory": BASE | {"text", "config"},
+    "model_directory": BASE | {"sharding", "text", "config"},
     "training": BASE | {"sharding", "models", "losses", "decoding", "metrics"},
 }
 # The rooms between the library and the jobs; each may import the library and those before it.

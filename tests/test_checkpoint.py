@@ -1,8 +1,13 @@
 """Model directories stay whole whatever fails, and opening checkpoints leaves the logs of others alone."""
 
+import concurrent.futures
 import errno
 import logging
 import os
+import re
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from capjax.checkpoint import Checkpoints
 from capjax.errors import CapjaxError
 from capjax.model_directory import ModelDirectory, load_model_directory, save_model
 from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary
+from tests.training_runs import free_port
 
 
 def model(word, value):
@@ -46,6 +52,85 @@ def test_a_model_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     save_model(tmp_path, second)
     assert_holds(tmp_path, second)
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == ["model.json", "vocabulary", "weights"]
+
+
+# Replaces a model again and again: by one of two others in turn, as a model that comes back is the hardest to notice.
+REPLACE = """
+import itertools, sys
+from capjax.model_directory import save_model
+from tests.test_checkpoint import recognisable
+for i in itertools.count():
+    save_model(sys.argv[1], recognisable(i % 2))
+    if i == 0:
+        print("there", flush=True)
+"""
+
+# One of two processes of a run: loads a model again and again, with pauses that differ, and says which it got.
+LOAD = """
+import sys, time
+import jax
+from capjax.model_directory import load_model_directory
+directory, port, process = sys.argv[1], sys.argv[2], int(sys.argv[3])
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
+for i in range(20):
+    time.sleep(0.05 * ((i + process) % 3))
+    print("\\ngot", load_model_directory(directory).scores["number"], flush=True)
+"""
+
+
+def recognisable(number):
+    """A model of which every part tells the number."""
+    kernel = np.full((200, 1000), number, np.float32)
+    vocabulary = Vocabulary([*SPECIAL_WORDS, f"word{number}"], "words")
+    return ModelDirectory(
+        {"number": number}, None, vocabulary, {"params": {"kernel": kernel}}, {"number": number}, {"number": number}
+    )
+
+
+def number_of(found):
+    """Return the number of a model, all of whose parts must tell the same."""
+    numbers = {found.config["number"], found.scores["number"], found.features["number"]}
+    numbers |= {int(found.vocabulary.words[-1].removeprefix("word")), *np.unique(found.variables["params"]["kernel"])}
+    (number,) = numbers
+    return number
+
+
+def start_script(script, *arguments):
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_model_that_is_replaced_all_the_while_is_always_read_whole(tmp_path):
+    def load(_):
+        numbers, end = [], time.monotonic() + 3
+        while time.monotonic() < end or len(numbers) < 20:
+            numbers.append(number_of(load_model_directory(tmp_path)))
+        return numbers
+
+    with start_script(REPLACE, tmp_path) as writer:
+        try:
+            assert writer.stdout.readline() == "there\n"
+            with concurrent.futures.ThreadPoolExecutor(3) as pool:
+                loads = list(pool.map(load, range(3)))
+            assert writer.poll() is None
+        finally:
+            writer.kill()
+    assert set().union(*loads) == {0, 1}
+
+
+def test_processes_of_one_run_load_the_same_model_while_it_is_replaced(tmp_path):
+    save_model(tmp_path, recognisable(0))
+    port = free_port()
+    readers = [start_script(LOAD, tmp_path, port, process) for process in range(2)]
+    number = 0
+    while any(reader.poll() is None for reader in readers):
+        number += 1
+        save_model(tmp_path, recognisable(number))
+        time.sleep(0.3)
+    first, second = (re.findall(r"^got (\d+)$", reader.communicate()[0], re.MULTILINE) for reader in readers)
+    assert len(first) == 20 and len(set(first)) > 1
+    assert first == second
 
 
 def test_opening_checkpoints_leaves_the_logs_of_others_alone(tmp_path):
