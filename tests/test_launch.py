@@ -93,6 +93,33 @@ def test_an_error_is_not_tried_again(config_file, tmp_path):
     assert "starting again" not in said
 
 
+def test_an_error_of_one_process_is_not_tried_again_whatever_ends_the_other(config_file, tmp_path):
+    """The one that writes the model fails; the other is lost without it, which alone would be tried again."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").write_text("in the way")
+    said, _ = (run := launch(config_file, tmp_path / "run", restarts=3)).communicate(timeout=180)
+    assert run.returncode == 1, said
+    assert "[0] capjax: error: expected to write a model to" in said
+    assert "starting again" not in said
+    (tmp_path / "run" / "model").unlink()
+    said, _ = (run := launch(config_file, tmp_path / "run")).communicate(timeout=180)
+    assert run.returncode == 0, said
+    assert saved_step(tmp_path / "run" / "checkpoints") == 12
+
+
+def test_a_second_signal_kills_processes_that_hang(config_file, tmp_path):
+    run = launch(config_file, tmp_path / "run")
+    while len(children := psutil.Process(run.pid).children()) < 2:
+        time.sleep(0.01)
+    for child in children:
+        child.suspend()
+    for _ in range(2):
+        run.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode in (signal.SIGTERM, signal.SIGKILL), said
+
+
 @pytest.mark.parametrize("script", ["slurm.sh", "tpu_pod.sh"])
 def test_shell_scripts_are_valid(script):
     subprocess.run(["bash", "-n", str(LAUNCH / script)], check=True)

@@ -4,8 +4,9 @@
     python experiments/launch/local.py --num_processes=2 --devices=4 --restarts=5 -- train …   # 8 simulated devices
 
 What the processes say is printed with their number in front. A SIGTERM or Ctrl-C is passed on: they save the same step
-and the launcher ends with their status, 75. Without one, a job that ends with 75 (a process was told to stop) or in
-which a process died of a signal is started again, up to RESTARTS times; an error of its own, status 1, ends it.
+and the launcher ends with their status, 75; a second one kills them. Without one, a job that ends with 75 (a process was
+told to stop), in which a process died of a signal or one that it needs was lost, 69, is started again, up to RESTARTS
+times. An error of its own in any process, whatever became of the others, ends it with the status of that.
 """
 
 import argparse
@@ -17,7 +18,10 @@ import sys
 import threading
 import time
 
-from capjax.errors import Interrupted
+from capjax.errors import Interrupted, LostProcess
+
+# What the same command mends; so it does, as a rule, what ended a process by a signal.
+MENDED = (Interrupted.exit_status, LostProcess.exit_status)
 
 
 def main() -> int:
@@ -43,20 +47,23 @@ def main() -> int:
     asked_to_stop = threading.Event()
 
     def pass_on(number: int, frame: object) -> None:
-        asked_to_stop.set()
-        if processes and processes[0].poll() is None:
+        if asked_to_stop.is_set():
+            for process in processes:
+                process.kill()
+        elif processes and processes[0].poll() is None:
             processes[0].send_signal(signal.SIGTERM)  # it tells the others
+        asked_to_stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
     for attempt in range(args.restarts + 1):
         processes[:] = start(command, args.num_processes, args.devices)
         statuses = wait(processes, args.patience)
-        again = Interrupted.exit_status in statuses or min(statuses) < 0
-        if asked_to_stop.is_set() or not again or attempt == args.restarts:
+        own_error = next((status for status in statuses if status > 0 and status not in MENDED), 0)
+        if asked_to_stop.is_set() or own_error or not any(statuses) or attempt == args.restarts:
             break
         print(f"launch: ended with {statuses}, starting again ({attempt + 1} of {args.restarts})", flush=True)
-    return next((abs(status) for status in statuses if status), 0)
+    return own_error or next((abs(status) for status in statuses if status), 0)
 
 
 def start(command: list[str], num_processes: int, devices: int | None) -> list[subprocess.Popen]:
