@@ -79,7 +79,7 @@ def _keep(listing: Listing, out: pathlib.Path) -> None:
     """Store what a source offers: it comes back as it is, and leads nowhere else."""
     write_captions(_emptied(out), listing.splits)
     dataset = CaptionDataset("folder/x", out)
-    assert {split: dataset.records(split) for split in dataset.splits} == listing.splits
+    assert {split: list(dataset.records(split)) for split in dataset.splits} == listing.splits
     records = [record for part in listing.splits.values() for record in part]
     assert len({record.file_name for record in records}) == len(records), "two images of one name"
     for record in records:
@@ -250,6 +250,7 @@ def _use_store(path: pathlib.Path) -> None:
     store = open_store(path, {"dataset": "x"})
     for split in store.splits:
         records = store.records(split)
+        assert all(isinstance(record, CaptionRecord) for record in records)
         with contextlib.suppress(CapjaxError):
             store.check_split(split, RECORDS, "0" * 64)
         store.bytes_needed(len(records))

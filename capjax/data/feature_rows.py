@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from capjax.disk import NPZ_ERRORS
 from capjax.errors import CapjaxError
 from capjax.types import Features
 
@@ -93,7 +94,7 @@ class _Shard:
             (_, *shape), is_fortran, found = np.lib.format.read_array_header_1_0(self._file)
             if (tuple(shape), is_fortran, found) != (row_shape, False, dtype):
                 raise ValueError(f"rows of {found} {tuple(shape)} instead of {dtype} {row_shape}")
-        except (OSError, ValueError) as error:
+        except NPZ_ERRORS as error:
             raise self._damaged(error) from None
         self._start = self._file.tell()
         self._row_bytes = math.prod(row_shape) * dtype.itemsize
@@ -115,7 +116,7 @@ class _Shard:
             raise self._damaged(f"row {row} has values that are not finite")
         return values
 
-    def _damaged(self, error: OSError | ValueError | str) -> CapjaxError:
+    def _damaged(self, error: Exception | str) -> CapjaxError:
         reason = getattr(error, "strerror", None) or error
         return CapjaxError(
             f"expected a readable shard of features, {self._path} is damaged ({reason}); put it back, or delete it and "

@@ -4,9 +4,9 @@
     python experiments/launch/local.py --num_processes=2 --devices=4 --restarts=5 -- train …   # 8 simulated devices
 
 What the processes say is printed with their number in front. A SIGTERM or Ctrl-C is passed on: they save the same step
-and the launcher ends with their status, 75; a second one kills them. Without one, a job that ends with 75 (a process was
-told to stop), in which a process died of a signal or one that it needs was lost, 69, is started again, up to RESTARTS
-times. An error of its own in any process, whatever became of the others, ends it with the status of that.
+and the launcher ends with their status, 75; a second one kills them. Without one, a job that ends with 75 (a process
+was told to stop), in which a process died of a signal or one that it needs was lost, 69, is started again, up to
+RESTARTS times. An error of its own in any process, whatever became of the others, ends it with the status of that.
 """
 
 import argparse

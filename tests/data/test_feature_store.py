@@ -331,7 +331,7 @@ def test_damaged_captions_are_one_line(tmp_path, line, end):
     with open(tmp_path / "train" / "captions.jsonl", "ab") as file:
         file.write((line if isinstance(line, bytes) else line.encode()) + end)
     with pytest.raises(CapjaxError, match=r"caption record in each line of .*captions\.jsonl") as caught:
-        store.check_split("train", records(3))
+        list(store.records("train"))
     assert "\n" not in str(caught.value)
 
 
@@ -343,8 +343,8 @@ def test_captions_cut_short_or_a_fingerprint_of_other_bytes_are_one_line(tmp_pat
     with pytest.raises(CapjaxError, match="found others"):
         store.check_split("train", records(3), "abc")
     images.write_text("abc")
-    captions.write_text(captions.read_text().removesuffix("\n"))
-    with pytest.raises(CapjaxError, match="cut short"):
+    captions.write_text(captions.read_text()[:-3])
+    with pytest.raises(CapjaxError, match="in line 3"):
         store.check_split("train", records(3), "abc")
 
 
