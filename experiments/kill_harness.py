@@ -31,7 +31,7 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-from capjax.checkpoint import read_newest
+from capjax.checkpoint import quiet_orbax, read_newest
 from capjax.model_directory import load_model_directory
 
 LAUNCHER = pathlib.Path(__file__).parent / "launch" / "local.py"
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--folder", type=pathlib.Path, help="where data and runs go; a temporary one by default")
     parser.add_argument("--out", type=pathlib.Path, help="a file, to which a row is appended")
     args = parser.parse_args()
+    quiet_orbax()
     folder = args.folder or pathlib.Path(tempfile.mkdtemp(prefix="kill_harness_"))
     if args.config == "scenes":
         prepare_scenes(args, folder)

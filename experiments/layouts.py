@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import psutil
 
-from capjax.checkpoint import read_newest
+from capjax.checkpoint import quiet_orbax, read_newest
 
 LAUNCHER = pathlib.Path(__file__).parent / "launch" / "local.py"
 LAYOUTS = {"1 × 1": [(1, 1)], "1 × 8": [(1, 8)], "2 × 2": [(2, 2)], "2 × 2, then 1 × 1": [(2, 2), (1, 1)]}
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="further options of `capjax features`")
     parser.add_argument("--out", type=pathlib.Path, help="a file to append to")
     args = parser.parse_args()
+    quiet_orbax()
     with tempfile.TemporaryDirectory(prefix="layouts_") as folder:
         lines = (extract if args.features else train)(args, pathlib.Path(folder))
     print("\n".join(lines))
