@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import faulthandler
 import importlib
 import io
 import os
@@ -72,6 +73,7 @@ def program() -> None:
     After an error it ends at once: it must wait neither for other processes, which may wait for it, nor for threads of
     its own that a disk or one of those processes does not answer.
     """
+    faulthandler.enable()  # what the system ends at once, as for a map of a file that was cut off, says where it was
     try:
         status = main()
     except Exception:

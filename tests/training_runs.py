@@ -4,9 +4,12 @@ import json
 import os
 import pathlib
 import random
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -76,11 +79,16 @@ def read_jsonl(path: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def start_capjax(*arguments: str, devices: int = 1, own_group: bool = False) -> subprocess.Popen:
+PROGRAM = ("-m", "capjax")
+
+
+def start_capjax(
+    *arguments: str, devices: int = 1, own_group: bool = False, program: Sequence[str] = PROGRAM
+) -> subprocess.Popen:
     """Start the program with some simulated devices; in a process group of its own, signals reach its workers too."""
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.Popen(
-        [sys.executable, "-m", "capjax", *arguments],
+        [sys.executable, *program, *arguments],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -89,11 +97,18 @@ def start_capjax(*arguments: str, devices: int = 1, own_group: bool = False) -> 
     )
 
 
-def start_processes(*arguments: str, devices: int = 1, num_processes: int = 2) -> list[subprocess.Popen]:
-    """Start the processes of one run on loopback."""
+def start_processes(
+    *arguments: str, devices: int = 1, num_processes: int = 2, special: Mapping[int, Mapping[str, Any]] | None = None
+) -> list[subprocess.Popen]:
+    """Start the processes of one run on loopback; `special` processes with other `options` or another `program`."""
     port = free_port()
     together = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={num_processes}"]
-    return [start_capjax(*arguments, *together, f"--process_id={i}", devices=devices) for i in range(num_processes)]
+    runs = []
+    for i in range(num_processes):
+        of_this = dict((special or {}).get(i, {}))
+        options = [*together, f"--process_id={i}", *of_this.pop("options", ())]
+        runs.append(start_capjax(*arguments, *options, devices=devices, **of_this))
+    return runs
 
 
 def read_until(run: subprocess.Popen, words: str) -> str:
@@ -122,4 +137,13 @@ def finish(*runs: subprocess.Popen, status: int = 0) -> list[str]:
     """Wait for processes and return what they said; all must end with `status`."""
     said = [run.communicate(timeout=300)[1] for run in runs]
     assert [run.returncode for run in runs] == [status] * len(runs), "\n".join(text[-3000:] for text in said)
+    return said
+
+
+def assert_lost(run: subprocess.Popen) -> str:
+    """Wait for a process that lost another, and return what it said: it says so within bounded time, or JAX for it."""
+    said = run.communicate(timeout=90)[1]
+    assert run.returncode in (69, -signal.SIGABRT), said[-3000:]
+    assert "one has ended or cannot be reached" in said or "another task died" in said
+    assert "Traceback" not in said
     return said

@@ -1,14 +1,19 @@
 """Where a run's numbers go: a JSONL file that any tool reads, and TensorBoard event files."""
 
+import contextlib
 import json
 import math
 import pathlib
+import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
-from capjax.disk import write_atomically
+from capjax.disk import clear_disk_errors, write_atomically
 
 
 class MetricWriter:
@@ -25,6 +30,9 @@ class MetricWriter:
             first_step: lines after this step are dropped; 0 starts anew.
             validated_step: validations after this step, which are going to be repeated as well, are dropped.
             enabled: false on all processes but the first; `write` then does nothing.
+
+        Raises:
+            CapjaxError: if it cannot be written; so does `write`.
         """
         self._file = None
         if not enabled:
@@ -33,20 +41,29 @@ class MetricWriter:
         last = {True: min(validated_step, first_step), False: first_step}
         kept = [line for line in _whole_lines(path) if _is_kept(line, last)]
         write_atomically(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a")
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
+        self._workdir = workdir
+        with clear_disk_errors(workdir):
+            self._file = path.open("a")
+            (workdir / "tensorboard").mkdir(exist_ok=True)
+            # Not a SummaryWriter, whose thread dies of a full disk, after which its queue takes no more and all waits.
+            self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+            if first_step:
+                self._write_event(first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record the scalars of a step; not-a-number becomes null in the JSONL."""
         if self._file is None:
             return
         row = {"step": step} | {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, float(value), step)
+        values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in scalars.items()]
+        with clear_disk_errors(self._workdir):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            self._write_event(step, summary=Summary(value=values))
+
+    def _write_event(self, step: int, **content: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+        self._events.flush()
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -55,8 +72,9 @@ class MetricWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
-            self._tensorboard.close()
+            for file in (self._file, self._events):
+                with contextlib.suppress(OSError):  # `write` has told what could not be written
+                    file.close()
 
 
 def _whole_lines(path: pathlib.Path) -> list[str]:
