@@ -34,14 +34,8 @@ def store(tmp_path_factory):
 def endless(store, tmp_path):
     """Write a configuration that trains for hours and saves now and then."""
     config_file = write_config_file(tmp_path / "config.py", store)
-    often = ["--config.train.checkpoint_every=20", "--config.train.log_every=5"]
-    return [
-        "train",
-        f"--config={config_file}",
-        "--config.train.num_steps=1000000",
-        "--config.eval.every=1000000",
-        *often,
-    ]
+    changes = ["train.num_steps=1000000", "eval.every=1000000", "train.checkpoint_every=20", "train.log_every=5"]
+    return ["train", f"--config={config_file}", *(f"--config.{change}" for change in changes)]
 
 
 def wait_for_checkpoint(workdir, run):
