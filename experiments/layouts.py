@@ -48,6 +48,15 @@ def finish(run: subprocess.Popen, log: pathlib.Path) -> None:
         sys.exit(log.read_text()[-3000:])
 
 
+def read_losses(path: pathlib.Path) -> dict[tuple[str, int, int], float]:
+    """Read losses by their kind and the steps that they are of: a stop makes two log lines of one."""
+    log = [json.loads(line) for line in path.read_text().splitlines()]
+    steps = [0, *(row["step"] for row in log if "train/loss" in row)]
+    trained = zip(steps, (row for row in log if "train/loss" in row), strict=False)
+    losses = {("train/loss", first, row["step"]): row["train/loss"] for first, row in trained}
+    return losses | {("val/loss", 0, row["step"]): row["val/loss"] for row in log if "val/loss" in row}
+
+
 def train(args: argparse.Namespace, folder: pathlib.Path) -> list[str]:
     """Train on each layout and compare; return the rows of the table."""
     command = ["train", f"--config={args.config}", f"--config.dataset.data_dir={args.data_dir}"]
@@ -66,13 +75,12 @@ def train(args: argparse.Namespace, folder: pathlib.Path) -> list[str]:
                 run.wait()
             else:
                 finish(run, folder / "log")
-        log = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         step, state = read_newest(workdir / "checkpoints")
-        runs[name] = ({(row["step"], k): row[k] for row in log for k in ("train/loss", "val/loss") if k in row}, state)
+        runs[name] = (read_losses(workdir / "metrics.jsonl"), state)
         losses, reference = runs[name][0], runs["1 × 1"][0]
         common = sorted(set(losses) & set(reference))
         worst = {
-            kind: max(abs(losses[key] / reference[key] - 1) for key in common if key[1] == kind)
+            kind: max(abs(losses[key] / reference[key] - 1) for key in common if key[0] == kind)
             for kind in ("train/loss", "val/loss")
         }
         apart = jax.tree.map(
