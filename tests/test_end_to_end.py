@@ -144,7 +144,7 @@ def test_fine_tuning_changes_the_encoder_and_freezing_does_not(project, tmp_path
         (["caption", "--model=nowhere", "x.jpg"], "expected a model directory"),
         (["caption", "--model={run}", "x.jpg"], "did you mean {run}/model"),
         (["caption", "--model={model}", "{empty}"], "found none"),
-        (["caption", "--model={model}", "{photos}", "--beam_size=0"], "beam_size is at least 1"),
+        (["caption", "--model={model}", "{photos}", "--beam_size=0"], "beam_size lies in 1..10000"),
         (["caption", "--model={model}", "{photos}", "--must_not_contain=zebra"], "zebra"),
         (["evaluate", "--model={model}", "--split=tset"], "'tset'"),
         (["evaluate", "--model={model}", "--split=val", "--batch_size=0"], "--batch_size of at least 1"),

@@ -144,6 +144,7 @@ GOOD_REFERENCES = {"images": [{"id": 1}], "annotations": [{"image_id": 1, "capti
         (GOOD_REFERENCES, b"\xff\xfe\x00[]", "expected JSON in UTF-8"),
         (GOOD_REFERENCES, "[" * 100_000, "nested too deep"),
         (GOOD_REFERENCES, '[{"image_id": ' + "9" * 5000 + ', "caption": "a"}]', "numbers of ordinary length"),
+        (GOOD_REFERENCES, [{"image_id": 1, "caption": "dog " * 3000}], "10,000 characters, found 12,000 in entry 0"),
         (GOOD_REFERENCES, None, "no such file"),
         (GOOD_RESULTS, GOOD_RESULTS, "looks like a results file"),
         ({"images": [{"id": 1}], "annotations": []}, GOOD_RESULTS, "no image with any"),

@@ -15,6 +15,9 @@ from capjax.errors import CapjaxError
 _REFERENCES = '{"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": "text"}]}'
 _RESULTS = '[{"image_id": 1, "caption": "text"}]'
 
+# ROUGE-L and METEOR compare every word with every other.
+_MOST_CHARACTERS = 10_000
+
 
 def read_references(path: str | os.PathLike[str]) -> dict[int, list[str]]:
     """Read the captions of each image from a COCO annotation file.
@@ -74,6 +77,10 @@ def _entry(path: str | os.PathLike[str], entry: Any, where: str) -> tuple[int, s
     caption = entry.get("caption")
     if not isinstance(caption, str):
         raise CapjaxError(f'{path}: expected a text under "caption" in {where}, found {_kind(caption)}')
+    if len(caption) > _MOST_CHARACTERS:
+        raise CapjaxError(
+            f"{path}: expected captions of at most {_MOST_CHARACTERS:,} characters, found {len(caption):,} in {where}"
+        )
     return image_id, caption
 
 
