@@ -37,7 +37,7 @@ from tests.image_mutations import encoded_images
 from tests.parsers import PARSERS
 from tests.rare_images import UNREADABLE
 
-_HEAD = "| {0} | variants | accepted | refused | slowest, ms | most memory, MB |\n| --- |" + 5 * " ---: |"
+_HEAD = "| {0} | variants | accepted | refused | neither | slowest, ms | most memory, MB |\n| --- |" + 6 * " ---: |"
 
 
 class Variant(NamedTuple):
@@ -68,7 +68,8 @@ class Row:
         kinds = [outcome.kind for outcome in self.outcomes]
         slowest = 1000 * max(outcome.seconds for outcome in self.outcomes)
         most = max(outcome.memory for outcome in self.outcomes) / 1e6
-        counts = [len(kinds), kinds.count("accepted"), kinds.count("refused")]
+        right = [kinds.count("accepted"), kinds.count("refused")]
+        counts = [len(kinds), *right, len(kinds) - sum(right)]
         return [*(f"{count:,}" for count in counts), f"{slowest:,.0f}", f"{most:,.0f}"]
 
 
@@ -222,7 +223,7 @@ def main() -> int:
     text = "\n\n".join(_table(head, rows[is_image]) for is_image, head in ((True, "format"), (False, "file")))
     print(text)
     if args.out:
-        args.out.write_text(f"{text}\n")
+        args.out.write_text(f"# Damaged files\n\n    python -m experiments.fuzz {' '.join(sys.argv[1:])}\n\n{text}\n")
     print(f"{len(variants):,} files, {failures} neither read nor refused in one line", file=sys.stderr)
     return 1 if failures else 0
 

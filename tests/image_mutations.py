@@ -1,5 +1,6 @@
 """Encoded images in every format that Pillow reads here, and seeded damage to them."""
 
+import importlib.util
 import random
 from collections.abc import Iterator
 
@@ -18,7 +19,14 @@ _MODES = {"XBM": "1", "MSP": "1", "SPIDER": "F", "BLP": "P"}
 def encoded_images() -> dict[str, bytes]:
     """Encode a small picture in every format, in some of them in several ways."""
     picture = photo(3, (32, 32))
-    formats = [*_FORMATS, *(name for feature, name in _OPTIONAL.items() if features.check(feature))]
+    heif = importlib.util.find_spec("pillow_heif")
+    if heif:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    formats = [
+        *_FORMATS,
+        *(name for feature, name in _OPTIONAL.items() if features.check(feature)),
+        *(["HEIF"] if heif else []),
+    ]
     images = {name: encode(picture.convert(_MODES.get(name, "RGB")), name) for name in formats}
     frames = {"save_all": True, "append_images": [photo(4, (32, 32))]}
     exif = Image.Exif()

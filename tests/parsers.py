@@ -202,7 +202,7 @@ def _read_dataset(place: pathlib.Path) -> None:
 
 
 def _dataset(file: str, kind: str) -> Parser:
-    return Parser(f"scenes/1.0.0/{file}", kind, _write_dataset, _read_dataset, cost=8)
+    return Parser(f"scenes/1.0.0/{file}", kind, _write_dataset, _read_dataset, cost=4)
 
 
 def _write_journal(place: pathlib.Path) -> None:
@@ -399,7 +399,7 @@ def _score(file: str, kind: str, *options: str) -> Parser:
         said.getvalue().encode()
         json.loads((place / "out" / "metrics.json").read_text(encoding="utf-8"))
 
-    return Parser(file, kind, _write_score, read, cost=10)
+    return Parser(file, kind, _write_score, read, cost=4)
 
 
 _OVERRIDES = ["train.num_steps=100", "seed=3", "optimizer.learning_rate=1e-3", "encoder.grid=true", "dataset.name=x"]
@@ -484,10 +484,10 @@ PARSERS: dict[str, Parser] = {
     "store, grid.npy": _store("train/grid-00000.npy", "bytes"),
     "store, scale.npy": _store("train/scale-00000.npy", "bytes", "uint8"),
     "vocabulary": Parser("vocabulary.json", "json", _write_vocabulary, _read_vocabulary),
-    "model, model.json": Parser("model/model.json", "json", _write_model, _read_model, cost=40),
-    "model, vocabulary": Parser("model/vocabulary.json", "json", _write_model, _read_forged_model, cost=40),
-    "model, weights": Parser(f"model/{_WEIGHTS}", "safetensors", _write_model, _read_forged_model, cost=40),
-    "encoder file": Parser("encoder.safetensors", "safetensors", _write_encoder, _read_encoder, cost=20),
+    "model, model.json": Parser("model/model.json", "json", _write_model, _read_model, cost=8),
+    "model, vocabulary": Parser("model/vocabulary.json", "json", _write_model, _read_forged_model, cost=8),
+    "model, weights": Parser(f"model/{_WEIGHTS}", "safetensors", _write_model, _read_forged_model, cost=8),
+    "encoder file": Parser("encoder.safetensors", "safetensors", _write_encoder, _read_encoder, cost=4),
     "Keras weights, legacy": Parser("keras.h5", "bytes", _write_legacy_h5, _convert("keras.h5"), cost=2),
     "Keras weights, Keras 3": Parser("new.weights.h5", "bytes", _write_keras_3_h5, _convert("new.weights.h5"), cost=2),
     "PyTorch weights, zip": Parser("state.pth", "zip", _write_pth(True), _convert("state.pth")),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from capjax.errors import CapjaxError
+from experiments import fuzz
 from tests.damage import ODD_TEXTS, damaged, replaced
 from tests.image_mutations import encoded_images
 from tests.parsers import PARSERS, Parser
@@ -84,6 +85,25 @@ def test_any_json_in_a_place_of_a_document_is_read_or_refused_in_one_line(writte
         read_or_refused(parser, place, json.dumps(replaced(json.loads(whole), value, rng)).encode())
 
     check()
+
+
+def test_the_harness_keeps_what_ends_in_a_traceback_and_measures_the_rest(tmp_path, monkeypatch):
+    outcomes = []
+    reader = fuzz.Reader(tmp_path, seed=0)
+    vocabulary, image = fuzz.Variant("vocabulary", 3, False), fuzz.Variant("PNG", 3, True)
+    for variant in (vocabulary, image):
+        assert reader.make(variant) == fuzz.Reader(tmp_path / variant.name, seed=0).make(variant)
+        outcomes.append(fuzz.outcome_of(reader, variant, reader.make(variant)))
+    assert {outcome.kind for outcome in outcomes} <= {"accepted", "refused"}
+
+    def forget(content: bytes) -> None:
+        raise RecursionError("without end") if content else CapjaxError("two\nlines")
+
+    monkeypatch.setattr(fuzz, "_read_image", forget)
+    assert fuzz.outcome_of(reader, image, b"x").kind == "another exception"
+    assert fuzz.outcome_of(reader, image, b"").kind == "refused", "its line break is shown as an escape"
+    monkeypatch.setattr(fuzz, "_read_image", lambda content: bytearray(100_000_000))
+    assert fuzz.outcome_of(reader, image, b"x").memory > 90_000_000
 
 
 def test_every_format_of_pillow_is_among_the_images_that_are_damaged():
