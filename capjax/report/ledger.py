@@ -91,10 +91,10 @@ def read_ledger(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         CapjaxError: if a line is no row.
     """
     rows = []
-    for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError, RecursionError) as error:
             raise CapjaxError(
                 f"expected a JSON object in line {number} of {path}, got {line[:60]!r} ({error})"
             ) from None
