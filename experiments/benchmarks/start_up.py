@@ -106,6 +106,7 @@ def start(store: pathlib.Path, workdir: pathlib.Path, num_workers: int) -> tuple
         "train.num_workers": num_workers,
         "eval.max_images": 200,
     }
+    log_lines = workdir / "run" / "metrics.jsonl"
     command = [sys.executable, "-m", "capjax", "train", f"--config={config}", f"--workdir={workdir / 'run'}"]
     began, first_step, most = time.monotonic(), None, {"main": 0, "worker": 0}
     with open(workdir / "log", "wb") as log:
@@ -120,7 +121,7 @@ def start(store: pathlib.Path, workdir: pathlib.Path, num_workers: int) -> tuple
                     most[name] = max(most[name], process.memory_full_info().uss)
                 except (psutil.NoSuchProcess, psutil.AccessDenied):
                     continue
-            if first_step is None and (workdir / "run" / "metrics.jsonl").exists():
+            if first_step is None and log_lines.exists() and log_lines.stat().st_size:
                 first_step = time.monotonic() - began
     if run.returncode:
         sys.exit((workdir / "log").read_text())
