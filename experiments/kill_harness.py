@@ -127,6 +127,7 @@ def main() -> None:
     args = parser.parse_args()
     quiet_orbax()
     folder = args.folder or pathlib.Path(tempfile.mkdtemp(prefix="kill_harness_"))
+    folder.mkdir(parents=True, exist_ok=True)
     if args.config == "scenes":
         prepare_scenes(args, folder)
 
