@@ -319,5 +319,7 @@ def _in_order(
         return example(i, True) if i < num_examples else example(0, False)
 
     numbers = range(-(-num_examples // batch_size) * local)
-    batches = grain.MapDataset.source(numbers).map(make).batch(local).to_iter_dataset(READ_OPTIONS)
-    return patiently(iter(batches), rows)
+    # One batch ahead: several of the large ones that validation takes would fill the memory.
+    ahead = replace(READ_OPTIONS, prefetch_buffer_size=local)
+    examples = grain.MapDataset.source(numbers).map(make).to_iter_dataset(ahead)
+    return patiently(iter(examples.batch(local)), rows)

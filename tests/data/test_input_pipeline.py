@@ -1,6 +1,7 @@
 """Batches: right content, static shapes, all images or captions once, the same for any number of processes."""
 
 import io
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -167,6 +168,24 @@ def test_decoding_covers_every_image_once(records, process_count):
             assert batch["valid"].shape == (4 // process_count,)
             seen += list(batch["image_id"][batch["valid"]])
     assert sorted(seen) == [record.image_id for record in records]
+
+
+def test_decoding_reads_one_batch_ahead_and_no_more():
+    class CountingRows(VectorRows):
+        num_read = 0
+
+        def __getitem__(self, i):
+            self.num_read += 1
+            return super().__getitem__(i)
+
+    rows = CountingRows(400)
+    batches = image_batches([CaptionRecord(i, "", ()) for i in range(400)], rows, batch_size=20)
+    for taken in range(20, 120, 20):
+        next(batches)
+        deadline = time.monotonic() + 10
+        while rows.num_read < taken + 20 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert taken + 20 <= rows.num_read <= taken + 22, "a batch, and what two threads hold"
 
 
 def encode_image(colour, size=(40, 30)):
