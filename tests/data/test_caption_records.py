@@ -51,6 +51,8 @@ def test_the_same_records_may_be_written_in_another_way(records, tmp_path):
     assert not records.same_as(other[:3]) and not records.same_as(records[1:]) and not records.same_as(RECORDS[::-1])
     other.path.write_text(records.path.read_text().replace("a dog", "a fox"))
     assert not records.same_as(CaptionRecords(other.path, ""))
+    other.path.write_bytes(b"")
+    assert not records.same_as(CaptionRecords(other.path, "")) and not CaptionRecords(other.path, "").same_as(records)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def test_more_words_than_are_held_at_a_time(tmp_path, monkeypatch):
     write_tokenized(tmp_path, [CaptionRecord(i, "", (c, c)) for i, c in enumerate(captions)], "words")
     found = TokenizedCaptions(tmp_path)
     assert found.counts == collections.Counter(" ".join(captions * 2).split())
+    assert found.image_starts.tolist() == list(range(0, 122, 2))
     assert [[found.words[w] for w in found.caption(2 * i)] for i in range(60)] == [c.split() for c in captions]
 
 
