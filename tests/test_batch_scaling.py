@@ -59,8 +59,9 @@ def test_a_run_takes_the_devices_it_finds_and_keeps_its_scale_on_others(tmp_path
     make_store(tmp_path / "store")
     config_file = write_config_file(tmp_path / "config.py", tmp_path / "store")
     workdir = tmp_path / "run"
-    command = ["train", f"--config={config_file}", f"--workdir={workdir}"]
-    finish(start_capjax(*command, "--scale_batch", devices=2))
+    command = ["train", f"--config={config_file}", f"--workdir={workdir}", "--config.vocabulary.multiple_of=2"]
+    # Four devices, of which two share a part of the batch.
+    finish(start_capjax(*command, "--scale_batch", "--config.mesh.model_parallel=2", devices=4))
     begun = json.loads((workdir / "config.json").read_text())
     assert (begun["train"]["batch_size"], begun["train"]["num_steps"]) == (32, 6)
     assert saved_step(workdir / "checkpoints") == 6
