@@ -65,7 +65,7 @@ def scale_of(workdir: pathlib.Path, config: ConfigDict) -> int | None:
         return None
     try:
         begun = configuration.from_dict(json.loads(path.read_text()), str(path)).train.batch_size
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CapjaxError(f"expected the configuration of a run in {path}, got {error}; delete that file") from None
     if begun % config.train.batch_size:
         raise CapjaxError(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from capjax.batch_scaling import scale_batch
+from capjax.batch_scaling import scale_batch, scale_of
 from capjax.config import default_config
 from capjax.errors import CapjaxError
 from capjax.training_setup import make_optimization
@@ -53,6 +53,15 @@ def test_what_cannot_be_scaled_is_one_line():
     config.scheduled_sampling.schedule = "linear"
     with pytest.raises(CapjaxError, match="scheduled_sampling"):
         scale_batch(config, 2)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", "[" * 100_000, '{"train": 3}', "\ud800"])
+def test_a_damaged_description_of_a_run_is_one_line(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(CapjaxError, match=r"config\.json"):
+        scale_of(tmp_path, default_config())
+    (tmp_path / "config.json").unlink()
+    assert scale_of(tmp_path, default_config()) is None
 
 
 def test_a_run_takes_the_devices_it_finds_and_keeps_its_scale_on_others(tmp_path):
