@@ -64,8 +64,10 @@ def scale_of(workdir: pathlib.Path, config: ConfigDict) -> int | None:
     if not path.exists():
         return None
     try:
-        begun = configuration.from_dict(json.loads(path.read_text()), str(path)).train.batch_size
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        if not isinstance(values := json.loads(path.read_text()), dict):
+            raise ValueError(f"{type(values).__name__} instead of an object")
+        begun = configuration.from_dict(values, str(path)).train.batch_size
+    except (OSError, ValueError, RecursionError) as error:
         raise CapjaxError(f"expected the configuration of a run in {path}, got {error}; delete that file") from None
     if begun % config.train.batch_size:
         raise CapjaxError(

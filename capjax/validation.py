@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,20 +64,25 @@ class Validation:
         self._sum_words = jit_validation_step(setup.mesh, model=setup.model)
         self._generator = Generator([setup.model], setup.vocabulary, setup.mesh)
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        """Score a state, in one pass over the split; equal on all processes."""
-        config, setup = self._setup.config, self._setup
-        sums, captions = [], {}
-        for batch in validation_batches(
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """Go once over this process's parts of the split."""
+        config = self._setup.config
+        return validation_batches(
             self._records,
             self._rows,
-            setup.vocabulary,
+            self._setup.vocabulary,
             batch_size=config.eval.batch_size,
             captions_per_image=self._captions_per_image,
             max_tokens=config.train.max_tokens,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-        ):
+        )
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """Score a state, in one pass over the split; equal on all processes."""
+        setup = self._setup
+        sums, captions = [], {}
+        for batch in self.batches():
             on_devices = shard_batch(batch, setup.mesh)
             if "image" in on_devices:  # seen once, for the loss and for the captions
                 on_devices["features"] = self._encode(state, on_devices.pop("image"))

@@ -14,7 +14,7 @@ from capjax.sharding import make_mesh
 from capjax.tasks import TASKS, CrossEntropy
 from capjax.train import train
 from capjax.training.train_state import parameter_overview
-from capjax.training_setup import setup_from
+from capjax.training_setup import local_batches, setup_from
 from capjax.validation import Validation
 from tests.training_runs import make_store, read_jsonl, saved_step, tiny_config, write_config_file
 
@@ -237,6 +237,15 @@ def test_a_lack_of_memory_is_one_line(store, tmp_path, capsys, monkeypatch, erro
     assert main(["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "out of memory" in line and "--config.train.batch_size" in line
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_features_travel_in_the_dtype_of_the_computation(store, dtype):
+    config = tiny_config(store)
+    config.train.dtype = dtype
+    setup = setup_from(config, make_mesh())
+    assert next(local_batches(setup, 0))["features"].pooled.dtype == dtype
+    assert next(Validation(setup).batches())["features"].pooled.dtype == dtype
 
 
 def test_bfloat16_trains_like_float32(store, tmp_path):
