@@ -42,7 +42,8 @@ def project(shared, tmp_path):
     """A copy of the data and features that a test may change; the models stay where they are."""
     for name in ("photos", "data", "features", "features-imported"):
         shutil.copytree(shared / name, tmp_path / name)
-    shutil.copy(shared / "captions.csv", tmp_path)
+    for name in ("captions.csv", "x.npz"):
+        shutil.copy(shared / name, tmp_path)
     return tmp_path
 
 
@@ -102,6 +103,16 @@ def test_imported_features_with_other_captions_are_noticed(project, capsys):
     (project / "captions.csv").write_text(text.replace("there is a", "here you see a"))
     assert prepare_again(project, "--overwrite") == 0
     refuses(capsys, ["train", *imported(project), f"--workdir={project / 'run'}"], "run capjax features once more")
+
+
+def test_imported_features_may_lack_images_of_the_dataset(project):
+    with np.load(project / "x.npz") as whole:
+        np.savez(project / "some.npz", **{name: whole[name][3:] for name in whole})
+    partly = [*imported(project), *changed({"features.dir": project / "partly"})]
+    assert main(["features", *partly, f"--import={project / 'some.npz'}"]) == 0
+    store = open_store(project / "partly", {})
+    assert sum(store.num_rows(split) for split in store.splits) == 29
+    assert main(["train", *partly, *SHORT, f"--workdir={project / 'run'}"]) == 0
 
 
 def test_a_model_on_another_machine_looks_with_its_own_encoder(shared, project, capsys):
