@@ -28,6 +28,16 @@ def launch(config_file, workdir, *options, num_processes=2, restarts=0, launcher
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def wait_for_process(run, number):
+    """Return a process of the launcher's once it runs capjax: until then it has the launcher's command line."""
+    while True:
+        for process in psutil.Process(run.pid).children():
+            if process.cmdline()[-1:] == [f"--process_id={number}"]:
+                return process
+        assert run.poll() is None
+        time.sleep(0.01)
+
+
 def read_until(run, words):
     for line in run.stdout:
         if words in line:
@@ -56,6 +66,14 @@ def test_a_stop_is_passed_on_and_the_same_command_goes_on(config_file, tmp_path)
     assert "[1] capjax: error: interrupted after step" in said
 
 
+def test_a_stop_while_processes_are_started_is_not_lost(config_file, tmp_path):
+    run = launch(config_file, tmp_path / "run", num_processes=4, launcher=["--patience=1"])
+    wait_for_process(run, 0)
+    run.send_signal(signal.SIGTERM)  # likely before the fourth is there
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode in (signal.SIGTERM, 75), said
+
+
 def test_a_job_with_a_killed_process_is_started_again_and_finishes(config_file, tmp_path):
     options = ["--config.train.num_steps=400", "--config.train.checkpoint_every=20", "--config.eval.every=1000"]
     run = launch(config_file, tmp_path / "run", *options, restarts=1)
@@ -63,9 +81,7 @@ def test_a_job_with_a_killed_process_is_started_again_and_finishes(config_file, 
     checkpoints = tmp_path / "run" / "checkpoints"
     while not any(path.name.isdigit() for path in checkpoints.glob("*")):
         time.sleep(0.05)
-    victim = max(psutil.Process(run.pid).children(), key=lambda process: process.cmdline()[-1])
-    assert victim.cmdline()[-1] == "--process_id=1"
-    victim.kill()
+    wait_for_process(run, 1).kill()
     said, _ = run.communicate(timeout=240)
     assert run.returncode == 0, said
     assert "starting again (1 of 1)" in said
@@ -76,11 +92,7 @@ def test_a_job_with_a_killed_process_is_started_again_and_finishes(config_file, 
 def test_processes_that_wait_for_one_that_never_came_are_killed(config_file, tmp_path):
     """They would wait for five minutes."""
     run = launch(config_file, tmp_path / "run", launcher=["--patience=1"])
-    victim = None
-    while victim is None:
-        time.sleep(0.01)  # a child has the command line of the launcher at first
-        victim = next((p for p in psutil.Process(run.pid).children() if "--process_id=1" in p.cmdline()), None)
-    victim.kill()
+    wait_for_process(run, 1).kill()
     said, _ = run.communicate(timeout=60)
     assert run.returncode == 9, said
 
@@ -109,10 +121,8 @@ def test_an_error_of_one_process_is_not_tried_again_whatever_ends_the_other(conf
 
 def test_a_second_signal_kills_processes_that_hang(config_file, tmp_path):
     run = launch(config_file, tmp_path / "run")
-    while len(children := psutil.Process(run.pid).children()) < 2:
-        time.sleep(0.01)
-    for child in children:
-        child.suspend()
+    for number in range(2):
+        wait_for_process(run, number).suspend()
     for _ in range(2):
         run.send_signal(signal.SIGTERM)
         time.sleep(0.5)

@@ -10,6 +10,7 @@ RESTARTS times. An error of its own in any process, whatever became of the other
 """
 
 import argparse
+import math
 import os
 import signal
 import socket
@@ -43,24 +44,13 @@ def main() -> int:
     if not command:
         parser.error("expected a command of capjax behind --, such as: -- train --config=scenes --workdir=runs/scenes")
 
-    processes: list[subprocess.Popen] = []
-    asked_to_stop = threading.Event()
-
-    def pass_on(number: int, frame: object) -> None:
-        if asked_to_stop.is_set():
-            for process in processes:
-                process.kill()
-        elif processes and processes[0].poll() is None:
-            processes[0].send_signal(signal.SIGTERM)  # it tells the others
-        asked_to_stop.set()
-
+    signals: list[int] = []  # received so far; `wait` acts on them, whenever they came
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, pass_on)
+        signal.signal(number, lambda number, frame: signals.append(number))
     for attempt in range(args.restarts + 1):
-        processes[:] = start(command, args.num_processes, args.devices)
-        statuses = wait(processes, args.patience)
+        statuses = wait(start(command, args.num_processes, args.devices), signals, args.patience)
         own_error = next((status for status in statuses if status > 0 and status not in MENDED), 0)
-        if asked_to_stop.is_set() or own_error or not any(statuses) or attempt == args.restarts:
+        if signals or own_error or not any(statuses) or attempt == args.restarts:
             break
         print(f"launch: ended with {statuses}, starting again ({attempt + 1} of {args.restarts})", flush=True)
     return own_error or next((abs(status) for status in statuses if status), 0)
@@ -94,13 +84,17 @@ def show(process: subprocess.Popen, number: int) -> None:
         print(f"[{number}] {line}", end="", flush=True)
 
 
-def wait(processes: list[subprocess.Popen], patience: float) -> list[int]:
+def wait(processes: list[subprocess.Popen], signals: list[int], patience: float) -> list[int]:
     """Wait for all; when one has ended badly, kill those that do not end in time. Return their statuses."""
-    deadline = None
+    deadline = math.inf
+    told_to_stop = False
     while None in (statuses := [process.poll() for process in processes]):
-        if deadline is None and any(statuses):
-            deadline = time.monotonic() + patience
-        if deadline and time.monotonic() > deadline:
+        if any(statuses):
+            deadline = min(deadline, time.monotonic() + patience)
+        if signals and not told_to_stop:
+            processes[0].send_signal(signal.SIGTERM)  # it tells the others
+            told_to_stop = True
+        if len(signals) > 1 or time.monotonic() > deadline:
             for process in processes:
                 process.kill()
         time.sleep(0.1)
