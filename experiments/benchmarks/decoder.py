@@ -8,8 +8,8 @@ words only (`ignore_index`); or, as "packed", the vocabulary layer on the words 
 (`pack_padded_sequence`), of which the faster counts; batched greedy and beam search. Both sides compute on the same
 batches and write captions of exactly 20 words, so that neither gains by a model that happens to stop early. On a CPU
 both have all cores, and memory is handed out as `capjax` sets it (`capjax.host_memory`). On a GPU PyTorch's LSTM is
-cuDNN's, float32 products are of TensorFloat-32 on both sides, and the loops that write captions also run with a step
-compiled by `torch.compile`; bfloat16 is `torch.autocast` there and `train.dtype` here.
+cuDNN's, float32 products are of TensorFloat-32 on both sides, and it also runs with `torch.compile` (of the loss, of a
+step of decoding); bfloat16 is `torch.autocast` there and `train.dtype` here.
 
 The share of the limit is what the matrix products alone would take, over the time of the row: those of the words that
 count, each with the fastest of OpenBLAS (NumPy), PyTorch and XLA (`limits.py`). Memory is what the compiled program
@@ -171,6 +171,8 @@ class Report:
             our_memory: bytes on the device.
         """
         times = interleave(programs, self.rounds)
+        if not self.rounds:
+            return
         baseline = min((name for name in times if name != "capjax"), key=lambda name: np.median(times[name]))
         limit = seconds_of(products, self.dtype)
         for name, seconds in times.items():
@@ -248,10 +250,10 @@ def benchmark_training(
     torch_optimizer = torch.optim.Adam(theirs.parameters(), 1e-3, fused=True)
     on_device = torch.tensor(pooled).to(DEVICE), torch.tensor(tokens, dtype=torch.long).to(DEVICE)
 
-    def their_step(**packed: bool) -> None:
+    def their_step(loss_of: Callable[..., torch.Tensor] = theirs.loss, **packed: bool) -> None:
         torch_optimizer.zero_grad()
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=report.dtype == "bfloat16"):
-            loss = theirs.loss(*on_device, torch.from_numpy(lengths), **packed)
+            loss = loss_of(*on_device, torch.from_numpy(lengths), **packed)
         loss.backward()
         torch_optimizer.step()
         finish()
@@ -260,8 +262,10 @@ def benchmark_training(
         "PyTorch": their_step,
         "PyTorch, packed": partial(their_step, packed=True),
         "PyTorch, packed, the LSTM too": partial(their_step, packed_lstm=True),
-        "capjax": our_step,
     }
+    if not ON_CPU:
+        programs["PyTorch, compiled"] = partial(their_step, torch.compile(theirs.loss))
+    programs["capjax"] = our_step
     products = training_products(sizes, lengths)
     work = f"train step, batch {batch_size}, {label}"
     report.add(work, programs, int(lengths.sum()), "words/s", products, peak_of_jax(step))
@@ -305,8 +309,10 @@ def main() -> None:
     """Run the benchmark and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("experiments/results/decoder.md"))
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=12, help="0 compiles everything and times nothing")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    units = [sizes["hidden"] for sizes in SIZES.values()]
+    parser.add_argument("--units", type=int, nargs="*", choices=units, default=units, help="of the LSTM")
     parser.add_argument("--train_batches", type=int, nargs="*", default=[64, 256])
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 64, 256], help="of greedy search")
     parser.add_argument("--beam_batches", type=int, nargs="*", default=[1, 64], help="of searches with 3 beams")
@@ -315,6 +321,8 @@ def main() -> None:
     args = parser.parse_args()
     report = Report(args.dtype, args.rounds, args.profile)
     for label, sizes in SIZES.items():
+        if sizes["hidden"] not in args.units:
+            continue
         widths = (sizes[name] for name in ("vocab", "embed", "hidden", "bottleneck", "bottleneck"))
         model = Captioner(InitInjectDecoder(*widths, dtype=jnp.dtype(args.dtype)))
         variables = jax.jit(model.init)(
