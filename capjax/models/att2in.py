@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from capjax.models.attention import AdditiveAttention, Memory, grid_of
 from capjax.models.decoder import DecoderOutput, OutputLayer
 from capjax.models.dropout import dropout
+from capjax.models.embedding import Embed
 from capjax.models.recurrence import LSTMCarry, maxout_cell, scan_words, swap_time, zero_carry
 from capjax.types import Features, RowKeys
 
@@ -51,7 +52,7 @@ class Att2inDecoder(nn.Module):
             self.feature_norm = nn.LayerNorm(dtype=self.dtype)
         self.grid_embedding = dense(self.hidden_size, use_bias=True)
         self.attention = AdditiveAttention(self.attention_size, dtype=self.dtype)
-        self.embedding = nn.Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
+        self.embedding = Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
         # Columns: the gates i, f, o and the two halves of the maxout.
         self.word_gates = dense(5 * self.hidden_size, use_bias=True)
         self.hidden_gates = dense(5 * self.hidden_size)

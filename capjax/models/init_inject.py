@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from capjax.models.decoder import DecoderOutput, OutputLayer, per_caption
 from capjax.models.dropout import dropout
+from capjax.models.embedding import Embed
 from capjax.models.recurrence import LSTM, LSTMCarry
 from capjax.types import Features, RowKeys
 
@@ -46,7 +47,7 @@ class InitInjectDecoder(nn.Module):
             self.feature_norm = nn.LayerNorm(dtype=self.dtype)
         self.image_bottleneck = dense(self.image_bottleneck_size)
         self.initial_state = dense(self.hidden_size)
-        self.embedding = nn.Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
+        self.embedding = Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
         self.lstm = LSTM(self.embed_size, self.hidden_size, dtype=self.dtype)
         self.logit_bottleneck = dense(self.logit_bottleneck_size)
         self.logits = OutputLayer(self.logit_bottleneck_size, self.vocab_size)

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from capjax.models.decoder import DecoderOutput, OutputLayer, per_caption
 from capjax.models.dropout import dropout
+from capjax.models.embedding import Embed
 from capjax.models.recurrence import LSTMCarry, maxout_cell, scan_words, swap_time, zero_carry
 from capjax.types import Features, RowKeys
 
@@ -47,7 +48,7 @@ class ParInjectDecoder(nn.Module):
             self.feature_norm = nn.LayerNorm(dtype=self.dtype)
         self.image_embedding = dense(self.hidden_size, use_bias=True)
         self.image_maxout = dense(2 * self.hidden_size)
-        self.embedding = nn.Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
+        self.embedding = Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
         # Columns: the gates i, f, o and the two halves of the maxout.
         self.word_gates = dense(5 * self.hidden_size, use_bias=True)
         self.hidden_gates = dense(5 * self.hidden_size)

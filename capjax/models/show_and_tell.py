@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from capjax.models.decoder import DecoderOutput, OutputLayer, per_caption
 from capjax.models.dropout import dropout
+from capjax.models.embedding import Embed
 from capjax.models.recurrence import LSTM, LSTMCarry, zero_carry
 from capjax.types import Features, RowKeys
 
@@ -42,7 +43,7 @@ class ShowAndTellDecoder(nn.Module):
         if self.normalize_features:
             self.feature_norm = nn.LayerNorm(dtype=self.dtype)
         self.image_embedding = nn.Dense(self.embed_size, dtype=self.dtype)
-        self.embedding = nn.Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
+        self.embedding = Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
         self.lstm = LSTM(self.embed_size, self.hidden_size, dtype=self.dtype)
         self.logits = OutputLayer(self.hidden_size, self.vocab_size)
 

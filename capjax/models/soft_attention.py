@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from capjax.models.attention import AdditiveAttention, Memory, grid_of
 from capjax.models.decoder import DecoderOutput, OutputLayer, per_caption
 from capjax.models.dropout import dropout
+from capjax.models.embedding import Embed
 from capjax.models.recurrence import LSTM, LSTMCarry, scan_words, swap_time
 from capjax.types import SPECIAL_IDS, Features, RowKeys
 
@@ -63,7 +64,7 @@ class SoftAttentionDecoder(nn.Module):
         self.initial_cell, self.initial_hidden = dense(self.hidden_size), dense(self.hidden_size)
         self.attention = AdditiveAttention(self.attention_size, dtype=self.dtype)
         self.gate = dense(1)
-        self.embedding = nn.Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
+        self.embedding = Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
         # The LSTM's kernel on ẑ stands apart from that on the word.
         self.lstm = LSTM(self.embed_size, self.hidden_size, dtype=self.dtype)
         self.context_gates = dense(4 * self.hidden_size, use_bias=False)

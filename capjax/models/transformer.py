@@ -12,6 +12,7 @@ from capjax.errors import CapjaxError
 from capjax.models.attention import grid_of
 from capjax.models.decoder import DecoderOutput, OutputLayer, OutputProjection
 from capjax.models.dropout import dropout
+from capjax.models.embedding import Embed
 from capjax.types import Features, RowKeys
 
 KeysAndValues = tuple[Float[Array, "_ _ H K"], Float[Array, "_ _ H K"]]
@@ -138,7 +139,7 @@ class TransformerDecoder(nn.Module):
             self.feature_norm = nn.LayerNorm(dtype=self.dtype)
         scale = nn.initializers.normal(self.hidden_size**-0.5)
         self.grid_embedding = nn.Dense(self.hidden_size, dtype=self.dtype)
-        self.embedding = nn.Embed(self.vocab_size, self.hidden_size, dtype=self.dtype, embedding_init=scale)
+        self.embedding = Embed(self.vocab_size, self.hidden_size, dtype=self.dtype, embedding_init=scale)
         self.positions = self.param("positions", scale, (self.max_length, self.hidden_size))
         self.blocks = [
             Block(self.num_heads, self.hidden_size, self.dropout_rate, site=3 * i + 1, dtype=self.dtype)

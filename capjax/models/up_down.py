@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from capjax.models.attention import AdditiveAttention, Memory, grid_of
 from capjax.models.decoder import DecoderOutput, OutputLayer, per_caption
 from capjax.models.dropout import dropout
+from capjax.models.embedding import Embed
 from capjax.models.recurrence import LSTM, LSTMCarry, scan_words, swap_time, zero_carry
 from capjax.types import Features, RowKeys
 
@@ -54,7 +55,7 @@ class UpDownDecoder(nn.Module):
             self.feature_norm = nn.LayerNorm(dtype=self.dtype)
         self.grid_embedding = nn.Dense(self.hidden_size, dtype=self.dtype)
         self.attention = AdditiveAttention(self.attention_size, dtype=self.dtype)
-        self.embedding = nn.Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
+        self.embedding = Embed(self.vocab_size, self.embed_size, dtype=self.dtype)
         # Each LSTM's kernel is cut where its input is joined from parts, so that every part is multiplied when known.
         self.attention_lstm = LSTM(self.embed_size, self.hidden_size, dtype=self.dtype)
         self.mean_gates, self.language_gates = gates(), gates()
