@@ -57,37 +57,13 @@ def projected_ahead(xs: Array, kernel: Array, carry: Carry, unroll: int = 1) -> 
     return jnp.swapaxes(hidden, 0, 1)
 
 
-def joint(xs: Array, kernel: Array, carry: Carry, more: Array) -> Array:
-    """One product a step, time first; `more` [L, B, 4 D] is added to the gates."""
+def added_up_in_the_scan(xs: Array, kernel: Array, carry: Carry) -> Array:
+    """One product a step, time first; autodiff adds the kernel's gradient up step by step."""
 
-    def step(carry: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, Array]:
-        x, more = inputs
-        return cell(carry, jnp.concatenate([x, carry[1]], axis=-1) @ kernel + more)
+    def step(carry: Carry, x: Array) -> tuple[Carry, Array]:
+        return cell(carry, jnp.concatenate([x, carry[1]], axis=-1) @ kernel)
 
-    return lax.scan(step, carry, (jnp.swapaxes(xs, 0, 1), more))[1]
-
-
-@jax.custom_vjp
-def kernel_gradient_behind(xs: Array, kernel: Array, carry: Carry) -> Array:
-    """One product a step; the kernel's gradient is one product behind the backward scan."""
-    return _forward(xs, kernel, carry)[0]
-
-
-def _forward(xs: Array, kernel: Array, carry: Carry) -> tuple[Array, tuple]:
-    zeros = jnp.zeros((xs.shape[1], xs.shape[0], kernel.shape[1]), xs.dtype)
-    hidden, pullback = jax.vjp(lambda xs, carry, more: joint(xs, kernel, carry, more), xs, carry, zeros)
-    return jnp.swapaxes(hidden, 0, 1), (pullback, xs, hidden, carry)
-
-
-def _backward(residuals: tuple, cotangent: Array) -> tuple:
-    pullback, xs, hidden, carry = residuals
-    d_xs, d_carry, d_gates = pullback(jnp.swapaxes(cotangent, 0, 1))
-    before = jnp.concatenate([carry[1][None], hidden[:-1]])
-    inputs = jnp.concatenate([jnp.swapaxes(xs, 0, 1), before], axis=-1)
-    return d_xs, jnp.einsum("lbd,lbg->dg", inputs, d_gates), d_carry
-
-
-kernel_gradient_behind.defvjp(_forward, _backward)
+    return jnp.swapaxes(lax.scan(step, carry, jnp.swapaxes(xs, 0, 1))[1], 0, 1)
 
 
 def main() -> None:
@@ -113,7 +89,7 @@ def main() -> None:
             "words projected ahead, captions first, the kernel cut at each step": cut_at_every_step,
             "words projected ahead, time first, the kernel cut once": projected_ahead,
             "the same, unrolled": lambda *inputs: projected_ahead(*inputs, unroll=length),
-            "the kernel's gradient as one product behind the scan": kernel_gradient_behind,
+            "the same product a step, the kernel's gradient added up in the scan": added_up_in_the_scan,
         }
 
         def loss_of(variant: Callable[..., Array], *inputs: Array) -> Array:
