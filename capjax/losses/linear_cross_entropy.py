@@ -136,10 +136,9 @@ def _over_chunks(
         correct += jnp.sum((over_vocabulary(jax.lax.pmin, best) == t) & (w != 0))
         if gradients:
             d_hidden, d_kernel, d_bias = grads
-            d_logits = jnp.exp(logits - log_normalizer[:, None]) - label_smoothing / vocab_size
-            d_logits = (
-                (d_logits * w[:, None]).at[jnp.arange(chunk_size), column].add(-(1 - label_smoothing) * w, mode="drop")
-            )
+            is_target = jnp.arange(num_columns)[None, :] == column[:, None]
+            expected = label_smoothing / vocab_size + (1 - label_smoothing) * is_target
+            d_logits = (jnp.exp(logits - log_normalizer[:, None]) - expected) * w[:, None]
             d_bias += jnp.sum(d_logits, axis=0)
             d_logits = d_logits.astype(hidden.dtype)
             d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, d_logits @ matrix.T, start, axis=0)
