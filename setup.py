@@ -20,6 +20,7 @@ setup(
     package_dir={"capjax": "capjax", "capjax.configs": "configs"},
     package_data={
         "capjax": [
+            "py.typed",
             "data/*.txt",
             "data/*.json",
             "pretrained/*.safetensors",
@@ -54,12 +55,15 @@ setup(
         "gpu": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "heic": ["pillow-heif>=0.18"],
+        "hub": ["huggingface_hub>=0.34"],
         "meteor": ["pycocoevalcap>=1.2"],  # the word lists and paraphrases of METEOR
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6.1",
             "hypothesis>=6.100",
             "pillow-heif>=0.18",
+            "huggingface_hub>=0.34",
+            "setuptools>=77",
             "psutil>=5.9",
             "pyyaml>=6",
             "beartype>=0.20",

@@ -1,8 +1,6 @@
 """Captions for images: models restored from their directories, photos read, sentences generated."""
 
 import functools
-import hashlib
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,9 +18,9 @@ from capjax.decoding.ensemble import ensemble
 from capjax.decoding.hypotheses import Hypotheses
 from capjax.decoding.sampling import image_keys
 from capjax.decoding.settings import DecoderSettings, build_search
-from capjax.disk import local_path
 from capjax.errors import CapjaxError
-from capjax.images import IMAGE_SUFFIXES, Preprocessing, decode_image, list_images, preprocess, read_image_file
+from capjax.hub import model_folder
+from capjax.images import Preprocessing
 from capjax.model_directory import load_model_directory
 from capjax.models import Captioner
 from capjax.models.inception_v3 import min_image_size
@@ -182,10 +180,14 @@ class LoadedModel(NamedTuple):
 def load_model(path: str) -> LoadedModel:
     """Restore a model directory.
 
+    Args:
+        path: of the directory, or where the hub has it, see `capjax.hub`.
+
     Raises:
         CapjaxError: if it is none, is damaged, or is of another version.
     """
-    directory = load_model_directory(local_path(path))
+    folder = model_folder(path)
+    directory = load_model_directory(folder)
     config = configuration.from_dict(directory.config, f"{path}/model.json")
     encoder = None
     if directory.encoder is not None:
@@ -211,7 +213,7 @@ def load_model(path: str) -> LoadedModel:
         raise CapjaxError(f"expected a model in {path}/model.json, could not build it ({reason[:200]})") from None
     check_shapes(found, expected, f"the weights of {path} with its model.json")
     return LoadedModel(
-        path,
+        str(folder),
         captioner,
         directory.variables,
         directory.vocabulary,
@@ -258,9 +260,19 @@ def load_ensemble(paths: str) -> list[LoadedModel]:
     """Restore the comma-separated model directories of an ensemble.
 
     Raises:
-        CapjaxError: if one cannot be restored, or they do not speak the same words or see images alike.
+        CapjaxError: if one cannot be restored, or as `check_ensemble`.
     """
     models = [load_model(path) for path in paths.split(",")]
+    check_ensemble(models)
+    return models
+
+
+def check_ensemble(models: Sequence[LoadedModel]) -> None:
+    """Check that models can vote.
+
+    Raises:
+        CapjaxError: if they do not speak the same words or see images alike.
+    """
     for model in models:
         if model.vocabulary.words != models[0].vocabulary.words:
             raise CapjaxError(f"expected models with one vocabulary for an ensemble, {model.path} has another")
@@ -268,58 +280,3 @@ def load_ensemble(paths: str) -> list[LoadedModel]:
             raise CapjaxError(
                 f"expected models that see images alike for an ensemble, {model.path} preprocesses differently"
             )
-    return models
-
-
-def find_photos(paths: Sequence[str]) -> list[pathlib.Path]:
-    """List the files named, and the images in the folders named, in order.
-
-    Raises:
-        CapjaxError: if that is nothing.
-    """
-    found: list[pathlib.Path] = []
-    for path in map(pathlib.Path, paths):
-        found += list_images(path) if path.is_dir() else [path]
-    if not found:
-        raise CapjaxError(f"expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(paths)}, found none")
-    return found
-
-
-class Photos(NamedTuple):
-    """Photos read for captioning.
-
-    Attributes:
-        images: those that could be read, preprocessed.
-        ids: an id for each image, from the content of its file.
-        errors: for every file, why it could not be read, or None.
-    """
-
-    images: list[UInt8[np.ndarray, "S S 3"]]
-    ids: list[int]
-    errors: list[str | None]
-
-
-def read_photos(files: Sequence[pathlib.Path], preprocessing: Preprocessing) -> Photos:
-    """Read what can be read of some photos."""
-    photos = Photos([], [], [])
-    for file in files:
-        error = None
-        try:
-            content = read_image_file(file)
-            photos.images.append(preprocess(decode_image(content), preprocessing))
-            photos.ids.append(int.from_bytes(hashlib.sha256(content).digest()[:4]))
-        except CapjaxError as failure:
-            error = str(failure)
-        photos.errors.append(error)
-    return photos
-
-
-def photo_batch(photos: Photos, batch_size: int, preprocessing: Preprocessing) -> dict[str, np.ndarray]:
-    """Make a batch of the images that were read, filled up to `batch_size` with black ones that are not valid."""
-    padding = batch_size - len(photos.images)
-    black = np.zeros((preprocessing.image_size, preprocessing.image_size, 3), np.uint8)
-    return {
-        "image": np.stack([*photos.images, *padding * [black]]),
-        "image_id": np.asarray(photos.ids + padding * [0], np.int64),
-        "valid": np.arange(batch_size) < len(photos.images),
-    }

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": ("capjax.train", "train a captioner; the same command resumes"),
     "evaluate": ("capjax.evaluate", "decode a split, score it, write the report page"),
     "caption": ("capjax.caption", "caption photos"),
+    "model": ("capjax.inspect_model", "show what a model directory holds, write its model card"),
     "score": ("capjax.score", "score anybody's COCO results file"),
 }
 

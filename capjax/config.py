@@ -176,6 +176,20 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise CapjaxError(f"expected {file} to define get_config() -> ConfigDict, got {reason}") from None
     if "recipe" in config:
         config.recipe = ":".join(filter(None, (path.stem, argument)))
+    return changed(config, overrides)
+
+
+def changed(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Return a configuration with some fields changed, checked.
+
+    Args:
+        config: is left as it is.
+        overrides: assignments such as `train.num_steps=100`.
+
+    Raises:
+        CapjaxError: if an override does not fit, or the values make no sense together.
+    """
+    config = config.copy_and_resolve_references()
     # Another decoder brings its own fields, which further overrides may set.
     for override in sorted(overrides, key=lambda override: not override.startswith("decoder.name=")):
         _apply(config, override)

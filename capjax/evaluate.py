@@ -29,6 +29,7 @@ from capjax.decoding.settings import DecoderSettings
 from capjax.disk import inside, local_path
 from capjax.distributed import add_process_arguments, join_processes
 from capjax.errors import CapjaxError
+from capjax.hub import is_remote
 from capjax.images import ImageError, Preprocessing, decode_image, preprocess, read_image_file
 from capjax.metrics.caption_health import ailments
 from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, score
@@ -119,6 +120,8 @@ def evaluate(
             scores, references, hypotheses, bootstrap_samples=bootstrap_samples, decoder=settings.to_dict()
         )
         report["settings"] |= {"dataset": config.dataset.name, "split": split, "num_models": len(models)}
+        report["models"] = [{"recipe": model.config.recipe, "scores": model.scores} for model in models]
+        report["command"] = _command()
         report["captions_per_second"] = len(captions) / seconds
         report["exact_match"] = sum(hypotheses[i] in texts for i, texts in known.items()) / len(known)
         if judge:
@@ -214,9 +217,14 @@ def _ledger_row(
         "captions_per_second": report["captions_per_second"],
         "validation": model.scores,
         "training_seconds": sum(line.get("train/seconds", 0.0) for line in log) or None,
-        "command": " ".join(["capjax", *map(shlex.quote, sys.argv[1:])]),
+        "command": _command(),
         **provenance(),
     }
+
+
+def _command() -> str:
+    """Say how this was called, as anybody could call it again."""
+    return " ".join(["capjax", *map(shlex.quote, sys.argv[1:])])
 
 
 def _told(settings: DecoderSettings) -> str:
@@ -304,7 +312,7 @@ def run(args: argparse.Namespace) -> int:
         config,
         args.split,
         settings_from_flags(args, models[0].search),
-        args.out or first.parent / f"evaluation-{args.split}",
+        args.out or (pathlib.Path() if is_remote(args.model) else first.parent) / f"evaluation-{args.split}",
         other_features=args.features_dir is not None,
         batch_size=-(-args.batch_size // jax.device_count()) * jax.device_count(),
         max_images=args.max_images,

@@ -22,11 +22,12 @@ from capjax import assembly, resumption
 from capjax import config as configuration
 from capjax.batch_scaling import scale_batch, scale_of
 from capjax.checkpoint import Checkpoints, quiet_orbax
-from capjax.disk import exclusive, local_path
+from capjax.disk import exclusive, local_path, write_atomically
 from capjax.distributed import add_process_arguments, join_processes, stop_requests
 from capjax.errors import CapjaxError, Interrupted
 from capjax.model_directory import ModelDirectory, save_model
-from capjax.report import read_log, write_curves
+from capjax.report import model_card, read_log, write_curves
+from capjax.report.ledger import asked_of
 from capjax.sharding import fetch_state, make_mesh
 from capjax.tasks import make_task
 from capjax.training.log_window import LogWindow
@@ -99,6 +100,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                     model = model_directory(setup, state, scores | {"step": step})
                     if lead:
                         save_model(workdir / "model", model)
+                        write_atomically(workdir / "model" / "README.md", card_of(config, model))
                 window.restart_clock()
             out_of_patience = 0 < config.eval.patience <= progress.validations_since_best
             last = finished or stop or out_of_patience
@@ -120,6 +122,20 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         best = progress.best(metric)
         say(f"best val/{metric} {best:.4f} at step {progress.best_step}; model in {workdir / 'model'}")
     return state
+
+
+def train_and_draw(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Train, and draw the curves, whatever becomes of it; see `train`."""
+    quiet_orbax()
+    try:
+        train(config, workdir)
+    finally:
+        log = workdir / "metrics.jsonl"
+        if jax.process_index() == 0 and log.exists() and read_log(log):
+            try:
+                write_curves(workdir / "curves.png", read_log(log))
+            except CapjaxError as error:  # the run's own error, if any, matters more
+                say(f"no curves: {error}")
 
 
 def check(config: ConfigDict) -> None:
@@ -195,6 +211,13 @@ def model_directory(setup: Setup, state: TrainState, scores: dict[str, float]) -
     )
 
 
+def card_of(config: ConfigDict, model: ModelDirectory) -> str:
+    """Write the card of a model that was not evaluated yet."""
+    asked = asked_of(configuration.changes(config))
+    size = num_parameters(model.variables["params"])
+    return model_card(model.config, asked, model.encoder, size, len(model.vocabulary), model.scores)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `capjax train`."""
     configuration.add_config_arguments(parser)
@@ -211,20 +234,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, and draw the curves."""
+    """Train as the options say."""
     config = configuration.load_config(args.config, args.overrides)
-    quiet_orbax()
     join_processes(args, stop_together=True)
     if args.scale_batch is not None:
         num_devices = jax.device_count() // config.mesh.model_parallel
         config = scale_batch(config, args.scale_batch or scale_of(args.workdir, config) or num_devices)
-    try:
-        train(config, args.workdir)
-    finally:
-        log = args.workdir / "metrics.jsonl"
-        if jax.process_index() == 0 and log.exists() and read_log(log):
-            try:
-                write_curves(args.workdir / "curves.png", read_log(log))
-            except CapjaxError as error:  # the run's own error, if any, matters more
-                say(f"no curves: {error}")
+    train_and_draw(config, args.workdir)
     return 0

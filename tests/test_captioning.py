@@ -14,13 +14,14 @@ import pytest
 import safetensors.numpy
 
 from capjax import assembly, evaluate
-from capjax.captioning import Generator, find_photos, load_ensemble, load_model, photo_batch, read_photos
+from capjax.captioning import Generator, load_ensemble, load_model
 from capjax.cli import main
 from capjax.config import load_config, to_dict
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
 from capjax.model_directory import ModelDirectory, save_model
 from capjax.models import DECODERS, Captioner
+from capjax.photo_captioning import find_photos, photo_batch, read_photos
 from capjax.sharding import make_mesh, replicate
 from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary
 from capjax.types import Features
@@ -216,7 +217,7 @@ def test_a_search_longer_than_the_decoder_was_built_for_is_refused():
 @pytest.mark.parametrize("size", ["0", "-1"])
 def test_a_batch_of_no_photos_is_refused(golden, capsys, size):
     assert main(["caption", f"--model={golden}", f"--batch_size={size}", str(GOLDEN / "photos")]) == 1
-    assert "--batch_size of at least 1" in capsys.readouterr().err
+    assert "batch_size of at least 1" in capsys.readouterr().err
 
 
 def test_a_folder_that_links_to_itself_is_listed_once(tmp_path):

@@ -17,6 +17,7 @@
 | sheet.py         | the contact sheets: of captions, and of examples of a data set                       |
 | attention_sheet.py | pictures with what was looked at, word by word                                     |
 | text_blocks.py   | text in pictures                                                                     |
+| model_card.py    | what a model is, how good, and what it cannot do, as the README.md beside its weights |
 | ledger.py        | measured numbers as rows of a file that tables are made from                         |
 | curves.py        | the same curves as a PNG                                                             |
 
@@ -28,6 +29,7 @@ from capjax.report.attention_sheet import Look, write_attention_sheet
 from capjax.report.contents import CaptionRow, Measure, Report, Score, spread
 from capjax.report.curves import write_curves
 from capjax.report.evaluation import evaluation_report
+from capjax.report.model_card import model_card
 from capjax.report.page import write_page
 from capjax.report.per_image import write_per_image
 from capjax.report.sheet import Example, write_examples, write_sheet
@@ -41,6 +43,7 @@ __all__ = [
     "Report",
     "Score",
     "evaluation_report",
+    "model_card",
     "read_log",
     "spread",
     "thumbnail",

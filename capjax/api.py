@@ -1,0 +1,173 @@
+"""capjax from a program: five functions that do what the commands do.
+
+    model = capjax.train_model("flickr8k:imported", "runs/flickr8k", {"train.num_steps": 2000})
+    report = capjax.evaluate_model(model, "val", "runs/flickr8k/evaluation", beam_size=3)
+    captions = capjax.caption_photos(capjax.load_model("demo/run/model"), "holiday", num_captions=3, beam_size=5)
+
+All raise `capjax.errors.CapjaxError`, whose text is one line for the user: what was expected, what came, what to
+change.
+"""
+
+import os
+import pathlib
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from capjax import captioning, evaluate, train
+from capjax import config as configuration
+from capjax.captioning import Caption, LoadedModel
+from capjax.errors import CapjaxError
+from capjax.metrics.coco_caption import DEFAULT_METRICS, References, score
+from capjax.metrics.score_report import metric_names, score_report
+from capjax.photo_captioning import PhotoCaptioner, find_photos
+
+PathLike = str | os.PathLike[str]
+Photo = PathLike | UInt8[np.ndarray, "H W 3"]
+
+
+def load_model(path: PathLike) -> LoadedModel:
+    """Restore a model directory.
+
+    Args:
+        path: the folder, such as `runs/reference/model`.
+
+    Returns:
+        The captioner, its weights and its vocabulary, and what is known of its training.
+    """
+    return captioning.load_model(os.fspath(path))
+
+
+def caption_photos(
+    model: LoadedModel | Sequence[LoadedModel], photos: Photo | Sequence[Photo], *, batch_size: int = 16, **search: Any
+) -> list[Caption]:
+    """Caption photos.
+
+    Args:
+        model: one, or several that vote: an ensemble, whose models share a vocabulary.
+        photos: image files, folders of them, or RGB pixels uint8 [H, W, 3].
+        batch_size: photos captioned at once.
+        search: settings other than the model's own, such as `beam_size=3`: see `capjax.decoding.settings`.
+
+    Returns:
+        A caption for each photo, in order: its `text`, its `log_prob`, and with `num_captions` its `alternatives`.
+
+    Raises:
+        CapjaxError: if a photo cannot be read, or a setting makes no sense.
+    """
+    models = _models(model)
+    found: list[pathlib.Path | np.ndarray] = []
+    for photo in [photos] if isinstance(photos, str | os.PathLike | np.ndarray) else photos:
+        found += [photo] if isinstance(photo, np.ndarray) else find_photos([os.fspath(photo)])
+    captions = list(PhotoCaptioner(models, batch_size)(found, models[0].search.updated(search)))
+    for photo, caption in zip(found, captions, strict=True):
+        if isinstance(caption, CapjaxError):
+            raise CapjaxError(f"{photo}: {caption}")
+    return captions
+
+
+def train_model(config: str | ConfigDict, workdir: PathLike, changes: Mapping[str, Any] | None = None) -> LoadedModel:
+    """Train a captioner, or go on where an earlier call stopped.
+
+    Args:
+        config: a recipe (`reference`, `flickr8k:imported`), a file with `get_config()`, or what that returns.
+        workdir: of the run; a call with one that holds a run resumes it.
+        changes: of fields of the configuration, such as `{"train.num_steps": 1000}`.
+
+    Returns:
+        The best model, which lies in `workdir/model`.
+    """
+    overrides = [f"{name}={value}" for name, value in (changes or {}).items()]
+    if isinstance(config, str):
+        config = configuration.load_config(config, overrides)
+    else:
+        config = configuration.changed(config, overrides)
+    workdir = pathlib.Path(workdir)
+    train.train_and_draw(config, workdir)
+    return load_model(workdir / "model")
+
+
+def evaluate_model(
+    model: LoadedModel | Sequence[LoadedModel],
+    split: str = "test",
+    out: PathLike | None = None,
+    *,
+    batch_size: int = 64,
+    max_images: int = 0,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    **search: Any,
+) -> dict[str, Any]:
+    """Caption a split of the dataset that a model was trained on, score the captions, and write the report page.
+
+    Args:
+        model: one, or several that vote.
+        split: of the dataset.
+        out: the folder to write; by default `evaluation-SPLIT` beside the (first) model.
+        batch_size: images decoded at once, over all devices.
+        max_images: the first so many, 0 for all.
+        metrics: names of metrics.
+        search: settings other than the model's own.
+
+    Returns:
+        The content of metrics.json: scores by name, intervals, the health of the captions, every setting.
+    """
+    models = _models(model)
+    out = pathlib.Path(out) if out is not None else pathlib.Path(models[0].path).parent / f"evaluation-{split}"
+    return evaluate.evaluate(
+        models,
+        models[0].config,
+        split,
+        models[0].search.updated(search),
+        out,
+        batch_size=-(-batch_size // jax.device_count()) * jax.device_count(),
+        max_images=max_images,
+        metrics=metrics,
+    )
+
+
+def score_captions(
+    references: Mapping[Hashable, Sequence[str]],
+    captions: Mapping[Hashable, str],
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    *,
+    bootstrap_samples: int = 1000,
+) -> dict[str, Any]:
+    """Score captions, as the published COCO scorer does.
+
+    Args:
+        references: what people wrote of each image.
+        captions: what is scored, of the same images.
+        metrics: names of metrics.
+        bootstrap_samples: draws for the intervals, 0 for none.
+
+    Returns:
+        Scores by name (unscaled: CIDEr-D of 1.0 is what papers print as 100), `intervals`, `health` and `settings`, and
+        `per_image`: the scores of each image by the name of the metric.
+
+    Raises:
+        CapjaxError: if they are not of the same images, or there is no such metric.
+    """
+    number = {image: i for i, image in enumerate(references)}
+    if unlike := sorted(map(str, set(references) ^ set(captions))):
+        raise CapjaxError(
+            f"expected captions of the images of the references, {len(unlike)} are in one of them alone: {unlike[0]}"
+        )
+    known = References({number[image]: list(texts) for image, texts in references.items()})
+    hypotheses = {number[image]: text for image, text in captions.items()}
+    scores = score(known, hypotheses, metric_names(",".join(metrics)))
+    report = score_report(scores, known, hypotheses, bootstrap_samples=bootstrap_samples, decoder="unknown")
+    images = list(references)
+    report["per_image"] = {
+        name: {images[i]: value for i, value in values.items()} for name, values in scores.per_image.items()
+    }
+    return report
+
+
+def _models(model: LoadedModel | Sequence[LoadedModel]) -> list[LoadedModel]:
+    models = [model] if isinstance(model, LoadedModel) else list(model)
+    captioning.check_ensemble(models)
+    return models

@@ -1,0 +1,158 @@
+"""The five functions of `import capjax` against the commands, which do the same."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import capjax
+from capjax.cli import main
+from capjax.config import load_config
+from capjax.errors import CapjaxError
+from tests.toy_project import config, prepare
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "model_0_1"
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """A prepared dataset with features, and a model that `train_model` made of it."""
+    root = tmp_path_factory.mktemp("api")
+    prepare(root)
+    options = config(root)
+    assert main(["features", *options]) == 0
+    recipe = options[0].removeprefix("--config=")
+    changes = dict(option.removeprefix("--config.").split("=", 1) for option in options[1:])
+    model = capjax.train_model(recipe, root / "run", changes | {"train.num_steps": 60})
+    return root, options, model
+
+
+def test_training_is_what_the_command_does(toys, tmp_path):
+    root, options, model = toys
+    assert main(["train", *options, "--config.train.num_steps=60", f"--workdir={tmp_path / 'run'}"]) == 0
+    other = capjax.load_model(tmp_path / "run" / "model")
+    assert model.scores == other.scores
+    for a, b in zip(*(m.variables["params"]["decoder"]["lstm"].values() for m in (model, other)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (root / "run" / "curves.png").exists()
+
+
+def test_a_configuration_is_not_changed_by_training_with_changes(toys, tmp_path):
+    _, options, _ = toys
+    recipe = options[0].removeprefix("--config=")
+    given = load_config(recipe, [option.removeprefix("--config.") for option in options[1:]])
+    before = given.to_json()
+    model = capjax.train_model(given, tmp_path, {"train.num_steps": 2, "eval.every": 2})
+    assert model.scores["step"] == 2
+    assert given.to_json() == before
+    with pytest.raises(CapjaxError, match=r"train\.num_steps"):
+        capjax.train_model(given, tmp_path, {"train.num_steps": 0})
+
+
+def test_captions_are_those_of_the_command(capsys):
+    model = capjax.load_model(str(GOLDEN / "model"))
+    assert main(["caption", f"--model={GOLDEN / 'model'}", "--json", "--beam_size=3", str(GOLDEN / "photos")]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = capjax.caption_photos(model, GOLDEN / "photos", beam_size=3)
+    assert [(c.text, c.log_prob) for c in found] == [(row["caption"], row["log_prob"]) for row in rows]
+    files = [row["file"] for row in rows]
+    assert capjax.caption_photos(model, files, beam_size=3) == found
+    pixels = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    assert [c.text for c in capjax.caption_photos([model, model], pixels, beam_size=3)] == [c.text for c in found]
+
+
+def test_what_is_wrong_is_said(tmp_path):
+    model = capjax.load_model(GOLDEN / "model")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(CapjaxError, match=r"broken\.png: "):
+        capjax.caption_photos(model, [*(GOLDEN / "photos").iterdir(), tmp_path / "broken.png"])
+    with pytest.raises(CapjaxError, match="beam_size"):
+        capjax.caption_photos(model, GOLDEN / "photos", beam_size=0)
+    with pytest.raises(CapjaxError, match="glory"):
+        capjax.caption_photos(model, GOLDEN / "photos", glory=1)
+    with pytest.raises(CapjaxError, match="2 are in one of them alone: a"):
+        capjax.score_captions({"a": ["x"]}, {"b": "x"})
+    with pytest.raises(AttributeError, match="no attribute 'captoin'"):
+        _ = capjax.captoin
+
+
+def test_evaluation_is_what_the_command_does(toys):
+    root, _, model = toys
+    report = capjax.evaluate_model(model, "val", root / "by_function", beam_size=2)
+    assert main(["evaluate", f"--model={model.path}", "--split=val", "--beam_size=2", f"--out={root / 'by'}"]) == 0
+    stored = json.loads((root / "by" / "metrics.json").read_text())
+    assert report["CIDEr-D"] == stored["CIDEr-D"]
+    assert report["intervals"]["CIDEr-D"] == pytest.approx(stored["intervals"]["CIDEr-D"])
+    assert (root / "by_function" / "report.html").exists()
+
+
+def test_scores_are_those_of_the_command(tmp_path):
+    texts = {"a.jpg": ["a red box", "one red box"], "b.jpg": ["a blue circle", "the circle is blue"]}
+    captions = {"b.jpg": "a blue box", "a.jpg": "a red box"}
+    number = {name: i for i, name in enumerate(texts)}
+    annotations = [
+        {"id": 10 * number[name] + i, "image_id": number[name], "caption": text}
+        for name, of_image in texts.items()
+        for i, text in enumerate(of_image)
+    ]
+    images = [{"id": i, "file_name": name} for name, i in number.items()]
+    (tmp_path / "references.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    results = [{"image_id": number[name], "caption": text} for name, text in captions.items()]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    files = [f"--references={tmp_path / 'references.json'}", f"--results={tmp_path / 'results.json'}"]
+    assert main(["score", *files, f"--out={tmp_path / 'scores'}"]) == 0
+    stored = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    report = capjax.score_captions(texts, captions)
+    for name in ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D"):
+        assert report[name] == stored[name]
+    assert report["per_image"]["ROUGE-L"]["a.jpg"] == pytest.approx(1.0)
+    assert report["per_image"]["ROUGE-L"]["b.jpg"] < 1
+
+
+def test_importing_it_imports_no_jax():
+    code = "import sys, capjax; assert 'jax' not in sys.modules; assert 'load_model' in dir(capjax)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_model_is_shown_and_its_card_has_its_evaluations(toys, tmp_path, capsys):
+    root, _, model = toys
+    card = (root / "run" / "model" / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["library_name"] == "capjax"
+    assert "model-index" not in head
+    assert "It was not evaluated further" in card
+    assert str(root) not in card, "no place of this machine"
+
+    assert main(["evaluate", f"--model={model.path}", "--split=val"]) == 0
+    assert main(["evaluate", f"--model={GOLDEN / 'model'}", "--split=val", *_other(root)]) == 0
+    capsys.readouterr()
+    assert main(["model", "card", model.path]) == 0
+    assert "with 1 evaluation(s)" in capsys.readouterr().out
+    card = (root / "run" / "model" / "README.md").read_text()
+    (result,) = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
+    stored = json.loads((root / "run" / "evaluation-val" / "metrics.json").read_text())
+    (cider,) = [metric["value"] for metric in result["metrics"] if metric["name"] == "CIDEr-D"]
+    assert cider == pytest.approx(100 * stored["CIDEr-D"], abs=0.01)
+    low, high = stored["intervals"]["CIDEr-D"]
+    assert f"| CIDEr-D | {100 * stored['CIDEr-D']:.1f} | {100 * low:.1f} to {100 * high:.1f} |" in card
+
+    assert main(["model", "card", model.path, f"--evaluation={root / 'other'}"]) == 1
+    assert "is one of another model" in capsys.readouterr().err
+    assert main(["model", "card", model.path, f"--evaluation={tmp_path}"]) == 1
+    assert "expected what `capjax evaluate` writes" in capsys.readouterr().err
+    assert main(["model", "show", model.path]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^decoder +init_inject$", shown, re.MULTILINE)
+    assert re.search(r"^parameters +[\d,]+$", shown, re.MULTILINE)
+    assert "decoder/lstm/kernel" in shown
+
+
+def _other(root):
+    """Options that let another model be evaluated on the toys."""
+    return ["--dataset=folder/toys", f"--data_dir={root / 'data'}", "--features_dir=", f"--out={root / 'other'}"]
