@@ -14,13 +14,18 @@ import numpy as np
 def interleave(
     programs: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, np.ndarray]:
-    """Time the programs in turn; return seconds by round, after one warm-up of each."""
+    """Time the programs in turn; return seconds by round, after one warm-up of each.
+
+    In its turn each runs twice, and the second time counts: at the first, threads of the one before may still be
+    spinning (PyTorch's do for some milliseconds, in case there is more to do), and its memory is in the caches.
+    """
     times: dict[str, list[float]] = {name: [] for name in programs}
     for i in range(rounds + 1):
         for name, program in programs.items():
-            start = clock()
             program()
             if i:
+                start = clock()
+                program()
                 times[name].append(clock() - start)
     return {name: np.asarray(values) for name, values in times.items()}
 
