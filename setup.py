@@ -55,6 +55,7 @@ setup(
         "gpu": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "heic": ["pillow-heif>=0.18"],
+        "export": ["flatbuffers>=24.3.25"],
         "hub": ["huggingface_hub>=0.34"],
         "meteor": ["pycocoevalcap>=1.2"],  # the word lists and paraphrases of METEOR
         "dev": [
@@ -63,6 +64,7 @@ setup(
             "hypothesis>=6.100",
             "pillow-heif>=0.18",
             "huggingface_hub>=0.34",
+            "flatbuffers>=24.3.25",
             "setuptools>=77",
             "psutil>=5.9",
             "pyyaml>=6",

@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": ("capjax.evaluate", "decode a split, score it, write the report page"),
     "caption": ("capjax.caption", "caption photos"),
     "model": ("capjax.inspect_model", "show what a model directory holds, write its model card"),
+    "export": ("capjax.export_model", "pack a captioner into one file that runs without capjax"),
     "score": ("capjax.score", "score anybody's COCO results file"),
 }
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from capjax.decoding.hypotheses import Hypotheses
 from capjax.decoding.logits_processors import LogitsProcessor
@@ -18,8 +18,12 @@ def image_keys(seed: int, image_ids: Sequence[int] | Int[np.ndarray, " B"]) -> K
 
     A caption sampled with it does not depend on which images share the batch.
     """
-    folds = np.asarray(image_ids, np.int64).astype(np.uint32)
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.asarray(folds))
+    return keys_of_images(seed, jnp.asarray(np.asarray(image_ids, np.int64).astype(np.uint32)))
+
+
+def keys_of_images(seed: int, ids: UInt32[Array, " B"]) -> Key[Array, " B"]:
+    """Return the keys of `image_keys` for the lowest 32 bits of images' ids, inside a compiled program as well."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), ids)
 
 
 def draw_tokens(keys: Key[Array, " N"], logits: Float[Array, "N V"], block_size: int = 100) -> Int[Array, " N"]:

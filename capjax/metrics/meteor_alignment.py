@@ -191,6 +191,8 @@ def _search(matches: Sequence[Sequence[Match]]) -> list[Match]:
     the distance of a match is charged not to the path that takes it but to those that the program makes after it.
     """
     fixed, used, matched = _certain_matches(matches)
+    if len(fixed) == sum(map(len, matches)):  # nothing to decide anywhere
+        return [fixed[start] for start in sorted(fixed)]
     paths: list[_Path] = [(0, used, 0, -1, None)]
     all_closed = True
     for current, proposed in enumerate(matches):

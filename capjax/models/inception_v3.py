@@ -249,13 +249,13 @@ class ConvUnit(nn.Module):
         )
         if train or self.is_initializing():
             return nn.relu(norm(self._convolve(x, kernel)))
-        # With stored statistics BatchNorm is a factor and a shift of each channel. A kernel smaller than the map takes
-        # the factor: a quarter less time on an H100, whose convolutions add a shift and do ReLU, but multiply nothing.
+        # With stored statistics BatchNorm is a factor and a shift of each channel. A kernel smaller than the map of one
+        # image takes the factor: a quarter less time on an H100, whose convolutions add a shift and do ReLU alone.
         factor = lax.rsqrt(norm.get_variable("batch_stats", "var") + BATCH_NORM_EPSILON)
         factor *= norm.get_variable("params", "scale", 1.0)
         shift = norm.get_variable("params", "bias") - norm.get_variable("batch_stats", "mean") * factor
         factor, shift = factor[None, None, None], shift[None, None, None].astype(self.dtype)
-        if kernel.size < x.size:
+        if kernel.size < np.prod(x.shape[1:]):
             return nn.relu(self._convolve(x, kernel * factor) + shift)
         return nn.relu(self._convolve(x, kernel) * factor.astype(self.dtype) + shift)
 

@@ -1,0 +1,211 @@
+"""Exported captioners against `capjax caption`, in an environment that has jax, numpy and pillow alone."""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+
+from capjax import assembly
+from capjax.captioning import load_model
+from capjax.cli import main
+from capjax.config import load_config, to_dict
+from capjax.errors import CapjaxError
+from capjax.model_directory import ModelDirectory, save_model
+from capjax.models import DECODERS
+from capjax.photo_captioning import PhotoCaptioner, find_photos
+from capjax.pretrained.encoder_file import EncoderConfig
+from capjax.pretrained.random_encoder import random_encoder
+from capjax.standalone.exported_captioner import ExportedCaptioner
+from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary
+from capjax.types import Features
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "model_0_1"
+PHOTOS = sorted(map(str, (GOLDEN / "photos").iterdir()))
+SIZES = {"embed_size": 8, "hidden_size": 8, "attention_size": 4, "image_bottleneck_size": 4, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """Run Python with jax, numpy, pillow, what they need, and nothing else."""
+    folder = tmp_path_factory.mktemp("bare")
+    wanted, seen = ["jax", "numpy", "pillow"], set()
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        distribution = importlib.metadata.distribution(name)
+        needs = map(Requirement, distribution.requires or ())
+        wanted += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+        for top in {file.parts[0] for file in distribution.files if file.parts[0] not in ("..", "__pycache__")}:
+            (folder / top).symlink_to(distribution.locate_file(top))
+
+    def run(*command):
+        return subprocess.run(
+            [sys.executable, "-S", *command],
+            cwd=folder,
+            env={"PYTHONPATH": str(folder), "PATH": "", "JAX_PLATFORMS": "cpu", "HOME": str(folder)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    names = ("capjax", "flax", "jaxtyping", "flatbuffers", "optax", "absl")
+    code = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
+    assert run("-c", code).stdout == "[]\n"
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The model that capjax 0.1 wrote, exported with a beam search."""
+    path = tmp_path_factory.mktemp("exported") / "captioner.pyz"
+    options = [f"--model={GOLDEN / 'model'}", f"--out={path}", "--beam_size=3", "--num_captions=2"]
+    subprocess.run([sys.executable, "-m", "capjax", "export", *options], check=True)
+    return path
+
+
+def test_without_capjax_it_says_what_capjax_says(bare, exported, capsys):
+    options = ["--json", "--beam_size=3", "--num_captions=2", "--batch_size=3"]
+    assert main(["caption", f"--model={GOLDEN / 'model'}", *options, *PHOTOS]) == 0
+    here = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    done = bare(str(exported), "--json", "--batch_size=3", *PHOTOS)
+    assert done.returncode == 0, done.stderr
+    there = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(there) == 8
+    for a, b in zip(there, here, strict=True):
+        assert (a["file"], a["caption"]) == (b["file"], b["caption"])
+        assert a["log_prob"] == pytest.approx(b["log_prob"], abs=1e-4)
+        assert [x["caption"] for x in a["alternatives"]] == [x["caption"] for x in b["alternatives"]]
+
+
+def test_broken_photos_are_told_and_passed_over(bare, exported, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
+    done = bare(str(exported), str(tmp_path / "broken.png"), PHOTOS[0], str(tmp_path / "none.png"))
+    assert done.returncode == 1
+    assert len([line for line in done.stdout.splitlines() if line.startswith(PHOTOS[0])]) == 1
+    assert re.search(r"broken\.png: expected an? ", done.stderr)
+    assert re.search(r"none\.png: expected a readable image file", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_without_pillow_it_says_what_to_install(exported):
+    done = subprocess.run(
+        [sys.executable, "-S", str(exported), PHOTOS[0]], env={"PATH": ""}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: expected jax, numpy and pillow, \w+ is not there; pip install .*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"calling_convention_version": 99}, r"exported with jax .*calling convention 99.*pip install 'jax=="),
+        ({"format_version": 7}, "expected format 1"),
+    ],
+)
+def test_a_file_of_another_version_is_one_line(bare, exported, tmp_path, change, message):
+    path = tmp_path / "other.pyz"
+    with zipfile.ZipFile(exported) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "description.json":
+                content = json.dumps(json.loads(content) | change)
+            new.writestr(name, content)
+    done = bare(str(path), PHOTOS[0])
+    assert done.returncode == 1
+    assert re.fullmatch(f"error: .*{message}.*\n", done.stderr)
+
+
+def test_a_file_of_something_else_is_one_line(tmp_path):
+    (tmp_path / "x.pyz").write_bytes(b"no zip")
+    with pytest.raises(CapjaxError, match="expected a file that `capjax export` wrote"):
+        ExportedCaptioner(str(tmp_path / "x.pyz"))
+
+
+def small_model(folder, name):
+    """Write a model with a small random encoder and a random decoder."""
+    encoder = EncoderConfig(depth_multiplier=0.25, final_endpoint="mixed0", image_size=75, source="random")
+    config = load_config("reference", ["features.dir=x", f"decoder.name={name}"])
+    config.decoder.update({field: size for field, size in SIZES.items() if field in config.decoder})
+    vocabulary = Vocabulary([*SPECIAL_WORDS, *(f"w{i}" for i in range(300))], "words")
+    captioner = assembly.captioner_from(config, len(vocabulary), encoder)
+    inputs = np.zeros((1, 75, 75, 3), np.uint8), np.zeros((1, 1), np.int32)
+    decoder = jax.eval_shape(captioner.init, jax.random.key(0), *inputs)["params"]["decoder"]
+    rng = np.random.default_rng(0)
+    decoder = jax.tree.map(lambda leaf: rng.normal(0, 0.6, leaf.shape).astype(np.float32), decoder)
+    variables = random_encoder(encoder, seed=0)
+    variables = {part: {"encoder": tree} for part, tree in variables.items()}
+    variables["params"]["decoder"] = decoder
+    save_model(folder, ModelDirectory(to_dict(config), dataclasses.asdict(encoder), vocabulary, variables, {}))
+    return folder
+
+
+SEARCHES = [
+    ["--method=greedy"],
+    ["--beam_size=3", "--length_penalty=0.7"],
+    ["--method=sample", "--top_k=5", "--seed=3"],
+]
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=lambda search: search[0])
+@pytest.mark.parametrize("name", sorted(DECODERS))
+def test_every_decoder_and_search_exports(tmp_path, wrong_types_allowed, name, search):
+    """For any number of photos, which is a symbol and no int, and for other devices than this one's."""
+    folder = small_model(tmp_path / "model", name)
+    out = tmp_path / "captioner.pyz"
+    assert main(["export", f"--model={folder}", f"--out={out}", "--max_length=8", *search]) == 0
+    description = json.loads(zipfile.ZipFile(out).read("description.json"))
+    assert description["platforms"] == ["cpu", "cuda", "tpu"]
+    model = load_model(str(folder))
+    settings = type(model.search).from_dict(description["search"])
+    files = find_photos(PHOTOS)
+    expected = [caption.text for caption in PhotoCaptioner([model])(files, settings)]
+    assert len(set(expected)) > 1, "the photos matter"
+    for batch_size in (1, 5):
+        found = ExportedCaptioner(str(out), batch_size)([file.read_bytes() for file in files])
+        assert [captions[0].text for captions in found] == expected
+
+
+def test_without_flatbuffers_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "flatbuffers" else find(name))
+    assert main(["export", f"--model={GOLDEN / 'model'}", f"--out={tmp_path / 'x.pyz'}"]) == 1
+    assert "pip install 'capjax[export]'" in capsys.readouterr().err
+
+
+def test_from_a_program(bare, exported):
+    code = (
+        f"import sys; sys.path.insert(0, {str(exported)!r})\n"
+        "from exported_captioner import ExportedCaptioner\n"
+        f"captioner = ExportedCaptioner({str(exported)!r})\n"
+        f"(captions,) = captioner([open({PHOTOS[0]!r}, 'rb').read()])\n"
+        "print(len(captions), captions[0].text, captions[0].log_prob)"
+    )
+    done = bare("-c", code)
+    assert done.returncode == 0, done.stderr
+    number, *words, log_prob = done.stdout.split()
+    assert number == "2" and len(words) > 2 and float(log_prob) < 0
+
+
+def test_a_model_of_imported_features_is_refused(tmp_path, capsys):
+    config = load_config("reference", ["features.dir=x", "encoder.weights="])
+    vocabulary = Vocabulary([*SPECIAL_WORDS, "dog"], "words")
+    captioner = assembly.captioner_from(config, len(vocabulary), None)
+    features = Features(np.zeros((1, 7), np.float32), None)
+    shapes = jax.eval_shape(captioner.init, jax.random.key(0), features, np.zeros((1, 1), np.int32))
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    save_model(tmp_path / "model", ModelDirectory(to_dict(config), None, vocabulary, variables, {}))
+    assert main(["export", f"--model={tmp_path / 'model'}", f"--out={tmp_path / 'x.pyz'}"]) == 1
+    assert "expected a model with an encoder" in capsys.readouterr().err
+    assert not (tmp_path / "x.pyz").exists()
