@@ -65,7 +65,7 @@ setup(
             "pillow-heif>=0.18",
             "huggingface_hub>=0.34",
             "flatbuffers>=24.3.25",
-            "setuptools>=77",
+            "setuptools>=77.0.1",
             "psutil>=5.9",
             "pyyaml>=6",
             "beartype>=0.20",

@@ -1,7 +1,7 @@
 """One run on other layouts of processes and devices, and moved from one to another half-way: is it the same run?
 
     python experiments/layouts.py --config=flickr8k:imported --data_dir=DATA --features_dir=FEATURES
-    python experiments/layouts.py --features --config=flickr8k --data_dir=DATA --splits=val
+    python experiments/layouts.py --features --config=flickr8k --data_dir=DATA --splits=val --set --config.encoder.weights=FILE
 
 The first form trains a recipe from features on each layout and compares it with one process of one device: the largest
 difference of the losses of training and validation, relative, over all log lines, and of a parameter at the end,
@@ -132,7 +132,9 @@ def main() -> None:
     parser.add_argument("--features_dir", help="where its features lie, to train from")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--splits", default="val", help="to extract features of")
-    parser.add_argument("--set", nargs="*", default=[], help="further options of `capjax features`")
+    parser.add_argument(
+        "--set", nargs=argparse.REMAINDER, default=[], help="further options of `capjax features`; comes last"
+    )
     parser.add_argument("--out", type=pathlib.Path, help="a file to append to")
     args = parser.parse_args()
     quiet_orbax()
