@@ -49,13 +49,13 @@ setup(
         "tqdm>=4.67",
         "matplotlib>=3.9",
         "tensorboardX>=2.6.2.2",
+        "flatbuffers>=24.3.25",  # in which jax.export writes programs
         "snowballstemmer>=2.2,<3",  # whose English rules are those of METEOR
     ],
     extras_require={
         "gpu": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "heic": ["pillow-heif>=0.18"],
-        "export": ["flatbuffers>=24.3.25"],
         "hub": ["huggingface_hub>=0.34"],
         "meteor": ["pycocoevalcap>=1.2"],  # the word lists and paraphrases of METEOR
         "dev": [
@@ -64,7 +64,6 @@ setup(
             "hypothesis>=6.100",
             "pillow-heif>=0.18",
             "huggingface_hub>=0.34",
-            "flatbuffers>=24.3.25",
             "setuptools>=77.0.1",
             "psutil>=5.9",
             "pyyaml>=6",

@@ -10,7 +10,6 @@ newer versions (https://docs.jax.dev/en/latest/export/export.html). See `capjax.
 
 import argparse
 import dataclasses
-import importlib.util
 import io
 import json
 import pathlib
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import flatbuffers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +37,7 @@ from capjax.types import SPECIAL_IDS
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _PACKAGE = pathlib.Path(__file__).parent
+_FLATBUFFERS = pathlib.Path(flatbuffers.__file__).parent  # with which JAX reads exported programs, and does not bring
 # What lies in the file besides program and weights: name there, and here.
 _PROGRAMS = {
     "__main__.py": "standalone/zip_main.py",
@@ -89,21 +90,8 @@ def export_program(
     return export.export(jax.jit(caption), platforms=platforms)(*shapes), [np.asarray(leaf) for leaf in leaves]
 
 
-def _flatbuffers() -> pathlib.Path:
-    """Find the package in which JAX writes and reads exported programs, and which it does not bring along.
-
-    Raises:
-        CapjaxError: if it is not installed.
-    """
-    found = importlib.util.find_spec("flatbuffers")
-    if found is None:
-        raise CapjaxError("to export, the package flatbuffers is needed: pip install 'capjax[export]'")
-    return pathlib.Path(found.submodule_search_locations[0])
-
-
 def packed(model: LoadedModel, settings: DecoderSettings) -> bytes:
     """Return the content of the exported file."""
-    _flatbuffers()
     program, weights = export_program(model, settings)
     description: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -127,8 +115,8 @@ def packed(model: LoadedModel, settings: DecoderSettings) -> bytes:
         archive.writestr("capjax/__init__.py", f'"""What an exported captioner needs of capjax {__version__}."""\n')
         for name, source in _PROGRAMS.items():
             archive.writestr(name, (_PACKAGE / source).read_bytes())
-        for source in sorted(_flatbuffers().rglob("*.py")):
-            archive.writestr(f"stand_in/flatbuffers/{source.relative_to(_flatbuffers())}", source.read_bytes())
+        for source in sorted(_FLATBUFFERS.rglob("*.py")):
+            archive.writestr(f"stand_in/flatbuffers/{source.relative_to(_FLATBUFFERS)}", source.read_bytes())
         for i, leaf in enumerate(weights):
             array = io.BytesIO()
             np.save(array, leaf, allow_pickle=False)

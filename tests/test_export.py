@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import json
 import pathlib
 import re
@@ -175,13 +174,6 @@ def test_every_decoder_and_search_exports(tmp_path, wrong_types_allowed, name, s
     for batch_size in (1, 5):
         found = ExportedCaptioner(str(out), batch_size)([file.read_bytes() for file in files])
         assert [captions[0].text for captions in found] == expected
-
-
-def test_without_flatbuffers_it_says_what_to_install(tmp_path, monkeypatch, capsys):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "flatbuffers" else find(name))
-    assert main(["export", f"--model={GOLDEN / 'model'}", f"--out={tmp_path / 'x.pyz'}"]) == 1
-    assert "pip install 'capjax[export]'" in capsys.readouterr().err
 
 
 def test_from_a_program(bare, exported):
