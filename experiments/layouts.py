@@ -1,7 +1,7 @@
 """One run on other layouts of processes and devices, and moved from one to another half-way: is it the same run?
 
     python experiments/layouts.py --config=flickr8k:imported --data_dir=DATA --features_dir=FEATURES
-    python experiments/layouts.py --features --config=flickr8k --data_dir=DATA --splits=val --set --config.encoder.weights=FILE
+    python experiments/layouts.py --features --config=flickr8k --data_dir=DATA --set --config.encoder.weights=FILE
 
 The first form trains a recipe from features on each layout and compares it with one process of one device: the largest
 difference of the losses of training and validation, relative, over all log lines, and of a parameter at the end,
