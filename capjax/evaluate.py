@@ -31,9 +31,18 @@ from capjax.distributed import add_process_arguments, join_processes
 from capjax.errors import CapjaxError
 from capjax.hub import is_remote
 from capjax.images import ImageError, Preprocessing, decode_image, preprocess, read_image_file
+from capjax.metrics.bootstrap import compare
 from capjax.metrics.caption_health import ailments
 from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, score
-from capjax.metrics.score_report import metric_names, score_report, score_table, write_metrics
+from capjax.metrics.coco_files import read_results
+from capjax.metrics.score_report import (
+    comparison_dict,
+    comparison_table,
+    metric_names,
+    score_report,
+    score_table,
+    write_metrics,
+)
 from capjax.report import (
     CaptionRow,
     Look,
@@ -70,6 +79,7 @@ def evaluate(
     log: Sequence[Mapping[str, Any]] = (),
     attention: bool = False,
     ledger: pathlib.Path | None = None,
+    rival: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Decode and score a split, and write everything to a folder.
 
@@ -88,6 +98,7 @@ def evaluate(
         log: of the training, for curves.
         attention: draw where the (first) model looked, on attention.png.
         ledger: file to append a row to that tells what was measured.
+        rival: folder of another evaluation of the same images, whose captions stand beside these and are compared.
 
     Returns:
         The content of metrics.json; empty without references, and on all processes but the first.
@@ -101,6 +112,7 @@ def evaluate(
         raise CapjaxError(f"expected images in split {split!r}, it is empty")
     if attention:  # refused now rather than after an hour of decoding
         attention_maps(models[0], visual_rows([rows[0]]), [""])
+    others = read_captions(rival, records) if rival else {}
     captions, seconds = decode_split(models, records, rows, settings, batch_size)
     if jax.process_index() != 0:
         return {}
@@ -110,7 +122,7 @@ def evaluate(
     known = {record.image_id: record.captions for record in records if record.captions}
     judge = _judge(config.dataset.name)
     verdicts = [judge and judge.verdict(r, c.text) for r, c in zip(records, captions, strict=True)]
-    report, per_image = {}, {}
+    report, per_image, rival_scores = {}, {}, {}
     if known:
         references = References(known)
         hypotheses = {caption.image_id: caption.text for caption in captions if caption.image_id in known}
@@ -126,6 +138,14 @@ def evaluate(
         report["exact_match"] = sum(hypotheses[i] in texts for i, texts in known.items()) / len(known)
         if judge:
             report["right"] = verdicts.count("right") / len(verdicts)
+        if rival:
+            their_scores = score(references, {i: others[i] for i in known}, metrics)
+            rival_scores = their_scores.per_image
+            draws, level = bootstrap_samples or 1000, report["settings"]["confidence"]
+            comparison = compare(their_scores.results, scores.results, draws, level)
+            name = "/".join(rival.resolve().parts[-2:])
+            report["comparison"] = {"with": name, "metrics": comparison_dict(comparison)}
+            print(comparison_table(str(rival), str(out), comparison, draws, level))
         write_metrics(out, report)
         print(score_table(f"{config.dataset.name}, {split}", scores, report, references))
 
@@ -139,10 +159,12 @@ def evaluate(
             caption=caption.text,
             references=record.captions,
             log_prob=caption.log_prob,
-            scores={name: values[record.image_id] for name, values in per_image.items() if record.image_id in values},
+            scores=_of_image(per_image, record.image_id),
             alternatives=caption.alternatives,
             verdict=verdict,
             ailments=found,
+            rival=others.get(record.image_id),
+            rival_scores=_of_image(rival_scores, record.image_id),
         )
         for record, caption, verdict, found in zip(
             records, captions, verdicts, ailments([caption.text for caption in captions]), strict=True
@@ -162,6 +184,25 @@ def evaluate(
         append_row(ledger, _ledger_row(models, config, split, report, settings, log))
     print(f"{len(captions):,} captions, {len(captions) / seconds:,.1f} a second; wrote {out}")
     return report
+
+
+def _of_image(per_image: Mapping[str, Mapping[int, float]], image_id: int) -> dict[str, float]:
+    return {name: values[image_id] for name, values in per_image.items() if image_id in values}
+
+
+def read_captions(folder: pathlib.Path, records: Sequence[CaptionRecord]) -> dict[int, str]:
+    """Read what another evaluation wrote of some images.
+
+    Raises:
+        CapjaxError: if it is none, or not of these images.
+    """
+    captions = read_results(str(folder / "results.json"))
+    if lacking := [record.image_id for record in records if record.image_id not in captions]:
+        raise CapjaxError(
+            f"expected an evaluation of the same images in {folder}, it lacks {len(lacking)} of {len(records)}, such "
+            f"as {lacking[0]}; evaluate the other model on this split first"
+        )
+    return captions
 
 
 def _looks(
@@ -278,6 +319,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bootstrap_samples", type=int, default=1000, help="draws for the intervals; 0: none")
     parser.add_argument("--attention", action="store_true", help="draw where the model looked, word by word")
     parser.add_argument("--ledger", type=local_path, metavar="FILE", help="append a row of what was measured (JSONL)")
+    parser.add_argument(
+        "--compare", type=local_path, metavar="FOLDER", help="that another model's evaluation wrote: side by side"
+    )
     add_decoder_flags(parser)
     add_process_arguments(parser)
 
@@ -322,5 +366,6 @@ def run(args: argparse.Namespace) -> int:
         log=read_log(log) if log.exists() else (),
         attention=args.attention,
         ledger=args.ledger,
+        rival=args.compare,
     )
     return 0

@@ -8,7 +8,6 @@ and writes `metrics.json`, `per_image.jsonl` and `comparison.json`.
 
 import argparse
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,14 @@ from capjax.metrics.bootstrap import Comparison, compare
 from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, Scores, check_images, score
 from capjax.metrics.coco_files import read_references, read_results
 from capjax.metrics.ngrams import DocumentFrequencies
-from capjax.metrics.score_report import metric_names, score_report, score_table, write_scores
+from capjax.metrics.score_report import (
+    comparison_dict,
+    comparison_table,
+    metric_names,
+    score_report,
+    score_table,
+    write_scores,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
                 args.confidence,
                 args.seed,
             )
-            print(_comparison_table(first, other, comparisons[other], args))
+            print(comparison_table(first, other, comparisons[other], args.bootstrap_samples, args.confidence))
     if args.out:
         _write(args.out, reports, all_scores, comparisons)
     return 0
@@ -126,18 +132,6 @@ def _names(results: Mapping[str, Any]) -> list[str]:
     return [stem if stems.count(stem) == 1 else f"{number}-{stem}" for number, stem in enumerate(stems, 1)]
 
 
-def _comparison_table(first: str, other: str, comparison: Mapping[str, Comparison], args: argparse.Namespace) -> str:
-    lines = [
-        f"{other} less {first}, paired over images ({args.bootstrap_samples} draws; p: approximate randomisation)",
-        f"  {'metric (×100)':<14} {'change':>7}   {f'{100 * args.confidence:g} % interval':<18} p",
-    ]
-    for name, result in comparison.items():
-        interval = f"[{100 * result.interval.low:+.2f}, {100 * result.interval.high:+.2f}]"
-        digits = max(3, math.ceil(math.log10(args.bootstrap_samples)))
-        lines.append(f"  {name:<14} {100 * result.difference:+7.2f}   {interval:<18} {result.p_value:.{digits}f}")
-    return "\n".join(lines)
-
-
 def _write(
     folder: pathlib.Path,
     reports: Mapping[str, Mapping[str, Any]],
@@ -148,16 +142,6 @@ def _write(
         write_scores(folder if len(reports) == 1 else folder / name, report, all_scores[name])
     if comparisons:
         first = next(iter(reports))
-        content = {
-            other: {
-                name: {
-                    "difference": result.difference,
-                    "interval": [result.interval.low, result.interval.high],
-                    "p_value": result.p_value,
-                }
-                for name, result in comparison.items()
-            }
-            for other, comparison in comparisons.items()
-        }
+        content = {other: comparison_dict(comparison) for other, comparison in comparisons.items()}
         text = json.dumps({"baseline": first, "compared": content}, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(folder / "comparison.json", text + "\n")

@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
 import capjax
+import capjax.data
 from capjax.cli import main
 from capjax.config import load_config
 from capjax.errors import CapjaxError
@@ -38,8 +40,7 @@ def test_training_is_what_the_command_does(toys, tmp_path):
     assert main(["train", *options, "--config.train.num_steps=60", f"--workdir={tmp_path / 'run'}"]) == 0
     other = capjax.load_model(tmp_path / "run" / "model")
     assert model.scores == other.scores
-    for a, b in zip(*(m.variables["params"]["decoder"]["lstm"].values() for m in (model, other)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    jax.tree.map(np.testing.assert_array_equal, model.variables, other.variables)
     assert (root / "run" / "curves.png").exists()
 
 
@@ -90,6 +91,33 @@ def test_evaluation_is_what_the_command_does(toys):
     assert report["CIDEr-D"] == stored["CIDEr-D"]
     assert report["intervals"]["CIDEr-D"] == pytest.approx(stored["intervals"]["CIDEr-D"])
     assert (root / "by_function" / "report.html").exists()
+
+
+def test_two_evaluations_are_compared_as_results_files_are(toys, tmp_path, capsys):
+    root, _, model = toys
+    evaluation = ["evaluate", f"--model={model.path}", "--split=val"]
+    assert main([*evaluation, "--max_length=2", f"--out={root / 'short'}"]) == 0
+    assert main([*evaluation, f"--out={root / 'long'}", f"--compare={root / 'short'}"]) == 0
+    found = json.loads((root / "long" / "metrics.json").read_text())["comparison"]
+    assert found["with"] == f"{root.name}/short"
+    dataset = capjax.data.load("folder/toys", root / "data")
+    records = dataset.records("val")
+    annotations = [{"image_id": r.image_id, "caption": text, "id": 0} for r in records for text in r.captions]
+    images = [{"id": r.image_id, "file_name": r.file_name} for r in records]
+    references = tmp_path / "references.json"
+    references.write_text(json.dumps({"images": images, "annotations": annotations}))
+    results = [f"--results={root / name / 'results.json'}" for name in ("short", "long")]
+    assert main(["score", f"--references={references}", *results, f"--out={tmp_path / 'scores'}"]) == 0
+    (expected,) = json.loads((tmp_path / "scores" / "comparison.json").read_text())["compared"].values()
+    for name, of_metric in found["metrics"]["CIDEr-D"].items():
+        assert of_metric == pytest.approx(expected["CIDEr-D"][name])
+    assert found["metrics"]["CIDEr-D"]["difference"] > 0
+    capsys.readouterr()
+    assert main([*evaluation, f"--compare={tmp_path}"]) == 1
+    assert "results.json" in capsys.readouterr().err
+    (root / "short" / "results.json").write_text('[{"image_id": 999, "caption": "a box"}]')
+    assert main([*evaluation, f"--compare={root / 'short'}"]) == 1
+    assert re.search(r"an evaluation of the same images in .*it lacks 8 of 8", capsys.readouterr().err)
 
 
 def test_scores_are_those_of_the_command(tmp_path):

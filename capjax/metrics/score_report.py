@@ -1,13 +1,14 @@
 """Scores as people keep them: the content of metrics.json, a table for the terminal, the files."""
 
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
-from capjax.metrics.bootstrap import Interval, confidence_intervals
+from capjax.metrics.bootstrap import Comparison, Interval, confidence_intervals
 from capjax.metrics.caption_health import health, image_dependence, leakage
 from capjax.metrics.coco_caption import METRICS, References, Scores
 from capjax.metrics.ngrams import DocumentFrequencies
@@ -123,6 +124,33 @@ def score_table(name: str, scores: Scores, report: Mapping[str, Any], references
             f" {100 * leaks['shared_captions']:.1f} % of the references are training captions"
         )
     return "\n".join(lines)
+
+
+def comparison_table(
+    first: str, other: str, comparison: Mapping[str, Comparison], num_samples: int, confidence: float
+) -> str:
+    """Lay out for the terminal what `compare` found of two systems, scores × 100."""
+    lines = [
+        f"{other} less {first}, paired over images ({num_samples} draws; p: approximate randomisation)",
+        f"  {'metric (×100)':<14} {'change':>7}   {f'{100 * confidence:g} % interval':<18} p",
+    ]
+    for name, result in comparison.items():
+        interval = f"[{100 * result.interval.low:+.2f}, {100 * result.interval.high:+.2f}]"
+        digits = max(3, math.ceil(math.log10(num_samples)))
+        lines.append(f"  {name:<14} {100 * result.difference:+7.2f}   {interval:<18} {result.p_value:.{digits}f}")
+    return "\n".join(lines)
+
+
+def comparison_dict(comparison: Mapping[str, Comparison]) -> dict[str, Any]:
+    """Return what `compare` found as JSON values."""
+    return {
+        name: {
+            "difference": result.difference,
+            "interval": [result.interval.low, result.interval.high],
+            "p_value": result.p_value,
+        }
+        for name, result in comparison.items()
+    }
 
 
 def write_metrics(folder: pathlib.Path, report: Mapping[str, Any]) -> None:

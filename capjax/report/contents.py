@@ -23,6 +23,8 @@ class CaptionRow:
       alternatives: further captions of an n-best list with their log-probabilities, best first.
       verdict: a word on the caption; "right", "partly" and "wrong" are shown in colour.
       ailments: what is wrong with the caption, whatever the image shows.
+      rival: what the model that this one is compared with wrote, if it is.
+      rival_scores: of that.
     """
 
     image_id: int
@@ -35,6 +37,8 @@ class CaptionRow:
     alternatives: Sequence[tuple[str, float]] = ()
     verdict: str | None = None
     ailments: Sequence[str] = ()
+    rival: str | None = None
+    rival_scores: Mapping[str, float] = field(default_factory=dict)
 
     def picture(self) -> bytes | None:
         """Return the encoded image, read now if that was put off."""
@@ -63,6 +67,17 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """How much higher a score is than the rival's, unscaled, with the interval of that and its p-value."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything on the page.
 
@@ -77,6 +92,8 @@ class Report:
       interval: what the scores' intervals are.
       rank_by: the metric that says which captions are best and worst.
       all_rows_in: where every row is written, said on a page that shows a sample.
+      rival: the name of what the captions are compared with, empty if they are not.
+      differences: from the rival's scores, in the order to show them.
     """
 
     title: str
@@ -89,6 +106,8 @@ class Report:
     interval: str = "95 % bootstrap interval over images"
     rank_by: str = "CIDEr-D"
     all_rows_in: str = ""
+    rival: str = ""
+    differences: Sequence[Difference] = ()
 
 
 def one_line(text: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from capjax.report.contents import CaptionRow, Measure, Report, Score
+from capjax.report.contents import CaptionRow, Difference, Measure, Report, Score
 
 # The health measures that the page shows: title, kind, explanation.
 _HEALTH = {
@@ -59,4 +59,9 @@ def evaluation_report(
         health=measures,
         log=log,
         all_rows_in="per_image.jsonl beside this page, their captions alone in results.json",
+        rival=report.get("comparison", {}).get("with", ""),
+        differences=[
+            Difference(name, found["difference"], *found["interval"], found["p_value"])
+            for name, found in report.get("comparison", {}).get("metrics", {}).items()
+        ],
     )

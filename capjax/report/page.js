@@ -3,7 +3,7 @@
 // Text only ever enters the page as text (textContent, setAttribute), never as markup.
 "use strict";
 (() => {
-  const { metrics, rows, total } = JSON.parse(document.getElementById("data").textContent);
+  const { metrics, rows, total, rival } = JSON.parse(document.getElementById("data").textContent);
   const get = (id) => document.getElementById(id);
   const [controls, cards, more, count] = ["controls", "cards", "more", "count"].map(get);
   const fields = Object.fromEntries(
@@ -13,7 +13,7 @@
 
   const fold = (text) => text.toLowerCase();
   for (const row of rows) {
-    row.text = { caption: fold(row.caption), references: fold(row.references.join("\n")), file: fold(`${row.file}\n${row.id}`) };
+    row.text = { caption: fold(`${row.caption}\n${row.rival ?? ""}`), references: fold(row.references.join("\n")), file: fold(`${row.file}\n${row.id}`) };
     row.text.all = `${row.text.caption}\n${row.text.references}`;
   }
 
@@ -25,7 +25,10 @@
     id: (row) => row.id,
   };
   metrics.forEach((name, index) => { sorts[`score ${index}`] = (row) => row.scores[index]; });
+  const lead = (row) => (row.scores[0] == null || row.rival_scores[0] == null ? null : row.scores[0] - row.rival_scores[0]);
+  if (rival) sorts.lead = lead;
   addOptions(fields.sort, [["position", "data set order"], ...metrics.map((name, index) => [`score ${index}`, name]),
+    ...(rival ? [["lead", `${metrics[0]} less that of ${rival}`]] : []),
     ["log_prob", "log-probability"], ["words", "length in words"], ["id", "image id"]]);
   addOptions(fields.metric, metrics.map((name, index) => [String(index), `${name} × 100`]));
   get("range").hidden = metrics.length === 0;
@@ -103,7 +106,15 @@
     });
     if (row.log_prob !== null) facts.append(element("span", "", "log p ", element("b", "", row.log_prob.toFixed(2))));
     facts.append(element("span", "", row.file));
-    const words = element("div", "words", caption, references);
+    const words = element("div", "words", caption);
+    if (row.rival !== null) {
+      const score = row.rival_scores[0] === null ? "" : number(100 * row.rival_scores[0]);
+      const said = highlighted(row.rival || "(empty caption)", inCaption);
+      const other = element("p", "rival", element("span", "", `${rival}:`), " ", ...said, " ", element("b", "", score));
+      other.dir = "auto";
+      words.append(other);
+    }
+    words.append(references);
     if (row.alternatives.length) {
       const list = element("ol", "", ...row.alternatives.map(([text, logProb]) =>
         element("li", "", logProb === null ? text : `${text} (log p ${logProb.toFixed(2)})`)));

@@ -87,7 +87,7 @@ def _render(report: Report, shown: list[CaptionRow], pictures: list[str]) -> str
         style=style,
         script=script,
         settings=_settings_table(report.settings),
-        scores=_scores_table(report, settings),
+        scores=_scores_table(report, settings) + _differences_table(report),
         health=_health_table(report, settings),
         curves=_curves(report),
         lengths=_lengths(report, settings),
@@ -159,6 +159,23 @@ def _scores_table(report: Report, settings: str) -> str:
     told = f"Intervals: {escape(report.interval)}. " if intervals else ""
     about = f"Over {sum(bool(row.scores) for row in report.rows):,} images. {told}{settings}"
     return _section("scores", "Scores", _table("Scores", about, head, body))
+
+
+def _differences_table(report: Report) -> str:
+    if not report.differences:
+        return ""
+    head = {"Metric": "", "Difference × 100": "number", "Interval": "number", "p": "number"}
+    body = [
+        f'<tr><th scope="row">{escape(found.name)}</th><td class="number strong">{100 * found.value:+.1f}</td>'
+        f'<td class="number">{100 * found.low:+.1f} – {100 * found.high:+.1f}</td>'
+        f'<td class="number">{found.p_value:.3f}</td></tr>'
+        for found in report.differences
+    ]
+    about = (
+        f"How much higher the scores are than those of {escape(report.rival)} on the same images; paired bootstrap, "
+        "p by approximate randomisation."
+    )
+    return _section("differences", f"Compared with {escape(report.rival)}", _table("Comparison", about, head, body))
 
 
 def _hundredfold(value: float) -> str:
@@ -245,12 +262,12 @@ def _extremes(report: Report, settings: str, picture_of: Mapping[int, str]) -> s
     metric = escape(report.rank_by)
     body = [f'<p class="about">By the {metric} of each image (× 100). {settings}</p>']
     for name, rows in groups.items():
-        cards = "".join(_card(row, picture_of[id(row)], report.rank_by) for row in rows)
+        cards = "".join(_card(row, picture_of[id(row)], report.rank_by, report.rival) for row in rows)
         body.append(f'<h3>{name.capitalize()}</h3><ol class="cards plain">{cards}</ol>')
     return _section("extremes", "Best, median and worst captions", "".join(body))
 
 
-def _card(row: CaptionRow, picture: str, metric: str) -> str:
+def _card(row: CaptionRow, picture: str, metric: str, rival: str) -> str:
     """Return one row as a list item; the gallery's cards, which page.js builds, look the same."""
     name = escape(row.file_name)
     image = f'<img src="{picture}" alt="{name}">' if picture else "<span>no picture</span>"
@@ -263,6 +280,12 @@ def _card(row: CaptionRow, picture: str, metric: str) -> str:
     if row.caption.strip():
         focus = ' tabindex="0"' if len(row.caption) > _LONG else ""
         caption = f'<p class="caption" dir="auto"{focus}>{escape(row.caption)}</p>'
+    if row.rival is not None:
+        score = _hundredfold(row.rival_scores.get(metric))
+        caption += (
+            f'<p class="rival" dir="auto"><span>{escape(rival)}:</span> {escape(row.rival) or "(empty caption)"} '
+            f"<b>{score}</b></p>"
+        )
     return (
         f'<li class="card"><div class="picture">{image}</div>'
         f'<div class="words">{caption}<ul class="references">{references}</ul>'
@@ -305,10 +328,12 @@ def _gallery(report: Report, shown: list[CaptionRow], pictures: list[str]) -> di
             "verdict": row.verdict or "",
             "ailments": [ailment.replace("_", " ") for ailment in row.ailments],
             "words": _num_words(row.caption),
+            "rival": row.rival,
+            "rival_scores": [_rounded(row.rival_scores.get(name)) for name in metrics],
         }
         for row, picture in zip(shown, pictures, strict=True)
     ]
-    return {"metrics": metrics, "rows": rows, "total": len(report.rows)}
+    return {"metrics": metrics, "rows": rows, "total": len(report.rows), "rival": report.rival}
 
 
 def _rounded(value: Any) -> float | None:

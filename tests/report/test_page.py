@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from capjax.report import CaptionRow, Measure, Report, Score, evaluation_report, write_page
+from capjax.report.contents import Difference
 from capjax.report.page import MAX_SHOWN
 
 VOID = {"meta", "img", "input"}
@@ -91,6 +92,8 @@ def report(text: str = "some text", image: bytes | None = None) -> Report:
             alternatives=((text, -3.0),),
             verdict=text,
             ailments=(text,),
+            rival=text,
+            rival_scores={"CIDEr-D": 0.4, text: 0.1},
         )
         for index in range(6)
     ]
@@ -103,6 +106,8 @@ def report(text: str = "some text", image: bytes | None = None) -> Report:
         health=[Measure("dangling ends", 0.0125, "share", text), Measure(text, 1043, "count"), Measure("mean", 9.414)],
         log=[{"step": 1, "train/loss": 3.0}, {"step": 2, "train/loss": 2.0, "val/loss": 2.5}],
         interval=text,
+        rival=text,
+        differences=[Difference(text, 0.0321, -0.0123, 0.0765, 0.042)],
     )
 
 
@@ -117,6 +122,17 @@ def test_numbers_stand_in_tables_with_their_settings(tmp_path: pathlib.Path) -> 
     sections = page.text().count(told)
     assert sections >= 5  # scores, best and worst, health, lengths, gallery
     assert {attributes.get("scope") for tag, attributes in page.elements if tag == "th"} == {"col", "row"}
+
+
+def test_two_models_stand_side_by_side(tmp_path: pathlib.Path) -> None:
+    write_page(tmp_path / "page.html", report("the other"))
+    page = parse(tmp_path / "page.html")
+    assert "Compared with the other" in page.text()
+    for expected in ("+3.2", "-1.2 – +7.6", "0.042"):
+        assert expected in page.texts["td"]
+    assert page.texts["span"].count("the other:") == 6, "best, median and worst have it too"
+    assert page.data()["rival"] == "the other"
+    assert page.data()["rows"][0]["rival_scores"] == [0.4, 0.1]
 
 
 def test_every_row_travels_with_the_page(tmp_path: pathlib.Path) -> None:
@@ -139,6 +155,8 @@ def test_every_row_travels_with_the_page(tmp_path: pathlib.Path) -> None:
         "verdict": "a dog runs",
         "ailments": ["a dog runs"],
         "words": 3,
+        "rival": "a dog runs",
+        "rival_scores": [0.4, 0.1],
     }
     assert (last["image"], last["scores"], last["log_prob"], last["words"]) == ("", [None, None], None, 0)
 
@@ -303,6 +321,22 @@ def test_the_gallery_works_in_a_browser(browser: str, tmp_path: pathlib.Path) ->
         and gallery.count("<img") == 2
         and "onerror=" not in re.sub(r">[^<]*<", "><", gallery)
     )
+
+
+def test_the_gallery_sorts_by_the_lead_over_the_other_model(browser: str, tmp_path: pathlib.Path) -> None:
+    scores = {1: (0.5, 0.9), 2: (1.5, 0.1), 3: (2.5, 2.4)}
+    rows = [
+        CaptionRow(
+            i, f"{i}.jpg", None, f"ours {i}", (), None, {"CIDEr-D": a}, rival=f"theirs {i}", rival_scores={"CIDEr-D": b}
+        )
+        for i, (a, b) in scores.items()
+    ]
+    write_page(tmp_path / "page.html", Report("title", "note", {}, rows, rival="runs/other"))
+    gallery = opened(browser, tmp_path / "page.html", "#sort=lead").split('<ol id="cards"')[1]
+    found = re.findall(r'class="rival" dir="auto"><span>runs/other:</span> theirs (\d) <b>([\d.]+)</b>', gallery)
+    assert found == [("2", "10.0"), ("3", "240.0"), ("1", "90.0")]
+    searched = opened(browser, tmp_path / "page.html", "#query=theirs+2&field=caption").split('<ol id="cards"')[1]
+    assert re.findall(r"(\d)\.jpg</span>", searched) == ["2"]
 
 
 def test_captions_with_an_ailment_are_found_in_a_browser(browser: str, tmp_path: pathlib.Path) -> None:
