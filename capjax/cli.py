@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, or that of an error, which was printed as one line: 75 where a run was stopped that the same
-        command goes on with, 69 where another process is gone, else 1. (2 comes from argparse: wrong usage.)
+        command goes on with, 69 where another process is gone, else 1. 2 comes from argparse, for wrong usage; 141
+        says that nobody reads what is printed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("capjax: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read what is printed has seen enough: `capjax caption … | head`
+        return 141
     except Exception as error:
         distributed = sys.modules.get("capjax.distributed")  # which imports JAX
         error = (distributed and distributed.lost_process(error)) or error

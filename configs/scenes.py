@@ -39,6 +39,8 @@ def get_config(variant: str = "pretrained") -> ConfigDict:
     config.optimizer.name = "adamw"
     config.optimizer.weight_decay = 0.1
     config.train.label_smoothing = 0.1
+    # CIDEr-D of 400 pictures goes up and down by 3 with the rounding of a processor, their loss falls.
+    config.eval.best_metric = "loss"
     config.train.max_tokens = 17  # START and END included: 99 of 100 captions are shorter
     if variant == "pretrained":
         config.encoder.weights = "scenes"

@@ -1,8 +1,14 @@
 """What the program as a whole owes its user: buckets are refused in one line, and nothing is left behind."""
 
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
 from capjax.cli import main
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "model_0_1"
 
 
 @pytest.mark.parametrize("bucket", ["gs://bucket/x", "S3://bucket/x"])
@@ -30,7 +36,12 @@ from capjax.cli import main
         ["evaluate", "--model=x", "--images=BUCKET"],
         ["evaluate", "--model=x", "--data_dir=BUCKET"],
         ["evaluate", "--model=x", "--features_dir=BUCKET"],
+        ["evaluate", "--model=x", "--compare=BUCKET"],
         ["caption", "--model=BUCKET", "x.jpg"],
+        ["model", "show", "BUCKET"],
+        ["model", "card", "x", "--evaluation=BUCKET"],
+        ["export", "--model=BUCKET", "--out=x"],
+        ["export", "--model=x", "--out=BUCKET"],
         ["demo", "--out=BUCKET"],
         ["score", "--references=r.json", "--results=a.json", "--out=BUCKET"],
         ["score", "--references=r.json", "--results=a.json", "--save_df=BUCKET"],
@@ -62,3 +73,15 @@ def test_buckets_of_the_environment_are_refused_in_one_line(tmp_path, monkeypatc
     (line,) = capsys.readouterr().err.splitlines()
     assert "mount the bucket" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_reads_the_first_line_alone_sees_no_error():
+    photos = GOLDEN / "photos"
+    command = [sys.executable, "-m", "capjax", "caption", f"--model={GOLDEN / 'model'}", *200 * [str(photos)]]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout.readline()
+    run.stdout.close()
+    with run.stderr:
+        said = run.stderr.read()
+    assert run.wait(timeout=120) == 141
+    assert "error" not in said and "Traceback" not in said

@@ -78,10 +78,11 @@ def model_card(
     lines += [
         "## What it cannot do",
         "",
-        f"It knows the words that its training captions have {config['vocabulary']['min_count']} times or more, and "
-        "says what is probable after pictures like those: what is rare or new is named wrongly, with as much "
-        "confidence. Counts, left and right, written text and the names of people are beyond it. Prejudices of the "
-        "captions it learnt from are its own. Data set and encoder have licences of their own.",
+        f"It knows the words of its training captions (those that occur {config['vocabulary']['min_count']} times or "
+        "oftener), and says what is probable after pictures like those: what is rare or new is named wrongly, with as "
+        "much confidence. Captioners of this kind are unreliable about counts, left and right, written text and who "
+        "somebody is. Prejudices of the captions it learnt from are its own. Data set and encoder have licences of "
+        "their own.",
         "",
     ]
     return "\n".join(lines)
