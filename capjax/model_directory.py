@@ -6,7 +6,8 @@ It holds what captioning needs and nothing else:
     vocabulary-<hash>.json
     weights-<hash>.safetensors
 
-model.json names the other two and is replaced last, so the directory is whole at any moment.
+model.json names the other two and is replaced last, so the directory is whole at any moment. The README.md that
+training writes beside them is for people (`capjax.report.model_card`).
 """
 
 import hashlib
