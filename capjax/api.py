@@ -63,6 +63,9 @@ def caption_photos(
     found: list[pathlib.Path | np.ndarray] = []
     for photo in [photos] if isinstance(photos, str | os.PathLike | np.ndarray) else photos:
         found += [photo] if isinstance(photo, np.ndarray) else find_photos([os.fspath(photo)])
+    for photo in found:
+        if isinstance(photo, np.ndarray) and (photo.dtype != np.uint8 or photo.shape[2:] != (3,)):
+            raise CapjaxError(f"expected pixels uint8 [H, W, 3], got {photo.dtype} {list(photo.shape)}")
     captions = list(PhotoCaptioner(models, batch_size)(found, models[0].search.updated(search)))
     for photo, caption in zip(found, captions, strict=True):
         if isinstance(caption, CapjaxError):

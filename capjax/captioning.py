@@ -116,12 +116,7 @@ class Generator:
         """Make the program for one search; `shapes` distinguish those that are kept."""
         del shapes
         for model in self._models:
-            longest = getattr(model.decoder, "max_length", settings.max_length)
-            if settings.max_length > longest:
-                raise CapjaxError(
-                    f"expected a search for at most {longest} words, for which the decoder was built, "
-                    f"got max_length {settings.max_length}"
-                )
+            check_length(model, settings)
         search = build_search(settings.with_token_ids(self._vocabulary.ids), SPECIAL_IDS)
 
         def generate(variables: Sequence[Any], visual: Any, keys: jax.Array) -> Hypotheses:
@@ -139,6 +134,20 @@ class Generator:
             jax.shard_map(
                 generate, mesh=self._mesh, in_specs=(PartitionSpec(), split, split), out_specs=split, check_vma=False
             )
+        )
+
+
+def check_length(model: Captioner, settings: DecoderSettings) -> None:
+    """Check that a decoder can write captions as long as a search may ask for.
+
+    Raises:
+        CapjaxError: if it was built for shorter ones.
+    """
+    longest = getattr(model.decoder, "max_length", settings.max_length)
+    if settings.max_length > longest:
+        raise CapjaxError(
+            f"expected a search for at most {longest} words, for which the decoder was built, "
+            f"got max_length {settings.max_length}"
         )
 
 

@@ -141,11 +141,12 @@ def evaluate(
         if rival:
             their_scores = score(references, {i: others[i] for i in known}, metrics)
             rival_scores = their_scores.per_image
-            draws, level = bootstrap_samples or 1000, report["settings"]["confidence"]
-            comparison = compare(their_scores.results, scores.results, draws, level)
-            name = "/".join(rival.resolve().parts[-2:])
-            report["comparison"] = {"with": name, "metrics": comparison_dict(comparison)}
-            print(comparison_table(str(rival), str(out), comparison, draws, level))
+            report["comparison"] = {"with": "/".join(rival.resolve().parts[-2:]), "metrics": {}}
+            if bootstrap_samples:
+                level = report["settings"]["confidence"]
+                comparison = compare(their_scores.results, scores.results, bootstrap_samples, level)
+                report["comparison"]["metrics"] = comparison_dict(comparison)
+                print(comparison_table(str(rival), str(out), comparison, bootstrap_samples, level))
         write_metrics(out, report)
         print(score_table(f"{config.dataset.name}, {split}", scores, report, references))
 

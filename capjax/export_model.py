@@ -25,7 +25,7 @@ import numpy as np
 from jax import export
 
 from capjax import __version__
-from capjax.captioning import LoadedModel, load_model
+from capjax.captioning import LoadedModel, check_length, load_model
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.sampling import keys_of_images
 from capjax.decoding.settings import DecoderSettings, build_search
@@ -63,13 +63,15 @@ def export_program(
         log_probs float32 [b, K]), and the weights; the ids, one of each image, are for searches that draw.
 
     Raises:
-        CapjaxError: if the model has no encoder, or the settings name words that the vocabulary lacks.
+        CapjaxError: if the model has no encoder, its decoder was built for shorter captions, or the settings name words
+            that the vocabulary lacks.
     """
     if model.preprocessing is None:
         raise CapjaxError(
             f"expected a model with an encoder, {model.path} was trained on features made elsewhere: there are no "
             "pixels to export from"
         )
+    check_length(model.captioner, settings)
     search = build_search(settings.with_token_ids(model.vocabulary.ids), SPECIAL_IDS)
     leaves, tree = jax.tree.flatten(model.variables)
 

@@ -15,6 +15,7 @@ from capjax import config as configuration
 from capjax.captioning import LoadedModel, load_model
 from capjax.disk import local_path, write_atomically
 from capjax.errors import CapjaxError
+from capjax.hub import is_remote
 from capjax.report import model_card
 from capjax.report.ledger import asked_of
 from capjax.text.vocabulary import is_unused
@@ -38,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show a model, or write its card."""
+    if args.action == "card" and is_remote(args.model):
+        raise CapjaxError(f"expected a folder to write the card to, got {args.model}; a copy of yours is needed")
     model = load_model(args.model)
     if args.action == "show":
         print(overview(model))

@@ -55,7 +55,7 @@ class PhotoCaptioner:
             For each photo in turn its caption, or why it could not be read.
         """
         # One shape for any number of photos.
-        batch_size = -(-min(self._batch_size, len(photos)) // self._mesh.size) * self._mesh.size
+        batch_size = -(-min(self._batch_size, max(1, len(photos))) // self._mesh.size) * self._mesh.size
         for start in range(0, len(photos), batch_size):
             read = read_photos(photos[start : start + batch_size], self._preprocessing)
             batches = [photo_batch(read, batch_size, self._preprocessing)] if read.images else []

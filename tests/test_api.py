@@ -68,11 +68,14 @@ def test_captions_are_those_of_the_command(capsys):
     assert [c.text for c in capjax.caption_photos([model, model], pixels, beam_size=3)] == [c.text for c in found]
 
 
-def test_what_is_wrong_is_said(tmp_path):
+def test_what_is_wrong_is_said(tmp_path, wrong_types_allowed):
     model = capjax.load_model(GOLDEN / "model")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(CapjaxError, match=r"broken\.png: "):
         capjax.caption_photos(model, [*(GOLDEN / "photos").iterdir(), tmp_path / "broken.png"])
+    assert capjax.caption_photos(model, []) == []
+    with pytest.raises(CapjaxError, match=r"expected pixels uint8 \[H, W, 3\], got float64 \[9, 9, 3\]"):
+        capjax.caption_photos(model, np.zeros((9, 9, 3)))
     with pytest.raises(CapjaxError, match="beam_size"):
         capjax.caption_photos(model, GOLDEN / "photos", beam_size=0)
     with pytest.raises(CapjaxError, match="glory"):
@@ -112,6 +115,9 @@ def test_two_evaluations_are_compared_as_results_files_are(toys, tmp_path, capsy
     for name, of_metric in found["metrics"]["CIDEr-D"].items():
         assert of_metric == pytest.approx(expected["CIDEr-D"][name])
     assert found["metrics"]["CIDEr-D"]["difference"] > 0
+    untested = [f"--out={root / 'untested'}", f"--compare={root / 'short'}", "--bootstrap_samples=0"]
+    assert main([*evaluation, *untested]) == 0
+    assert json.loads((root / "untested" / "metrics.json").read_text())["comparison"]["metrics"] == {}
     capsys.readouterr()
     assert main([*evaluation, f"--compare={tmp_path}"]) == 1
     assert "results.json" in capsys.readouterr().err

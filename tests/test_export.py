@@ -190,6 +190,14 @@ def test_from_a_program(bare, exported):
     assert number == "2" and len(words) > 2 and float(log_prob) < 0
 
 
+def test_a_search_longer_than_the_decoder_was_built_for_is_refused(tmp_path, capsys):
+    folder = small_model(tmp_path / "model", "transformer")
+    longest = load_model(str(folder)).captioner.decoder.max_length
+    options = [f"--model={folder}", f"--out={tmp_path / 'x.pyz'}", f"--max_length={longest + 1}"]
+    assert main(["export", *options]) == 1
+    assert f"expected a search for at most {longest} words" in capsys.readouterr().err
+
+
 def test_a_model_of_imported_features_is_refused(tmp_path, capsys):
     config = load_config("reference", ["features.dir=x", "encoder.weights="])
     vocabulary = Vocabulary([*SPECIAL_WORDS, "dog"], "words")

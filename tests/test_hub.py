@@ -119,6 +119,11 @@ def test_without_the_library_it_says_what_to_install(monkeypatch):
         model_folder("hf://me/golden")
 
 
+def test_a_card_is_not_written_into_the_cache_of_the_hub(capsys):
+    assert main(["model", "card", "hf://me/golden"]) == 1
+    assert "expected a folder to write the card to" in capsys.readouterr().err
+
+
 def test_folders_are_folders():
     assert not is_remote("runs/model")
     assert model_folder("runs/model") == pathlib.Path("runs/model")
