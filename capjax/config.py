@@ -120,6 +120,11 @@ def default_config() -> ConfigDict:
     config.eval.best_metric = "CIDEr-D"  # chooses the model that is kept: or "loss", "accuracy"
     config.eval.patience = 0  # validations without improvement before the run stops; 0 never stops early
 
+    # What TensorBoard shows of every validation beside its scores; what that costs, `capjax.validation_summaries` says.
+    config.log = ConfigDict()
+    config.log.num_pictures = 8  # validation pictures with their captions, always the same; 0 for none
+    config.log.histograms = True  # of every trained array, and of what it changed by since the validation before
+
     # How captions are searched for, see `DecoderSettings`; words of the constraints are separated by commas.
     config.search = ConfigDict(
         {field.name: "" if field.default == () else field.default for field in dataclasses.fields(DecoderSettings)}
@@ -221,6 +226,7 @@ def check(config: ConfigDict) -> None:
         "eval.batch_size": 1,
         "eval.max_images": 0,
         "eval.patience": 0,
+        "log.num_pictures": 0,
         "optimizer.learning_rate": 0,
         "optimizer.clip_norm": 0,
         "optimizer.weight_decay": 0,

@@ -16,7 +16,7 @@ from capjax.training_setup import Setup
 
 # Fields, and sections, that may differ between the run that wrote a checkpoint and the one that resumes from it.
 CHANGEABLE = ("recipe", "train.num_steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
-CHANGEABLE += ("train.num_workers", "eval.", "search.", "mesh.", "dataset.data_dir", "features.dir")
+CHANGEABLE += ("train.num_workers", "eval.", "log.", "search.", "mesh.", "dataset.data_dir", "features.dir")
 CHANGEABLE += ("features.batch_size",)
 # Of those, the fields that must not: the scores of later validations would be unlike those that chose the kept model.
 COMPARED = ("eval.max_images", "search.max_length")

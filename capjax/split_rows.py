@@ -1,6 +1,7 @@
 """From a configuration to the rows of a split: its captions, and its cached features or its images."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from capjax.data.caption_records import CaptionRecords
 from capjax.data.input_pipeline import ImageRows, Rows
 from capjax.errors import CapjaxError
 from capjax.pretrained.encoder_file import LoadedEncoder
-from capjax.types import Features
+from capjax.types import CaptionRecord, Features
 
 
 def feature_key(config: ConfigDict, encoder: LoadedEncoder | None) -> dict[str, Any]:
@@ -77,6 +78,17 @@ def open_split(
         else:
             store.check_split(split, of_dataset, dataset.images_sha256(split))
     return records, rows
+
+
+def pictures(config: ConfigDict, split: str) -> Callable[[CaptionRecord], bytes | None]:
+    """Return what reads the photo of a record, as it is encoded; it gives None where photos are not on this machine."""
+    try:
+        dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
+        images = dataset.images(split)
+        index = {record.image_id: i for i, record in enumerate(dataset.records(split))}
+    except CapjaxError:
+        return lambda record: None
+    return lambda record: images[index[record.image_id]] if record.image_id in index else None
 
 
 def first_features(rows: Rows, encoder: LoadedEncoder | None, grid: bool) -> Features:

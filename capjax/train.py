@@ -30,12 +30,14 @@ from capjax.report import model_card, read_log, write_curves
 from capjax.report.ledger import asked_of
 from capjax.sharding import fetch_state, make_mesh
 from capjax.tasks import make_task
+from capjax.training.epoch_lines import EpochLines
 from capjax.training.log_window import LogWindow
 from capjax.training.metric_writer import MetricWriter
 from capjax.training.progress import LARGER_IS_BETTER
 from capjax.training.train_state import TrainState, num_parameters, parameter_overview
 from capjax.training_setup import Setup, setup_from
 from capjax.validation import FEW_IMAGES, Validation
+from capjax.validation_summaries import ValidationSummaries
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
@@ -75,6 +77,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             configuration.write_json(workdir / "config.json", configuration.to_dict(config))
             say(f"resuming {workdir} from step {step}" if step else f"starting {workdir}")
         log = stack.enter_context(MetricWriter(workdir, step, progress.validated_step, enabled=lead))
+        lines, summaries = epoch_lines(setup, step, workdir), ValidationSummaries(setup, validate.records, state)
         bar = stack.enter_context(tqdm(total=num_steps, initial=step, unit="step", disable=None if lead else True))
         stop_requested = stack.enter_context(stop_requests())
         batches, window = task.batches(first_batch=step), LogWindow()
@@ -86,24 +89,27 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             if step % config.train.log_every == 0 or finished or stop:
                 if scalars := window.summarise():
                     log.write(step, scalars | {"learning_rate": task.learning_rate(step)})
+                    lines.add(step, scalars)
                     bar.set_postfix(loss=f"{scalars['train/loss']:.3f}")
             due = step > progress.validated_step and (step % config.eval.every == 0 or finished)
             due |= setup.start is not None and not progress.best_scores  # how good is the model to be improved?
             if due and not stop:
                 window.check()
-                scores = validate(state)
+                scores, captions = validate(state)
                 progress = progress.after(step, scores, metric)
                 log.write(step, scores)
-                if lead:
-                    say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+                lines.add(step, scores)
                 if progress.best_step == step:
                     model = model_directory(setup, state, scores | {"step": step})
                     if lead:
                         save_model(workdir / "model", model)
                         write_atomically(workdir / "model" / "README.md", card_of(config, model))
+                log.show(step, summaries(step, state, captions))
                 window.restart_clock()
             out_of_patience = 0 < config.eval.patience <= progress.validations_since_best
             last = finished or stop or out_of_patience
+            if lead and (line := lines.line(step, last=last and not stop)):
+                say(line)
             if step > saved_step and (step % config.train.checkpoint_every == 0 or last):
                 window.check()
                 resumption.save(checkpoints, setup, state, step, progress)
@@ -194,6 +200,19 @@ def sole_run(workdir: pathlib.Path) -> Iterator[None]:
         if error:
             raise error
         yield
+
+
+def epoch_lines(setup: Setup, step: int, workdir: pathlib.Path) -> EpochLines:
+    """Make what tells of the run; a run that resumes goes on with what the log of its first `step` steps holds."""
+    config = setup.config
+    return EpochLines(
+        config.train.num_steps,
+        config.train.batch_size // config.train.captions_per_image,
+        len(setup.captions.encode(setup.vocabulary).captioned_images),
+        config.eval.every,
+        step,
+        read_log(workdir / "metrics.jsonl") if jax.process_index() == 0 else (),
+    )
 
 
 def model_directory(setup: Setup, state: TrainState, scores: dict[str, float]) -> ModelDirectory:

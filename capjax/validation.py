@@ -32,7 +32,12 @@ MOST_IMAGES_COUNTED = 100_000
 
 
 class Validation:
-    """The validation split, opened once; calling it scores a state."""
+    """The validation split, opened once; calling it scores a state.
+
+    Attributes:
+        records: that are validated on.
+        has_few_images: whether their CIDEr-D is weighed by the training captions, see `FEW_IMAGES`.
+    """
 
     def __init__(self, setup: Setup) -> None:
         """Open the split; the programs compile when they are first needed.
@@ -43,8 +48,8 @@ class Validation:
         config = setup.config
         check_divides(config.eval.batch_size, "eval.batch_size", setup.mesh)
         records, self._rows = split_rows.open_split(config, config.dataset.val_split, setup.encoder, config.train.dtype)
-        self._records = records[: config.eval.max_images or None]
-        references = {record.image_id: record.captions for record in self._records if record.captions}
+        self.records = records[: config.eval.max_images or None]
+        references = {record.image_id: record.captions for record in self.records if record.captions}
         if not references:
             raise CapjaxError(f"expected captions in the validation split {config.dataset.val_split!r}, it has none")
         self._references = coco_caption.References(references)
@@ -68,7 +73,7 @@ class Validation:
         """Go once over this process's parts of the split."""
         config = self._setup.config
         return validation_batches(
-            self._records,
+            self.records,
             self._rows,
             self._setup.vocabulary,
             batch_size=config.eval.batch_size,
@@ -78,8 +83,12 @@ class Validation:
             process_count=jax.process_count(),
         )
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        """Score a state, in one pass over the split; equal on all processes."""
+    def __call__(self, state: TrainState) -> tuple[dict[str, float], dict[int, str]]:
+        """Score a state, in one pass over the split.
+
+        Returns:
+            Scores by name, and the captions that the state writes, by image id; equal on all processes.
+        """
         setup = self._setup
         sums, captions = [], {}
         for batch in self.batches():
@@ -99,4 +108,4 @@ class Validation:
             "val/perplexity": math.exp(min(loss / count, 700.0)),
             "val/accuracy": correct / count,
             "val/CIDEr-D": scores.corpus["CIDEr-D"],
-        }
+        }, captions

@@ -105,6 +105,7 @@ def test_defaults_are_the_reference_system():
     [
         (["eval.every=0"], r"eval\.every of at least 1, got 0"),
         (["train.log_every=0"], r"train\.log_every"),
+        (["log.num_pictures=-1"], r"log\.num_pictures of at least 0, got -1"),
         (["train.checkpoint_every=0"], r"train\.checkpoint_every"),
         (["train.captions_per_image=0"], r"train\.captions_per_image of at least 1, got 0"),
         (["train.captions_per_image=3"], r"captions_per_image that divides train\.batch_size \(64\), got 3"),

@@ -98,7 +98,7 @@ def test_the_moving_average_is_what_is_validated_and_kept(store, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, kept, jax.device_get(state.ema_params))
     (logged,) = (row for row in read_jsonl(tmp_path / "metrics.jsonl") if "val/loss" in row)
     validate = Validation(setup_from(config, make_mesh()))
-    average, latest = (validate(state.replace(params=p, ema_params={})) for p in (state.ema_params, state.params))
+    average, latest = (validate(state.replace(params=p, ema_params={}))[0] for p in (state.ema_params, state.params))
     assert logged["val/loss"] == pytest.approx(average["val/loss"])
     assert abs(logged["val/loss"] - latest["val/loss"]) > 0.01
 

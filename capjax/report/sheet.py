@@ -57,13 +57,27 @@ def write_sheet(
     metric: str = "CIDEr-D",
     num_references: int = 2,
 ) -> None:
+    """Write `draw_sheet` as PNG.
+
+    Raises:
+      CapjaxError: as it does, or the file cannot be written.
+    """
+    _write(path, draw_sheet(rows, columns, heading, metric, num_references))
+
+
+def draw_sheet(
+    rows: Sequence[CaptionRow],
+    columns: int = 4,
+    heading: str = "",
+    metric: str = "CIDEr-D",
+    num_references: int = 2,
+) -> Image.Image:
     """Draw rows as a sheet: picture, mark, generated caption in bold, references in grey.
 
     The mark is the row's verdict or, without one, its score in `metric` (× 100) in one of three colours, with a legend
     at the foot. Use `spread` to choose rows so that failures show.
 
     Args:
-      path: PNG to write.
       rows: what to show, in this order; a few dozen at most make a sheet that can be read.
       columns: pictures beside each other.
       heading: what this is and how the captions were decoded, printed on top.
@@ -71,7 +85,7 @@ def write_sheet(
       num_references: references below each caption, at most.
 
     Raises:
-      CapjaxError: there are no rows, `columns` is not positive, or the file cannot be written.
+      CapjaxError: there are no rows, or `columns` is not positive.
     """
     cells = []
     for row in rows:
@@ -82,7 +96,7 @@ def write_sheet(
         cells.append(_Cell(_on_mat(row.picture()), texts))
     legend = [(_GOOD, "100 or more"), (_FAIR, "50 to 100"), (_POOR, f"under 50 in {metric} × 100")]
     needs_legend = any(_mark(row, metric)[0] and not row.verdict for row in rows)
-    _write(path, cells, columns, heading, legend if needs_legend else ())
+    return _draw(cells, columns, heading, legend if needs_legend else ())
 
 
 def write_examples(
@@ -108,16 +122,16 @@ def write_examples(
         texts = [Text(name if len(name) <= _MAX_NAME else f"…{name[1 - _MAX_NAME :]}", 12, GREY, max_lines=1)]
         texts += [Text(caption, 14, INK, max_lines=3, bar=True) for caption in captions]
         cells.append(_Cell(_enlarged(example.image), texts))
-    _write(path, cells, columns, heading)
+    _write(path, _draw(cells, columns, heading))
 
 
-def _write(
-    path: str | os.PathLike[str],
-    cells: Sequence[_Cell],
-    columns: int,
-    heading: str,
-    legend: Sequence[tuple[str, str]] = (),
-) -> None:
+def _write(path: str | os.PathLike[str], sheet: Image.Image) -> None:
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    write_atomically(path, buffer.getvalue())
+
+
+def _draw(cells: Sequence[_Cell], columns: int, heading: str, legend: Sequence[tuple[str, str]] = ()) -> Image.Image:
     """Draw cells, whose pictures are of one width, in columns below a heading and above a legend of coloured words."""
     if not cells or columns < 1:
         raise CapjaxError(f"expected pictures and at least one column for a sheet, got {len(cells)} and {columns}")
@@ -141,9 +155,7 @@ def _write(
     for colour, words in legend:
         draw.text((place, below - 4), f"■ {words}", colour, font(13))
         place += round(font(13).getlength(f"■ {words}")) + _GAP
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
-    write_atomically(path, buffer.getvalue())
+    return sheet
 
 
 def _draw_cell(cell: _Cell) -> Image.Image:

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -29,10 +29,10 @@ class MetricWriter:
             workdir: of the run.
             first_step: lines after this step are dropped; 0 starts anew.
             validated_step: validations after this step, which are going to be repeated as well, are dropped.
-            enabled: false on all processes but the first; `write` then does nothing.
+            enabled: false on all processes but the first; `write` and `show` then do nothing.
 
         Raises:
-            CapjaxError: if it cannot be written; so does `write`.
+            CapjaxError: if it cannot be written; so do `write` and `show`.
         """
         self._file = None
         if not enabled:
@@ -60,6 +60,13 @@ class MetricWriter:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
             self._write_event(step, summary=Summary(value=values))
+
+    def show(self, step: int, summaries: Sequence[Summary.Value]) -> None:
+        """Give TensorBoard what is no scalar, see `capjax.training.summaries`."""
+        if self._file is None or not summaries:
+            return
+        with clear_disk_errors(self._workdir):
+            self._write_event(step, summary=Summary(value=summaries))
 
     def _write_event(self, step: int, **content: Any) -> None:
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
