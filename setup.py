@@ -27,6 +27,9 @@ setup(
             "report/*.html",
             "report/*.css",
             "report/*.js",
+            "serving/*.html",
+            "serving/*.css",
+            "serving/*.js",
         ]
     },
     install_requires=[
@@ -57,6 +60,12 @@ setup(
         "tpu": ["jax[tpu]"],
         "heic": ["pillow-heif>=0.18"],
         "hub": ["huggingface_hub>=0.34"],
+        "serve": [
+            "starlette>=0.46",
+            "uvicorn>=0.34",
+            "python-multipart>=0.0.20",
+            "prometheus_client>=0.21",
+        ],
         "meteor": ["pycocoevalcap>=1.2"],  # the word lists and paraphrases of METEOR
         "dev": [
             "pytest>=8",
@@ -64,7 +73,7 @@ setup(
             "hypothesis>=6.100",
             "pillow-heif>=0.18",
             "huggingface_hub>=0.34",
-            "setuptools>=77.0.1",
+            "setuptools>=77.0.3",
             "psutil>=5.9",
             "pyyaml>=6",
             "beartype>=0.20",
@@ -72,6 +81,13 @@ setup(
             "torch==2.13.0",
             "pycocoevalcap>=1.2",
             "ruff>=0.11",
+            "starlette>=0.46",
+            "uvicorn>=0.34",
+            "python-multipart>=0.0.20",
+            "prometheus_client>=0.21",
+            "httpx>=0.28",
+            "openapi-spec-validator>=0.7.1",
+            "playwright>=1.49",
         ],
     },
     entry_points={"console_scripts": ["capjax = capjax.cli:program"]},

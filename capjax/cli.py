@@ -23,6 +23,8 @@ COMMANDS = {
     "train": ("capjax.train", "train a captioner; the same command resumes"),
     "evaluate": ("capjax.evaluate", "decode a split, score it, write the report page"),
     "caption": ("capjax.caption", "caption photos"),
+    "explain": ("capjax.explain", "show word by word how captions of photos came about"),
+    "serve": ("capjax.serve", "serve a captioner: a page for people, a JSON API for programs"),
     "model": ("capjax.inspect_model", "show what a model directory holds, write its model card"),
     "export": ("capjax.export_model", "pack a captioner into one file that runs without capjax"),
     "score": ("capjax.score", "score anybody's COCO results file"),

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         commands.append(["features", *recipe])
     commands.append(["train", *recipe, f"--workdir={out / 'run'}"])
     evaluation = out / "evaluation"
-    evaluate = ["evaluate", f"--model={model}", f"--out={evaluation}", f"--metrics={','.join(METRICS)}", "--attention"]
+    evaluate = ["evaluate", f"--model={model}", f"--out={evaluation}", f"--metrics={','.join(METRICS)}", "--explain"]
     commands.append(evaluate)
     for command in commands:
         print(f"$ capjax {' '.join(command)}", file=sys.stderr)
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         f"BLEU-4 {100 * report['BLEU-4']:.1f}, CIDEr-D {100 * report['CIDEr-D']:.1f}"
     )
     print(f"page: {evaluation / 'report.html'}")
-    print(f"sheet: {evaluation / 'sheet.png'}, where it looked: {evaluation / 'attention.png'}")
+    print(f"sheet: {evaluation / 'sheet.png'}, where it looked: {evaluation / 'explained.png'}")
     print(f"curves: {out / 'run' / 'curves.png'}")
     print(f"the demo took {time.perf_counter() - started:.0f} s; caption pictures by yourself with")
     print(f"  capjax caption --model={model} {out / 'pictures'}")

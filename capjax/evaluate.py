@@ -2,8 +2,8 @@
 
 The output folder holds metrics.json (scores, intervals, health, every setting), per_image.jsonl with every caption, its
 references and scores, results.json in the COCO results layout, report.html with up to a thousand of them and their
-pictures, sheet.png with two dozen from best to worst, and, if asked for, attention.png with where the model looked at
-them.
+pictures, sheet.png with two dozen from best to worst, and, if asked for, explained.png with how likely the words of
+these were and where the model looked, which the page then tells as well.
 """
 
 import argparse
@@ -12,23 +12,25 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from capjax import config as configuration
-from capjax import data
-from capjax.attention_maps import attention_maps
+from capjax import data, split_rows
 from capjax.captioning import LoadedModel, load_ensemble
-from capjax.data.input_pipeline import Rows, visual_rows
+from capjax.data.input_pipeline import Rows
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
 from capjax.disk import inside, local_path
 from capjax.distributed import add_process_arguments, join_processes
 from capjax.errors import CapjaxError
+from capjax.explaining import Explainer
 from capjax.hub import is_remote
 from capjax.images import ImageError, Preprocessing, decode_image, preprocess, read_image_file
 from capjax.metrics.bootstrap import compare
@@ -49,7 +51,7 @@ from capjax.report import (
     evaluation_report,
     read_log,
     spread,
-    write_attention_sheet,
+    write_explanation_sheet,
     write_page,
     write_per_image,
     write_sheet,
@@ -77,7 +79,7 @@ def evaluate(
     bootstrap_samples: int = 1000,
     picture_of: Callable[[CaptionRecord], bytes | None] | None = None,
     log: Sequence[Mapping[str, Any]] = (),
-    attention: bool = False,
+    explain: bool = False,
     ledger: pathlib.Path | None = None,
     rival: pathlib.Path | None = None,
 ) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def evaluate(
         bootstrap_samples: draws for the intervals, 0 for none.
         picture_of: encoded photo of a record, for the page; by default that of the dataset if it has any.
         log: of the training, for curves.
-        attention: draw where the (first) model looked, on attention.png.
+        explain: tell of two dozen pictures how likely each word was and where the (first) model looked.
         ledger: file to append a row to that tells what was measured.
         rival: folder of another evaluation of the same images, whose captions stand beside these and are compared.
 
@@ -110,8 +112,6 @@ def evaluate(
     records = records[: max_images or None]
     if not records:
         raise CapjaxError(f"expected images in split {split!r}, it is empty")
-    if attention:  # refused now rather than after an hour of decoding
-        attention_maps(models[0], visual_rows([rows[0]]), [""])
     others = read_captions(rival, records) if rival else {}
     captions, seconds = decode_split(models, records, rows, settings, batch_size)
     if jax.process_index() != 0:
@@ -151,7 +151,7 @@ def evaluate(
         print(score_table(f"{config.dataset.name}, {split}", scores, report, references))
 
     if picture_of is None:
-        picture_of = dataset_pictures(config, split, records)
+        picture_of = split_rows.pictures(config, split)
     captioned = [
         CaptionRow(
             image_id=record.image_id,
@@ -171,16 +171,23 @@ def evaluate(
             records, captions, verdicts, ailments([caption.text for caption in captions]), strict=True
         )
     ]
+    chosen = spread(captioned, _SHEET_SIZE)
+    looks = _looks(models[0], records, rows, picture_of, chosen) if explain else {}
+    crop = models[0].preprocessing.crop if models[0].preprocessing else _PICTURE.crop
+    captioned = [
+        replace(row, explanation=looks[row.image_id].explanation, crop=crop) if row.image_id in looks else row
+        for row in captioned
+    ]
     write_per_image(out / "per_image.jsonl", captioned)
     title = f"{config.dataset.name}, {split}"
     note = judge.note(records) if judge else "Captions that a model wrote, with what people wrote of the same images."
     write_page(out / "report.html", evaluation_report(report, captioned, settings.to_dict(), title, note, log))
-    heading = f"{title}{f' ({judge.KIND})' if judge else ''}: {len(captioned):,} images, decoded with {_told(settings)}"
-    chosen = spread(captioned, _SHEET_SIZE)
+    heading = f"{title}{f' ({judge.KIND})' if judge else ''}: {len(captioned):,} images, decoded with {settings.told()}"
     write_sheet(out / "sheet.png", chosen, heading=heading)
-    if attention:
-        looks = _looks(models[0], records, rows, picture_of, chosen)
-        write_attention_sheet(out / "attention.png", looks, heading=f"{heading}; lit where the model looked")
+    if explain:
+        how = next(iter(looks.values())).explanation.method
+        lit = f"; lit where the model looked ({how})" if how else ""
+        write_explanation_sheet(out / "explained.png", list(looks.values()), heading=f"{heading}{lit}")
     if ledger and known:
         append_row(ledger, _ledger_row(models, config, split, report, settings, log))
     print(f"{len(captions):,} captions, {len(captions) / seconds:,.1f} a second; wrote {out}")
@@ -212,20 +219,23 @@ def _looks(
     rows: Rows,
     picture_of: Callable[[CaptionRecord], bytes | None],
     chosen: Sequence[CaptionRow],
-) -> list[Look]:
-    """Find out where a model looked when it wrote the chosen captions."""
+) -> dict[int, Look]:
+    """Explain the chosen captions; return by image what to show of them."""
     at = {record.image_id: i for i, record in enumerate(records)}
-    places = [at[row.image_id] for row in chosen]
-    maps = attention_maps(model, visual_rows([rows[i] for i in places]), [row.caption for row in chosen])
-    looks = []
-    for place, row, of_words in zip(places, chosen, maps, strict=True):
+    explain = Explainer(model, max_words=model.search.max_length)
+    looks = {}
+    for row in tqdm(chosen, "explaining", unit="picture", disable=None):
+        place = at[row.image_id]
         encoded = picture_of(records[place])
         pixels = np.full((224, 224, 3), 128, np.uint8)
         if encoded:
             pixels = preprocess(decode_image(encoded), model.preprocessing or _PICTURE)
-        looks.append(
-            Look(pixels, row.caption, [*model.vocabulary.tokenize(row.caption), "(end)"], of_words, row.references)
-        )
+        # Features tell all that attention needs; only for the other methods has the model to look again.
+        visual = rows[place]
+        if encoded and model.encoder and not explain.attends(visual):
+            visual = pixels
+        explanation = explain(visual, row.caption)
+        looks[row.image_id] = Look(pixels, explanation, name=row.file_name, references=row.references)
     return looks
 
 
@@ -269,31 +279,10 @@ def _command() -> str:
     return " ".join(["capjax", *map(shlex.quote, sys.argv[1:])])
 
 
-def _told(settings: DecoderSettings) -> str:
-    """Name the method and what was set beside it."""
-    usual = DecoderSettings(settings.method).to_dict()
-    told = (name for name, value in settings.to_dict().items() if value != usual[name] or name == "beam_size")
-    changed = (f"{name} {getattr(settings, name)}" for name in told)
-    return ", ".join([settings.method, *changed])
-
-
 def _judge(dataset: str) -> Any:
     """Return the module that tells whether a caption of a picture of this dataset is true, if there is one."""
     module = data.SOURCES[data.parse_name(dataset).source].judge
     return importlib.import_module(module) if module else None
-
-
-def dataset_pictures(
-    config: ConfigDict, split: str, records: Sequence[CaptionRecord]
-) -> Callable[[CaptionRecord], bytes | None]:
-    """Return the photos of a prepared dataset by record; none where they are not on this machine."""
-    try:
-        dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
-        images = dataset.images(split)
-        index = {record.image_id: i for i, record in enumerate(dataset.records(split))}
-    except CapjaxError:
-        return lambda record: None
-    return lambda record: images[index[record.image_id]] if record.image_id in index else None
 
 
 def _read(folder: pathlib.Path, file_name: str) -> bytes | None:
@@ -318,7 +307,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_images", type=int, default=0, help="the first so many images; 0: all")
     parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help="comma-separated names of metrics")
     parser.add_argument("--bootstrap_samples", type=int, default=1000, help="draws for the intervals; 0: none")
-    parser.add_argument("--attention", action="store_true", help="draw where the model looked, word by word")
+    parser.add_argument(
+        "--explain", action="store_true", help="tell of two dozen captions how likely each word was and where it looked"
+    )
     parser.add_argument("--ledger", type=local_path, metavar="FILE", help="append a row of what was measured (JSONL)")
     parser.add_argument(
         "--compare", type=local_path, metavar="FOLDER", help="that another model's evaluation wrote: side by side"
@@ -365,7 +356,7 @@ def run(args: argparse.Namespace) -> int:
         bootstrap_samples=args.bootstrap_samples,
         picture_of=args.images and (lambda record: _read(args.images, record.file_name)),
         log=read_log(log) if log.exists() else (),
-        attention=args.attention,
+        explain=args.explain,
         ledger=args.ledger,
         rival=args.compare,
     )

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 from collections.abc import Generator, Iterator
 
@@ -21,6 +22,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 import jaxtyping
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 # Every call of the package is checked against its annotations, shapes and dtypes included; JAXTYPING_DISABLE=1 leaves
 # that out. It has to come before the first import of capjax, and does not reach the processes that tests start. An int
@@ -65,6 +67,18 @@ def wrong_types_allowed() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", was_off)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium, or another that is installed, to look at pages with."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("needs Chromium to look at pages")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

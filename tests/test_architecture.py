@@ -48,16 +48,19 @@ BETWEEN = [
     "photo_captioning",
     "split_rows",
     "split_captioning",
-    "attention_maps",
+    "attribution",
+    "explaining",
+    "serving",
     "training_setup",
     "tasks",
     "validation",
+    "validation_summaries",
     "resumption",
 ]
 # No job imports another; cli.py finds them by name.
 JOBS = {
-    *("caption", "convert_weights", "demo", "evaluate", "export_model", "extract_features", "inspect_model"),
-    *("prepare_data", "score", "train", "cli"),
+    *("caption", "convert_weights", "demo", "evaluate", "explain", "export_model", "extract_features", "inspect_model"),
+    *("prepare_data", "score", "serve", "train", "cli"),
 }
 
 
@@ -115,7 +118,7 @@ def test_every_room_has_its_place():
 
 def test_main_path_needs_neither_tensorflow_nor_torch():
     jobs = ["train", "evaluate", "caption", "extract_features", "prepare_data", "convert_weights", "score", "demo"]
-    jobs += ["inspect_model", "export_model", "api"]
+    jobs += ["inspect_model", "export_model", "explain", "serve", "api"]
     code = (
         "import sys, importlib\n"
         "sys.modules.update({name: None for name in ('torch', 'keras')})\n"  # importing these now fails

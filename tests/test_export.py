@@ -1,6 +1,5 @@
 """Exported captioners against `capjax caption`, in an environment that has jax, numpy and pillow alone."""
 
-import dataclasses
 import importlib.metadata
 import json
 import pathlib
@@ -9,28 +8,19 @@ import subprocess
 import sys
 import zipfile
 
-import jax
-import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
-from capjax import assembly
 from capjax.captioning import load_model
 from capjax.cli import main
-from capjax.config import load_config, to_dict
 from capjax.errors import CapjaxError
-from capjax.model_directory import ModelDirectory, save_model
 from capjax.models import DECODERS
 from capjax.photo_captioning import PhotoCaptioner, find_photos
-from capjax.pretrained.encoder_file import EncoderConfig
-from capjax.pretrained.random_encoder import random_encoder
 from capjax.standalone.exported_captioner import ExportedCaptioner
-from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary
-from capjax.types import Features
+from tests.random_models import model_of_features, small_model
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "model_0_1"
 PHOTOS = sorted(map(str, (GOLDEN / "photos").iterdir()))
-SIZES = {"embed_size": 8, "hidden_size": 8, "attention_size": 4, "image_bottleneck_size": 4, "num_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -132,24 +122,6 @@ def test_a_file_of_something_else_is_one_line(tmp_path):
         ExportedCaptioner(str(tmp_path / "x.pyz"))
 
 
-def small_model(folder, name):
-    """Write a model with a small random encoder and a random decoder."""
-    encoder = EncoderConfig(depth_multiplier=0.25, final_endpoint="mixed0", image_size=75, source="random")
-    config = load_config("reference", ["features.dir=x", f"decoder.name={name}"])
-    config.decoder.update({field: size for field, size in SIZES.items() if field in config.decoder})
-    vocabulary = Vocabulary([*SPECIAL_WORDS, *(f"w{i}" for i in range(300))], "words")
-    captioner = assembly.captioner_from(config, len(vocabulary), encoder)
-    inputs = np.zeros((1, 75, 75, 3), np.uint8), np.zeros((1, 1), np.int32)
-    decoder = jax.eval_shape(captioner.init, jax.random.key(0), *inputs)["params"]["decoder"]
-    rng = np.random.default_rng(0)
-    decoder = jax.tree.map(lambda leaf: rng.normal(0, 0.6, leaf.shape).astype(np.float32), decoder)
-    variables = random_encoder(encoder, seed=0)
-    variables = {part: {"encoder": tree} for part, tree in variables.items()}
-    variables["params"]["decoder"] = decoder
-    save_model(folder, ModelDirectory(to_dict(config), dataclasses.asdict(encoder), vocabulary, variables, {}))
-    return folder
-
-
 SEARCHES = [
     ["--method=greedy"],
     ["--beam_size=3", "--length_penalty=0.7"],
@@ -199,13 +171,7 @@ def test_a_search_longer_than_the_decoder_was_built_for_is_refused(tmp_path, cap
 
 
 def test_a_model_of_imported_features_is_refused(tmp_path, capsys):
-    config = load_config("reference", ["features.dir=x", "encoder.weights="])
-    vocabulary = Vocabulary([*SPECIAL_WORDS, "dog"], "words")
-    captioner = assembly.captioner_from(config, len(vocabulary), None)
-    features = Features(np.zeros((1, 7), np.float32), None)
-    shapes = jax.eval_shape(captioner.init, jax.random.key(0), features, np.zeros((1, 1), np.int32))
-    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    save_model(tmp_path / "model", ModelDirectory(to_dict(config), None, vocabulary, variables, {}))
+    model_of_features(tmp_path / "model")
     assert main(["export", f"--model={tmp_path / 'model'}", f"--out={tmp_path / 'x.pyz'}"]) == 1
     assert "expected a model with an encoder" in capsys.readouterr().err
     assert not (tmp_path / "x.pyz").exists()

@@ -127,6 +127,12 @@ class DecoderSettings:
             if self.method in setting.metadata["methods"]
         }
 
+    def told(self) -> str:
+        """Name the method and what was set beside it, for people."""
+        usual = DecoderSettings(self.method).to_dict()
+        changed = (name for name, value in self.to_dict().items() if value != usual[name] or name == "beam_size")
+        return ", ".join([self.method, *(f"{name} {getattr(self, name)}" for name in changed)])
+
     def with_token_ids(self, token_ids: Mapping[str, int]) -> "DecoderSettings":
         """Return the settings with the words of `must_contain` and `must_not_contain` replaced by their token ids.
 
@@ -180,7 +186,9 @@ class DecoderSettings:
             raise CapjaxError(f"must_contain and must_not_contain both name {contradictory[0]!r}: drop it from one")
 
 
-def build_search(settings: DecoderSettings, special_ids: SpecialIds) -> Search:
+def build_search(
+    settings: DecoderSettings, special_ids: SpecialIds, watch: Callable[[Selector], Selector] = lambda chosen: chosen
+) -> Search:
     """Return the search that the settings describe.
 
     It is to be called inside the caller's `jax.jit`, together with the model:
@@ -191,6 +199,7 @@ def build_search(settings: DecoderSettings, special_ids: SpecialIds) -> Search:
     Args:
       settings: words already replaced by ids (`DecoderSettings.with_token_ids`).
       special_ids: ids of PAD, UNK, START and END; PAD and START never occur in a caption, UNK only if allowed.
+      watch: wraps the selector of a beam search, see `capjax.decoding.watched`.
 
     Raises:
       CapjaxError: words left in the settings, special ids among required words; at trace time, ids outside the
@@ -218,7 +227,7 @@ def build_search(settings: DecoderSettings, special_ids: SpecialIds) -> Search:
         )
     if settings.method == "sample":
         return _build_sampling(settings, special_ids, processors)
-    return _build_beam_search(settings, special_ids, processors, constraints)
+    return _build_beam_search(settings, special_ids, processors, constraints, watch)
 
 
 def _build_sampling(settings: DecoderSettings, special_ids: SpecialIds, processors: list[LogitsProcessor]) -> Search:
@@ -249,6 +258,7 @@ def _build_beam_search(
     special_ids: SpecialIds,
     processors: list[LogitsProcessor],
     constraints: tuple[tuple[int, ...], ...],
+    watch: Callable[[Selector], Selector],
 ) -> Search:
     num_groups = settings.num_groups if settings.method == "diverse_beam" else 1
     group_size = settings.beam_size // num_groups
@@ -257,6 +267,7 @@ def _build_beam_search(
         selector = ConstrainedSelector(group_size, constraints, special_ids.end)
     if settings.method == "diverse_beam":
         selector = DiverseSelector(selector, num_groups, settings.diversity_strength)
+    selector = watch(selector)
     return lambda decode_step, carry, keys=None: beam_search(
         decode_step,
         carry,

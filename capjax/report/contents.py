@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from capjax.report.explanation import Explanation
+
 
 @dataclass(frozen=True)
 class CaptionRow:
@@ -23,6 +25,8 @@ class CaptionRow:
       alternatives: further captions of an n-best list with their log-probabilities, best first.
       verdict: a word on the caption; "right", "partly" and "wrong" are shown in colour.
       ailments: what is wrong with the caption, whatever the image shows.
+      explanation: what can be told of its words.
+      crop: what part of the picture the explanation covers: its "center" square, or all ("none").
       rival: what the model that this one is compared with wrote, if it is.
       rival_scores: of that.
     """
@@ -37,6 +41,8 @@ class CaptionRow:
     alternatives: Sequence[tuple[str, float]] = ()
     verdict: str | None = None
     ailments: Sequence[str] = ()
+    explanation: Explanation | None = None
+    crop: str = "none"
     rival: str | None = None
     rival_scores: Mapping[str, float] = field(default_factory=dict)
 

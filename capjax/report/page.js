@@ -107,6 +107,7 @@
     if (row.log_prob !== null) facts.append(element("span", "", "log p ", element("b", "", row.log_prob.toFixed(2))));
     facts.append(element("span", "", row.file));
     const words = element("div", "words", caption);
+    if (row.explained) words.append(explainedWords(picture, row.explained));
     if (row.rival !== null) {
       const score = row.rival_scores[0] === null ? "" : number(100 * row.rival_scores[0]);
       const said = highlighted(row.rival || "(empty caption)", inCaption);

@@ -1,33 +1,30 @@
 """The report page: one HTML file with everything inside, for any browser, without a server.
 
-page.html is the frame, page.css the looks, page.js the gallery. The rows that it shows travel as JSON in the page; the
-gallery draws them as they come into view. Numbers are those of all rows, and so are the charts, whose data are binned:
-the page stays of a size that browsers load, and so does the memory that writing it takes, however many rows there are.
+page.html is the frame, page.css the looks, page.js the gallery, explained.js tells of the words of a caption. The rows
+that it shows travel as JSON in the page; the gallery draws them as they come into view. Numbers are those of all rows,
+and so are the charts, whose data are binned: the page stays of a size that browsers load, and so does the memory that
+writing it takes, however many rows there are.
 
-Text from data sets and models passes `html.escape` or, inside the JSON, `_embedded_json`; a content security policy
+Text from data sets and models passes `html.escape` or, inside the JSON, `embedded_json`; a content security policy
 pins the one style and the one script by hash and forbids all else, the network included.
 """
 
-import base64
-import hashlib
-import json
 import logging
 import os
 import re
-import string
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
-from importlib import resources
 from typing import Any
 
 from tqdm import tqdm
 
-from capjax import __version__
 from capjax.disk import write_atomically
 from capjax.images import ImageError, thumbnail
 from capjax.report.charts import length_histogram, line_chart, panels
 from capjax.report.contents import CaptionRow, Report, extremes, is_number, sample
+from capjax.report.explanation import explained_json
+from capjax.report.html import data_uri, embedded_json, page_of, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,23 +66,20 @@ def _data_uri(row: CaptionRow) -> str | None:
     if picture is None:
         return ""
     try:
-        return f"data:image/jpeg;base64,{base64.b64encode(thumbnail(picture)).decode('ascii')}"
+        return data_uri(thumbnail(picture))
     except ImageError:
         return None
 
 
 def _render(report: Report, shown: list[CaptionRow], pictures: list[str]) -> str:
-    files = resources.files("capjax.report")
-    style, script = (files.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     settings = _settings_line(report.settings)
     picture_of = {id(row): picture for row, picture in zip(shown, pictures, strict=True)}
-    return string.Template(files.joinpath("page.html").read_text(encoding="utf-8")).substitute(
+    return page_of(
+        "page.html",
+        text_of("page.css", "explained.css"),
+        text_of("explained.js", "page.js"),
         title=escape(report.title),
         note="".join(f"<p>{escape(part.strip())}</p>" for part in re.split(r"\n\s*\n", report.note) if part.strip()),
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-        style=style,
-        script=script,
         settings=_settings_table(report.settings),
         scores=_scores_table(report, settings) + _differences_table(report),
         health=_health_table(report, settings),
@@ -95,19 +89,8 @@ def _render(report: Report, shown: list[CaptionRow], pictures: list[str]) -> str
         decoded=settings,
         gallery="All captions" if len(shown) == len(report.rows) else "A sample of the captions",
         images=_told_rows(report, len(shown)),
-        rows=_embedded_json(_gallery(report, shown, pictures)),
-        version=escape(__version__),
+        rows=embedded_json(_gallery(report, shown, pictures)),
     )
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
-
-
-def _embedded_json(value: Any) -> str:
-    """Encode a value as JSON that cannot end the script element that holds it: no <, > or & is left, nor NaN."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _settings_line(settings: Mapping[str, Any]) -> str:
@@ -330,6 +313,7 @@ def _gallery(report: Report, shown: list[CaptionRow], pictures: list[str]) -> di
             "words": _num_words(row.caption),
             "rival": row.rival,
             "rival_scores": [_rounded(row.rival_scores.get(name)) for name in metrics],
+            "explained": row.explanation and explained_json(row.explanation, row.crop),
         }
         for row, picture in zip(shown, pictures, strict=True)
     ]

@@ -157,6 +157,7 @@ def test_every_row_travels_with_the_page(tmp_path: pathlib.Path) -> None:
         "words": 3,
         "rival": "a dog runs",
         "rival_scores": [0.4, 0.1],
+        "explained": None,
     }
     assert (last["image"], last["scores"], last["log_prob"], last["words"]) == ("", [None, None], None, 0)
 

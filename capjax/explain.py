@@ -1,0 +1,112 @@
+"""The job `capjax explain`: how the captions of photos came about, a picture and a page for each photo.
+
+    capjax explain --model=demo/run/model --beam_size=3 demo/pictures
+
+For each word: how likely it was, what else was, and where the model looked; and the beams of the search as a tree.
+"""
+
+import argparse
+import hashlib
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from capjax.attribution import METHODS
+from capjax.captioning import LoadedModel, load_model
+from capjax.decoding.flags import add_decoder_flags, settings_from_flags
+from capjax.decoding.settings import DecoderSettings
+from capjax.disk import local_path
+from capjax.errors import CapjaxError, printable
+from capjax.explaining import Explainer, WatchedSearch
+from capjax.photo_captioning import find_photos, read_photos
+from capjax.report import Look, write_explanation_page, write_explanation_sheet
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `capjax explain`."""
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="image files, or folders of them")
+    parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
+    parser.add_argument(
+        "--out", type=local_path, default=pathlib.Path("explained"), help="folder to write (default: explained)"
+    )
+    parser.add_argument(
+        "--heat",
+        choices=METHODS,
+        help="how to tell where the model looked (default: attention if the model has it, else occlusion)",
+    )
+    parser.add_argument("--caption", help="explain this caption of the photos, whatever the model would say")
+    add_decoder_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain the captions of photos; return 1 if one of them could not be read."""
+    files = find_photos(args.photos)
+    model = load_model(args.model)
+    if model.preprocessing is None:
+        raise CapjaxError(
+            f"the model {model.path} was trained on features made elsewhere and has no encoder to look at photos with; "
+            "capjax evaluate --explain explains its captions of such features"
+        )
+    settings = settings_from_flags(args, model.search)
+    explain = PhotoExplainer(model, settings, args.heat, args.out)
+    num_failed = 0
+    for file, name in zip(tqdm(files, "explaining", unit="photo", disable=None), names_of(files), strict=True):
+        try:
+            told = explain(file, name, args.caption)
+            print(f"{printable(str(file))}: {told}", flush=True)
+        except CapjaxError as error:
+            print(f"{printable(str(file))}: {error}", file=sys.stderr, flush=True)
+            num_failed += 1
+    print(f"wrote {args.out}")
+    return 1 if num_failed else 0
+
+
+class PhotoExplainer:
+    """Captions photos one by one and writes how each caption came about."""
+
+    def __init__(self, model: LoadedModel, settings: DecoderSettings, heat: str | None, out: pathlib.Path) -> None:
+        self._model, self._settings, self._out = model, settings, out
+        self._search = WatchedSearch(model, settings)
+        self._explainer = Explainer(model, heat, settings.max_length)
+
+    def __call__(self, file: pathlib.Path, name: str, told: str | None) -> str:
+        """Write NAME.png and NAME.html; return the caption, which is `told` if that is given.
+
+        Raises:
+            CapjaxError: if the photo cannot be read, or a file cannot be written.
+        """
+        read = read_photos([file], self._model.preprocessing)
+        if read.errors[0]:
+            raise read.errors[0]
+        (image,), (image_id,) = read.images, read.ids
+        if told is None:
+            caption, branches = self._search(image, image_id)
+            text, alternatives = caption.text, caption.alternatives
+        else:
+            text, branches, alternatives = " ".join(self._model.vocabulary.tokenize(told)), [], ()
+        explanation = self._explainer(image, text)
+        look = Look(image, explanation, branches, file.name)
+        search = self._settings.told() if told is None else "none, the caption was given"
+        heading = f"{file.name}: {search}; lit where the model looked ({explanation.method})"
+        write_explanation_sheet(self._out / f"{name}.png", [look], heading)
+        log_prob = float(np.sum(np.log([max(word.probability, 1e-38) for word in explanation.words])))
+        settings = {
+            "model": self._model.path,
+            "search": search,
+            "log-probability": f"{log_prob:.2f}",
+            "where it looked": explanation.method,
+        }
+        write_explanation_page(self._out / f"{name}.html", look, settings, alternatives)
+        return text
+
+
+def names_of(files: Sequence[pathlib.Path]) -> list[str]:
+    """Name what is written after the photos; of photos with one name in several folders, after where they lie too."""
+    stems = [file.stem for file in files]
+    return [
+        stem if stems.count(stem) == 1 else f"{stem}-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+        for stem, file in zip(stems, files, strict=True)
+    ]
