@@ -109,7 +109,7 @@ def evaluate_model(
     Args:
         model: one, or several that vote.
         split: of the dataset.
-        out: the folder to write; by default `evaluation-SPLIT` beside the (first) model.
+        out: the folder to write; by default `evaluation-SPLIT` beside the (first) model, here if that is of the hub.
         batch_size: images decoded at once, over all devices.
         max_images: the first so many, 0 for all.
         metrics: names of metrics.
@@ -119,7 +119,7 @@ def evaluate_model(
         The content of metrics.json: scores by name, intervals, the health of the captions, every setting.
     """
     models = _models(model)
-    out = pathlib.Path(out) if out is not None else pathlib.Path(models[0].path).parent / f"evaluation-{split}"
+    out = pathlib.Path(out) if out is not None else models[0].workdir / f"evaluation-{split}"
     return evaluate.evaluate(
         models,
         models[0].config,

@@ -1,6 +1,7 @@
 """Captions for images: models restored from their directories, photos read, sentences generated."""
 
 import functools
+import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from capjax.decoding.hypotheses import Hypotheses
 from capjax.decoding.sampling import image_keys
 from capjax.decoding.settings import DecoderSettings, build_search
 from capjax.errors import CapjaxError
-from capjax.hub import model_folder
+from capjax.hub import is_remote, model_folder
 from capjax.images import Preprocessing
 from capjax.model_directory import load_model_directory
 from capjax.models import Captioner
@@ -155,7 +156,8 @@ class LoadedModel(NamedTuple):
     """A model directory turned into something that captions.
 
     Attributes:
-        path: of the directory, for messages.
+        path: of the directory.
+        is_remote: whether that is a copy of what the hub has.
         captioner: the model.
         variables: its weights, NumPy arrays.
         vocabulary: of its captions.
@@ -167,6 +169,7 @@ class LoadedModel(NamedTuple):
     """
 
     path: str
+    is_remote: bool
     captioner: Captioner
     variables: dict[str, Any]
     vocabulary: Vocabulary
@@ -179,6 +182,11 @@ class LoadedModel(NamedTuple):
     def preprocessing(self) -> Preprocessing | None:
         """How it wants to see images; None if it cannot."""
         return self.encoder and assembly.preprocessing_from(self.config, self.encoder)
+
+    @property
+    def workdir(self) -> pathlib.Path:
+        """The folder that the directory lies in, with what else is known of it; the present one for a remote model."""
+        return pathlib.Path() if self.is_remote else pathlib.Path(self.path).parent
 
     @property
     def search(self) -> DecoderSettings:
@@ -223,6 +231,7 @@ def load_model(path: str) -> LoadedModel:
     check_shapes(found, expected, f"the weights of {path} with its model.json")
     return LoadedModel(
         str(folder),
+        is_remote(path),
         captioner,
         directory.variables,
         directory.vocabulary,

@@ -83,7 +83,7 @@ def default_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.objective = "cross_entropy"  # what is trained, a task of capjax.tasks: or "self_critical"
-    config.train.init_from = ""  # a model directory or workdir, whose weights and vocabulary the run starts from
+    config.train.init_from = ""  # a model or workdir, whose weights and vocabulary the run starts from
     config.train.num_steps = 12_000
     config.train.batch_size = 64  # captions over all devices
     config.train.captions_per_image = 1  # captions that share one encoded image

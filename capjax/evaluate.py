@@ -31,7 +31,6 @@ from capjax.disk import inside, local_path
 from capjax.distributed import add_process_arguments, join_processes
 from capjax.errors import CapjaxError
 from capjax.explaining import Explainer
-from capjax.hub import is_remote
 from capjax.images import ImageError, Preprocessing, decode_image, preprocess, read_image_file
 from capjax.metrics.bootstrap import compare
 from capjax.metrics.caption_health import ailments
@@ -341,14 +340,13 @@ def run(args: argparse.Namespace) -> int:
                 f"the model's features in {config.features.dir} are of another dataset; name those of {args.dataset} "
                 "with --features_dir=DIR, or look at its images with --features_dir="
             )
-    first = pathlib.Path(models[0].path)
-    log = first.parent / "metrics.jsonl"
+    log = pathlib.Path(models[0].path).parent / "metrics.jsonl"
     evaluate(
         models,
         config,
         args.split,
         settings_from_flags(args, models[0].search),
-        args.out or (pathlib.Path() if is_remote(args.model) else first.parent) / f"evaluation-{args.split}",
+        args.out or models[0].workdir / f"evaluation-{args.split}",
         other_features=args.features_dir is not None,
         batch_size=-(-args.batch_size // jax.device_count()) * jax.device_count(),
         max_images=args.max_images,

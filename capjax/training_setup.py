@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from capjax.data.caption_records import CaptionRecords
 from capjax.data.input_pipeline import Rows, training_batches
 from capjax.data.tokenized_captions import TokenizedCaptions, tokenized_captions
 from capjax.errors import CapjaxError
+from capjax.hub import model_folder
 from capjax.model_directory import ModelDirectory, load_model_directory
 from capjax.models import Captioner
 from capjax.pretrained.encoder_file import LoadedEncoder, config_from
@@ -160,7 +160,7 @@ def _load_start(config: ConfigDict) -> ModelDirectory:
     Raises:
         CapjaxError: if there is none, or its decoder is another than the run's.
     """
-    path = pathlib.Path(config.train.init_from)
+    path = model_folder(config.train.init_from)
     start = load_model_directory(path / "model" if (path / "model" / "model.json").exists() else path)
     theirs = configuration.from_dict(start.config, f"{path}/model.json").decoder.to_dict()
     for name, value in config.decoder.to_dict().items():

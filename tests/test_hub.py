@@ -124,6 +124,28 @@ def test_a_card_is_not_written_into_the_cache_of_the_hub(capsys):
     assert "expected a folder to write the card to" in capsys.readouterr().err
 
 
+def test_a_run_starts_from_a_model_of_the_hub_and_nothing_is_written_beside_it(hub):
+    """In a process of its own, since the hub's library reads its address but once."""
+    code = f"""
+import pathlib, flax.traverse_util
+from capjax.captioning import load_model
+from capjax.training_setup import _load_start
+here = load_model({str(GOLDEN / "model")!r})
+config = here.config.copy_and_resolve_references()
+with config.unlocked():
+    config.train.init_from = "hf://me/golden@v1"
+start = _load_start(config)
+assert start.vocabulary.words == here.vocabulary.words
+theirs, ours = (flax.traverse_util.flatten_dict(model.variables) for model in (start, here))
+assert theirs.keys() == ours.keys() and all((theirs[name] == ours[name]).all() for name in ours)
+assert load_model("hf://me/golden@v1").workdir == pathlib.Path()
+assert here.workdir == pathlib.Path({str(GOLDEN)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert any("/resolve/" in path for path in Hub.asked)
+
+
 def test_folders_are_folders():
     assert not is_remote("runs/model")
     assert model_folder("runs/model") == pathlib.Path("runs/model")
