@@ -65,13 +65,13 @@ def toys(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_from_features_with_dropout(feature_config, tmp_path, accumulate_steps):
+@pytest.mark.parametrize(("accumulate_steps", "layouts"), [(1, list(LAYOUTS)), (2, [*LAYOUTS][:1] + [*LAYOUTS][-1:])])
+def test_from_features_with_dropout(feature_config, tmp_path, accumulate_steps, layouts):
     command = [f"--config={feature_config}", "--config.decoder.dropout_rate=0.3"]
     command += [f"--config.train.accumulate_steps={accumulate_steps}"]
-    for name, layout in LAYOUTS.items():
-        finish(*start(command, tmp_path / name, **layout))
-    for name in list(LAYOUTS)[1:]:
+    for name in layouts:
+        finish(*start(command, tmp_path / name, **LAYOUTS[name]))
+    for name in layouts[1:]:
         assert_same_run(tmp_path / "one device", tmp_path / name)
 
 

@@ -172,8 +172,8 @@
     canvas.width = canvas.height = heat.length;
     const context = canvas.getContext("2d");
     const pixels = context.createImageData(heat.length, heat.length);
-    // What had nothing to do with the word goes dark, what spoke for it glows.
-    heat.flat().forEach((value, index) => pixels.data.set([255 * value, 150 * value, 30, 165 - 50 * value], 4 * index));
+    // What had nothing to do with the word goes dark; what is lit keeps its colours.
+    heat.flat().forEach((value, index) => { pixels.data[4 * index + 3] = 215 * (1 - value); });
     context.putImageData(pixels, 0, 0);
   };
 
