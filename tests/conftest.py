@@ -9,10 +9,7 @@ from collections.abc import Generator, Iterator
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Eight simulated devices on two busy cores wait for each other; XLA takes 40 seconds of that for a deadlock and aborts.
-# Programs of tests are compiled more often than they are run: without LLVM's optimisations, in two thirds of the time.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_backend_optimization_level=0"
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_collective_call_terminate_timeout_seconds=600")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "capjax" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

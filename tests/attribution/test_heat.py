@@ -177,12 +177,11 @@ def test_the_hottest_place_is_the_thing_that_the_word_names(method):
     assert np.mean(hits) > 0.85  # a quarter of the picture would be hit by chance
 
 
-@pytest.mark.parametrize("method", ["occlusion", "integrated_gradients"])
-def test_of_two_things_the_word_is_hot_on_the_one_that_it_names(method):
+def test_of_two_things_the_word_is_hot_on_the_one_that_it_names():
     """Not so with a decoder of random weights (Adebayo et al. 2018): then it is the picture that was seen, no word."""
 
     def told_apart(model):
-        explain, found = Explainer(model, method), []
+        explain, found = Explainer(model, "occlusion"), []
         for first, second in itertools.permutations(COLOURS, 2):
             for (x, y), shape in zip(CORNERS[1:3], ["ellipse", "rectangle"], strict=True):
                 image = toys((first, shape, x, y), (second, shape, 44 - x, 44 - y))
