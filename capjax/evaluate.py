@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -111,6 +112,9 @@ def evaluate(
     records = records[: max_images or None]
     if not records:
         raise CapjaxError(f"expected images in split {split!r}, it is empty")
+    explainer = Explainer(models[0], max_words=models[0].search.max_length) if explain else None
+    if explainer:  # what it cannot explain is refused now rather than after an hour of decoding
+        explainer(rows[0], "")
     others = read_captions(rival, records) if rival else {}
     captions, seconds = decode_split(models, records, rows, settings, batch_size)
     if jax.process_index() != 0:
@@ -171,7 +175,7 @@ def evaluate(
         )
     ]
     chosen = spread(captioned, _SHEET_SIZE)
-    looks = _looks(models[0], records, rows, picture_of, chosen) if explain else {}
+    looks = _looks(models[0], explainer, records, rows, picture_of, chosen) if explainer else {}
     crop = models[0].preprocessing.crop if models[0].preprocessing else _PICTURE.crop
     captioned = [
         replace(row, explanation=looks[row.image_id].explanation, crop=crop) if row.image_id in looks else row
@@ -183,7 +187,7 @@ def evaluate(
     write_page(out / "report.html", evaluation_report(report, captioned, settings.to_dict(), title, note, log))
     heading = f"{title}{f' ({judge.KIND})' if judge else ''}: {len(captioned):,} images, decoded with {settings.told()}"
     write_sheet(out / "sheet.png", chosen, heading=heading)
-    if explain:
+    if explainer:
         how = next(iter(looks.values())).explanation.method
         lit = f"; lit where the model looked ({how})" if how else ""
         write_explanation_sheet(out / "explained.png", list(looks.values()), heading=f"{heading}{lit}")
@@ -214,6 +218,7 @@ def read_captions(folder: pathlib.Path, records: Sequence[CaptionRecord]) -> dic
 
 def _looks(
     model: LoadedModel,
+    explain: Explainer,
     records: Sequence[CaptionRecord],
     rows: Rows,
     picture_of: Callable[[CaptionRecord], bytes | None],
@@ -221,21 +226,25 @@ def _looks(
 ) -> dict[int, Look]:
     """Explain the chosen captions; return by image what to show of them."""
     at = {record.image_id: i for i, record in enumerate(records)}
-    explain = Explainer(model, max_words=model.search.max_length)
     looks = {}
     for row in tqdm(chosen, "explaining", unit="picture", disable=None):
         place = at[row.image_id]
-        encoded = picture_of(records[place])
-        pixels = np.full((224, 224, 3), 128, np.uint8)
-        if encoded:
-            pixels = preprocess(decode_image(encoded), model.preprocessing or _PICTURE)
+        pixels = _pixels(picture_of(records[place]), model.preprocessing or _PICTURE)
         # Features tell all that attention needs; only for the other methods has the model to look again.
         visual = rows[place]
-        if encoded and model.encoder and not explain.attends(visual):
+        if pixels is not None and model.encoder and not explain.attends(visual):
             visual = pixels
-        explanation = explain(visual, row.caption)
-        looks[row.image_id] = Look(pixels, explanation, name=row.file_name, references=row.references)
+        shown = np.full((224, 224, 3), 128, np.uint8) if pixels is None else pixels
+        looks[row.image_id] = Look(shown, explain(visual, row.caption), name=row.file_name, references=row.references)
     return looks
+
+
+def _pixels(encoded: bytes | None, preprocessing: Preprocessing) -> UInt8[np.ndarray, "S S 3"] | None:
+    """Decode a picture; None if there is none or it is damaged."""
+    try:
+        return preprocess(decode_image(encoded), preprocessing) if encoded else None
+    except ImageError:
+        return None
 
 
 def _ledger_row(

@@ -41,7 +41,8 @@ class Explainer:
         if method is not None and method not in METHODS:
             raise CapjaxError(f"expected a method out of {', '.join(METHODS)}, got {method!r}")
         self._method, self._captioner, self._attends = method, model.captioner, None
-        self._vocabulary, self._max_words = model.vocabulary, max_words
+        self._longest = getattr(model.captioner.decoder, "max_length", None)
+        self._vocabulary, self._max_words = model.vocabulary, min(max_words, self._longest or max_words)
         self._variables = jax.device_put(model.variables)
         self._likely = jax.jit(partial(_likely, model.captioner))
         self._heat = {name: jax.jit(partial(heat, model.captioner)) for name, heat in METHODS.items()}
@@ -54,10 +55,15 @@ class Explainer:
             caption: words that the vocabulary lacks count as unknown.
 
         Raises:
-            CapjaxError: if the method does not work with this model.
+            CapjaxError: if the method does not work with this model, or the caption is longer than any of its own.
         """
         ids = self._vocabulary.encode(caption)
         num_words = len(ids) - 1
+        if self._longest and num_words > self._longest:
+            raise CapjaxError(
+                f"expected a caption of at most {self._longest - 1} words, for which the decoder was built, got "
+                f"{num_words - 1}"
+            )
         tokens = jnp.asarray(pad_captions([ids], max(num_words, self._max_words) + 1)["tokens"])
         inputs = jax.tree.map(lambda x: x[None], visual)
         method = self._method

@@ -136,6 +136,15 @@ def test_a_caption_that_is_given(tmp_path, photos, capsys):
     assert "the caption was given" in page and "integrated gradients" in page and "The beams" not in page
 
 
+def test_a_caption_longer_than_the_decoder_was_built_for_is_refused(tmp_path, photos, capsys):
+    model = small_model(tmp_path / "model", "transformer")
+    longest = load_model(str(model)).captioner.decoder.max_length
+    for number, status in ((longest - 1, 0), (longest, 1)):
+        caption = f"--caption={' '.join(['w3'] * number)}"
+        assert main(["explain", f"--model={model}", f"--out={tmp_path / 'out'}", caption, str(photos[0])]) == status
+    assert f"expected a caption of at most {longest - 1} words" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -216,6 +225,13 @@ def test_evaluation_of_a_decoder_without_attention_covers_its_pictures(project, 
     for row in gallery(tmp_path / "evaluation" / "report.html"):
         assert row["explained"]["heat_method"] == "occlusion"
         assert np.shape(row["explained"]["words"][0]["heat"]) == (8, 8)
+    # Of a picture that is damaged it tells what its features tell.
+    shutil.copytree(project / "photos", tmp_path / "photos")
+    (tmp_path / "photos" / "24.png").write_bytes(b"\x89PNG nothing")
+    command += [f"--images={tmp_path / 'photos'}", f"--out={tmp_path / 'damaged'}"]
+    assert main([*command, "--explain", "--max_images=2"]) == 0
+    methods = {row["file"]: row["explained"]["heat_method"] for row in gallery(tmp_path / "damaged" / "report.html")}
+    assert methods == {"24.png": "", "25.png": "occlusion"}
 
 
 def test_the_fingerprint_of_a_configuration_leaves_out_seeds_and_places():

@@ -132,6 +132,17 @@ def test_the_brightest_place_is_one_and_what_spoke_against_a_word_is_dark(model,
         assert light.argmax() == heat.argmax() or heat.max() <= 0
 
 
+def test_a_grid_that_is_no_square_is_refused(tmp_path):
+    model = load_model(str(small_model(tmp_path, "att2in")))
+    size = model.variables["params"]["decoder"]["grid_embedding"]["kernel"].shape[0]
+    rng = np.random.default_rng(0)
+    features = [Features(rng.normal(size=size), rng.normal(size=(p, size))) for p in (9, 6)]
+    features = jax.tree.map(lambda x: x.astype(np.float32), features)
+    assert Explainer(model)(features[0], CAPTION).heat.shape == (4, 3, 3)
+    with pytest.raises(CapjaxError, match="expected a square grid to draw attention on, the features have 6 places"):
+        Explainer(model)(features[1], CAPTION)
+
+
 def test_features_without_attention_have_no_heat(tmp_path):
     model = load_model(str(model_of_features(tmp_path / "model")))
     features = Features(np.zeros(7, np.float32), None)
