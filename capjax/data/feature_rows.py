@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import resource
+import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -74,6 +75,11 @@ class FeatureRows:
         return (self[i] for i in range(len(self)))
 
 
+_PARSING = threading.Lock()
+"""Python 3.11 counts how deep its parser is for all threads together, and raises SystemError where two parse at once
+(https://github.com/python/cpython/issues/106905); NumPy has it parse the headers of arrays."""
+
+
 class _Shard:
     """A shard's file of one array: `shard[row]` is float32 [F] or [P, F].
 
@@ -90,8 +96,9 @@ class _Shard:
         try:
             self._file = open(path, "rb", buffering=0)
             weakref.finalize(self, self._file.close)
-            np.lib.format.read_magic(self._file)
-            (_, *shape), is_fortran, found = np.lib.format.read_array_header_1_0(self._file)
+            with _PARSING:
+                np.lib.format.read_magic(self._file)
+                (_, *shape), is_fortran, found = np.lib.format.read_array_header_1_0(self._file)
             if (tuple(shape), is_fortran, found) != (row_shape, False, dtype):
                 raise ValueError(f"rows of {found} {tuple(shape)} instead of {dtype} {row_shape}")
         except NPZ_ERRORS as error:

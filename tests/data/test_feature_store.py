@@ -2,11 +2,13 @@
 
 import concurrent.futures
 import dataclasses
+import gc
 import io
 import json
 import os
 import pickle
 import shutil
+import time
 import tracemalloc
 import zipfile
 
@@ -478,3 +480,26 @@ def test_importing_features_of_other_images_is_an_error(tmp_path):
     np.savez(tmp_path / "x.npz", file_name=np.asarray(["z.jpg"]), pooled=np.zeros((1, F)))
     with pytest.raises(CapjaxError, match="none of its file names"):
         import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)})
+
+
+def test_threads_may_open_shards_at_once(tmp_path):
+    """Python 3.11 counts how deep its parser is for all threads together, and takes two of them for a mistake."""
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.save(tmp_path / "0.npy", array)
+    threshold = gc.get_threshold()
+
+    def pause(phase, info):
+        time.sleep(1e-5)  # another thread goes on, in the middle of what this one parses
+
+    def open_often(threshold):
+        gc.set_threshold(threshold)
+        return [feature_rows._Shard(tmp_path / "0.npy", (4,), np.dtype(np.float32))[2] for _ in range(50)]
+
+    gc.callbacks.append(pause)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            rows = [row for opened in pool.map(open_often, list(range(1, 17)) * 4) for row in opened]
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(pause)
+    assert len(rows) == 3200 and (np.stack(rows) == array[2]).all()
