@@ -66,7 +66,8 @@ def test_it_answers_what_it_has_accepted_and_ends_well(tmp_path: pathlib.Path, n
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 200 ") and b"there is a red circle" in answer
         out, err = running.communicate(timeout=60)
-        assert (running.returncode, out, err) == (0, "", "")
+        assert (running.returncode, out) == (0, "")
+        assert "capjax" not in err and "Traceback" not in err  # XLA may say what it thinks of the machine
     assert list(tmp_path.iterdir()) == []
 
 
