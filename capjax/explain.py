@@ -21,6 +21,7 @@ from capjax.decoding.settings import DecoderSettings
 from capjax.disk import local_path
 from capjax.errors import CapjaxError, printable
 from capjax.explaining import Explainer, WatchedSearch
+from capjax.images import ImageError
 from capjax.photo_captioning import find_photos, read_photos
 from capjax.report import Look, write_explanation_page, write_explanation_sheet
 
@@ -57,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
         try:
             told = explain(file, name, args.caption)
             print(f"{printable(str(file))}: {told}", flush=True)
-        except CapjaxError as error:
+        except ImageError as error:
             print(f"{printable(str(file))}: {error}", file=sys.stderr, flush=True)
             num_failed += 1
-    print(f"wrote {args.out}")
+    print(f"wrote {args.out}: a picture and a page of {len(files) - num_failed} photo(s)")
     return 1 if num_failed else 0
 
 

@@ -166,6 +166,14 @@ def test_a_model_of_imported_features_has_nothing_to_look_at(tmp_path, photos, c
     assert "has no encoder to look at photos with" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_ends_it_at_once(tmp_path, photos, capsys):
+    model = small_model(tmp_path / "model", "init_inject")
+    (tmp_path / "file").write_text("no folder")
+    assert main(["explain", f"--model={model}", f"--out={tmp_path / 'file' / 'x'}", *map(str, photos)]) == 1
+    captured = capsys.readouterr()
+    assert "wrote" not in captured.out and captured.err.count("cannot write") == 1
+
+
 def test_names_of_photos_do_not_overwrite_each_other(tmp_path):
     files = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.jpg", tmp_path / "a" / "y.png"]
     names = names_of(files)
