@@ -210,6 +210,7 @@ def test_evaluation_explains_what_it_shows_and_keeps_a_ledger(project, tmp_path)
         told = sum(np.log(max(word["probability"], 5e-4)) for word in words)
         assert told == pytest.approx(row["log_prob"], abs=0.02)
         assert np.shape(words[0]["heat"]) == (7, 7) and row["explained"]["heat_method"] == "attention"
+        assert row["explained"]["crop"] == "center", "the square that the encoder saw"
     assert all(row["explained"] is None for row in gallery(tmp_path / "b" / "report.html"))
 
     first, second = read_ledger(tmp_path / "ledger.jsonl")

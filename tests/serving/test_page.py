@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, FilePayload, Page, expect
 
@@ -135,8 +136,9 @@ def test_everything_works_by_keyboard(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize("size", [(120, 60), (60, 120)])
-def test_the_heat_lies_where_the_model_looked(visit: Visit, size: tuple[int, int]) -> None:
-    visit.choose(in_memory("noise.png", picture(size)))
+def test_the_heat_lies_where_the_model_looked(visit: Visit, server: Server, size: tuple[int, int]) -> None:
+    photo = picture(size)
+    visit.choose(in_memory("noise.png", photo))
     visit.page.locator(".token").first.hover()
     heat, image = visit.page.locator("canvas.heat"), visit.page.locator(".card img")
     expect(heat).to_be_visible()
@@ -147,10 +149,15 @@ def test_the_heat_lies_where_the_model_looked(visit: Visit, size: tuple[int, int
     for start, length in (("x", "width"), ("y", "height")):
         middles = [box[start] + box[length] / 2 for box in (inner, outer)]
         assert middles[0] == pytest.approx(middles[1], abs=1.5)
-    lit = visit.page.evaluate(
-        "[...document.querySelector('canvas.heat').getContext('2d').getImageData(0, 0, 99, 99).data].some(Boolean)"
+    alpha = visit.page.evaluate(
+        """() => { const canvas = document.querySelector('canvas.heat');
+        return [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]
+            .filter((_, i) => i % 4 === 3); }"""
     )
-    assert lit
+    told = server.post(photo, explain="true").json()["captions"][0]["explanation"]["words"][0]["heat"]
+    # What had most to do with the word is not darkened, what had nothing is most.
+    np.testing.assert_allclose(1 - np.asarray(alpha) / 215, np.ravel(told), atol=0.01)
+    assert np.ptp(alpha) > 100
 
 
 def test_what_cannot_be_captioned_is_said_in_its_place(visit: Visit, server: Server) -> None:
