@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int64, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int64, UInt8
 from ml_collections import ConfigDict
 
 from capjax import assembly
@@ -47,6 +47,17 @@ class Caption(NamedTuple):
     text: str
     log_prob: float
     alternatives: tuple[tuple[str, float], ...] = ()
+
+
+def caption_of(
+    image_id: int, tokens: Int[np.ndarray, "K L"], log_probs: Float[np.ndarray, " K"], vocabulary: Vocabulary
+) -> Caption:
+    """Put what a search found for an image into words; a search that found nothing gives an empty caption."""
+    ranked = [
+        (vocabulary.decode(row), float(score)) for row, score in zip(tokens, log_probs, strict=True) if score > -np.inf
+    ]
+    best = ranked[0] if ranked else ("", float("-inf"))
+    return Caption(image_id, *best, tuple(ranked[1:]))
 
 
 class Generator:
@@ -107,11 +118,7 @@ class Generator:
             [local_rows(found.tokens), local_rows(found.log_probs), image_ids, valid]
         )
         for image_id, rows, scores in zip(ids[valid], tokens[valid], log_probs[valid], strict=True):
-            ranked = [
-                (self._vocabulary.decode(row), float(s)) for row, s in zip(rows, scores, strict=True) if s > -np.inf
-            ]
-            best = ranked[0] if ranked else ("", float("-inf"))
-            yield Caption(int(image_id), *best, tuple(ranked[1:]))
+            yield caption_of(int(image_id), rows, scores, self._vocabulary)
 
     def _build(self, settings: DecoderSettings, shapes: tuple[tuple[int, ...], ...]) -> Any:
         """Make the program for one search; `shapes` distinguish those that are kept."""

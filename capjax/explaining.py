@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from capjax.attribution import METHODS
-from capjax.captioning import Caption, LoadedModel, check_length
+from capjax.captioning import Caption, LoadedModel, caption_of, check_length
 from capjax.data.input_pipeline import pad_captions
 from capjax.decoding.beam_search import Candidates
 from capjax.decoding.sampling import image_keys
@@ -134,10 +134,7 @@ class WatchedSearch:
         found = self._program(self._variables, image[None], image_keys(self._seed, np.asarray([image_id])))
         (tokens,), (log_probs,) = np.asarray(found.tokens), np.asarray(found.log_probs)
         jax.effects_barrier()  # the last choice was told
-        texts = [self._vocabulary.decode(row) for row in tokens]
-        ranked = [(text, float(score)) for text, score in zip(texts, log_probs, strict=True) if score > -np.inf]
-        best = ranked[0] if ranked else ("", float("-inf"))
-        caption = Caption(image_id, *best, tuple(ranked[1:]))
+        caption = caption_of(image_id, tokens, log_probs, self._vocabulary)
         return caption, branches_of(self._steps, tokens[0], self._vocabulary.words)
 
 
