@@ -9,12 +9,12 @@ import gc
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
-from capjax.metrics.meteor_alignment import Sentence, alignment_statistics
-from capjax.metrics.meteor_resources import Lexicon, load_lexicon, load_paraphrases
-from capjax.metrics.meteor_text import meteor_words
+from capjax.metrics.meteor_alignment import Aligner
+from capjax.metrics.meteor_resources import PARAPHRASE, Lexicon, load_lexicon, load_paraphrases, relations
+from capjax.metrics.meteor_text import Sentences, meteor_words
 from capjax.metrics.metric_result import MetricResult, Reduced
 
 # Denkowski and Lavie 2014, English ranking task.
@@ -24,6 +24,7 @@ _STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # equal words, stems, synonyms,
 # The statistics of an alignment: lengths of caption and reference (2), their function words (2), for each stage matched
 # content words of caption and reference and matched function words of both (16), chunks, matched words of both (2).
 _CHUNKS = 20
+_BLOCK_SIZE = 1 << 18  # words of references times words of captions that are aligned at once: some 3,000 pairs
 
 
 def compute(
@@ -42,7 +43,7 @@ def compute(
 
 @contextlib.contextmanager
 def _collection_paused() -> Iterator[None]:
-    """Keep the garbage collector from looking through what is all in use, again and again: a quarter of the time."""
+    """Keep the garbage collector from looking through what is all in use, again and again: a tenth of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -56,29 +57,72 @@ def _statistics(
     hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]], lexicon: Lexicon
 ) -> Float[np.ndarray, "B S"]:
     """Return the match statistics of each caption with each of its references."""
-    sentences: dict[str, Sentence] = {}
+    numbers: dict[tuple[str, ...], int] = {}
 
-    def sentence(tokens: Sequence[str]) -> Sentence:
+    def number(tokens: Sequence[str]) -> int:
         text = " ".join(tokens).replace("|||", "")  # what the published wrapper cannot pass on to its program
-        if text not in sentences:
-            sentences[text] = Sentence(meteor_words(text, lexicon.abbreviations), lexicon)
-        return sentences[text]
+        return numbers.setdefault(meteor_words(text, lexicon.abbreviations), len(numbers))
 
-    pairs = [
-        (sentence(hypothesis), [sentence(tokens) for tokens in captions])
-        for hypothesis, captions in zip(hypotheses, references, strict=True)
-    ]
-    paraphrases = load_paraphrases(set().union(*(each.phrases for each in sentences.values())))
-    for each in sentences.values():
-        each.find_paraphrases(paraphrases)
-    return np.array(
+    captions = np.repeat([number(tokens) for tokens in hypotheses], list(map(len, references)))
+    compared = np.array([number(tokens) for of_image in references for tokens in of_image], np.int64)
+    sentences = Sentences(list(numbers))
+    aligner = Aligner(sentences, relations(sentences, lexicon, load_paraphrases(sentences.phrases)))
+    is_function = np.array([word in lexicon.function_words for word in sentences.vocabulary], bool)
+    function_words_before = np.append(0, np.cumsum(is_function[sentences.words]))
+    # In blocks of about equal work, memory does not grow with the number of captions.
+    work = np.cumsum(sentences.lengths[captions] * sentences.lengths[compared])
+    blocks = np.split(np.arange(len(work)), np.flatnonzero(np.diff(work // _BLOCK_SIZE)) + 1)
+    return np.concatenate(
         [
-            alignment_statistics(caption, reference)
-            for caption, captions in tqdm(pairs, desc="METEOR", disable=None, leave=False)
-            for reference in captions
-        ],
-        np.float64,
+            _block_statistics(captions[block], compared[block], aligner, function_words_before)
+            for block in tqdm(blocks, desc="METEOR", disable=None, leave=False)
+        ]
     )
+
+
+def _block_statistics(
+    captions: Int[np.ndarray, " B"],
+    references: Int[np.ndarray, " B"],
+    aligner: Aligner,
+    function_words_before: Int[np.ndarray, " W"],
+) -> Float[np.ndarray, "B S"]:
+    """Return the match statistics of captions and references, given as numbers of sentences.
+
+    Args:
+      captions: one of each pair.
+      references: the other one.
+      aligner: of the sentences.
+      function_words_before: how many function words stand before each place in the sentences.
+    """
+    starts, lengths = aligner.sentences.starts, aligner.sentences.lengths
+    matches = aligner.align(captions, references)
+
+    def function_words(
+        sentence: Int[np.ndarray, " N"], start: Int[np.ndarray, " N"] | int, end: Int[np.ndarray, " N"]
+    ) -> Int[np.ndarray, " N"]:
+        return function_words_before[starts[sentence] + end] - function_words_before[starts[sentence] + start]
+
+    caption_function = function_words(captions[matches.pair], matches.caption_start, matches.caption_end)
+    function = function_words(references[matches.pair], matches.start, matches.end)
+    content = matches.caption_length - caption_function, matches.length - function
+    stage = len(_STAGE_WEIGHTS) * matches.pair + np.minimum(matches.matcher, PARAPHRASE)
+    stages = [
+        np.bincount(stage, number, len(_STAGE_WEIGHTS) * len(captions))
+        for number in (*content, caption_function, function)
+    ]
+    begins_chunk = np.ones(len(matches.pair), bool)
+    begins_chunk[1:] = (
+        (matches.pair[1:] != matches.pair[:-1])
+        | (matches.start[1:] != matches.end[:-1])
+        | (matches.caption_start[1:] != matches.caption_end[:-1])
+    )
+    totals = [
+        np.bincount(matches.pair, number, len(captions))
+        for number in (begins_chunk, matches.caption_length, matches.length)
+    ]
+    sides = (captions, references)
+    columns = [lengths[side] for side in sides] + [function_words(side, 0, lengths[side]) for side in sides]
+    return np.column_stack([*columns, np.stack(stages, axis=-1).reshape(len(captions), -1), *totals]).astype(np.float64)
 
 
 def _best(statistics: Float[np.ndarray, "B S"], num_references: Sequence[int]) -> Float[np.ndarray, "N S"]:

@@ -1,9 +1,10 @@
 """What METEOR knows about English: function words, abbreviations, WordNet synonyms, paraphrases.
 
 All of it is read from the published package (`pycocoevalcap`, if installed): the jar holds the word lists and WordNet,
-a table beside it five million paraphrases. No Java runs for that.
+a table beside it five million paraphrases. No Java runs for that. `relations` says what it means for given sentences.
 """
 
+import collections
 import functools
 import gzip
 import importlib.util
@@ -11,13 +12,20 @@ import itertools
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 from capjax.errors import CapjaxError
+from capjax.metrics.meteor_text import Sentences, stem
 
 _BLOCK = 1 << 24
-MAX_PHRASE_LENGTH = 7  # words of the longest entry of the paraphrase table
+
+# The matchers in their order. The last two find paraphrases of a reference's phrases and of a caption's.
+EXACT, STEM, SYNONYM, PARAPHRASE, REVERSE_PARAPHRASE = range(5)
 
 # WordNet's detachment rules, in its order (Fellbaum 1998): suffix and what replaces it.
 _DETACHMENTS = (
@@ -61,8 +69,16 @@ class Lexicon:
         return ""
 
 
-Paraphrases = Mapping[str, Mapping[str, int]]
-"""Phrase -> its paraphrases, each with its place in the table; phrases are words joined with spaces."""
+Paraphrases = Mapping[tuple[bytes, bytes], int]
+"""A phrase and its paraphrase -> their place in the table; phrases are words joined with spaces, in UTF-8."""
+
+
+class Relations(NamedTuple):
+    """Which phrases of a reference match which phrases of a caption, ordered by `key`."""
+
+    key: Int[np.ndarray, " R"]  # the number of the reference's phrase times that of all phrases, plus the caption's
+    matcher: Int[np.ndarray, " R"]
+    table_place: Int[np.ndarray, " R"]  # of paraphrases
 
 
 def published_folder() -> pathlib.Path:
@@ -112,8 +128,8 @@ def load_lexicon() -> Lexicon:
     )
 
 
-def load_paraphrases(phrases: Collection[str]) -> Paraphrases:
-    """Read those entries of the paraphrase table whose two sides are both among `phrases`.
+def load_paraphrases(phrases: Collection[bytes]) -> Paraphrases:
+    """Read those entries of the paraphrase table whose two sides are both among `phrases`, best a set, in UTF-8.
 
     The table is streamed (some seconds, whatever the number of phrases): few of its entries matter for a test set.
 
@@ -121,8 +137,7 @@ def load_paraphrases(phrases: Collection[str]) -> Paraphrases:
       CapjaxError: the package is not installed or damaged.
     """
     path = published_folder() / "data" / "paraphrase-en.gz"
-    wanted = {phrase.encode() for phrase in phrases}
-    found: dict[str, dict[str, int]] = {}
+    found: dict[tuple[bytes, bytes], int] = {}
     place, rest = 0, b""
     try:
         with gzip.open(path, "rb") as file:
@@ -133,11 +148,45 @@ def load_paraphrases(phrases: Collection[str]) -> Paraphrases:
                 complete = (len(lines) - 1) // 3 * 3
                 rest = b"\n".join(lines[complete:])
                 entries = range(1, complete, 3)
-                for entry in itertools.compress(entries, map(wanted.__contains__, lines[1:complete:3])):
-                    if lines[entry + 1] in wanted:
-                        phrase, paraphrase = lines[entry].decode(), lines[entry + 1].decode()
-                        found.setdefault(phrase, {})[paraphrase] = place + entry
+                for entry in itertools.compress(entries, map(phrases.__contains__, lines[1:complete:3])):
+                    if lines[entry + 1] in phrases:
+                        found[lines[entry], lines[entry + 1]] = place + entry
                 place += complete
     except (OSError, EOFError, zlib.error) as error:
         raise CapjaxError(f"{path}: cannot read METEOR's paraphrases ({error}): install pycocoevalcap again") from error
     return found
+
+
+def relations(sentences: Sentences, lexicon: Lexicon, paraphrases: Paraphrases) -> Relations:
+    """Return what matches among the phrases of sentences, by any matcher."""
+    words = [_word(text, lexicon) for text in sentences.vocabulary]
+    stems = ((word.stem, number) for number, word in enumerate(words))
+    synonyms = ((synset, number) for number, word in enumerate(words) for synset in word.synsets)
+    rows = [(number, number, EXACT, 0) for number in range(len(words))]
+    rows += [(one, other, STEM, 0) for one, other in _within_groups(stems)]
+    rows += [(one, other, SYNONYM, 0) for one, other in _within_groups(synonyms)]
+    for (phrase, paraphrase), place in paraphrases.items():
+        one, other = sentences.phrases[phrase], sentences.phrases[paraphrase]
+        rows += [(one, other, PARAPHRASE, place), (other, one, REVERSE_PARAPHRASE, place)]
+    one, other, matcher, table_place = np.array(rows, np.int64).reshape(-1, 4).T
+    key = one * len(sentences.phrases) + other
+    order = np.argsort(key, kind="stable")
+    return Relations(key[order], matcher[order], table_place[order])
+
+
+class _Word(NamedTuple):
+    stem: str
+    synsets: frozenset[int]
+
+
+@functools.lru_cache(maxsize=100_000)
+def _word(text: str, lexicon: Lexicon) -> _Word:
+    return _Word(stem(text), lexicon.synonym_sets(text))
+
+
+def _within_groups(members: Iterable[tuple[Hashable, int]]) -> set[tuple[int, int]]:
+    """Return any two that have a group in common, from (group, member)."""
+    groups: dict[Hashable, list[int]] = collections.defaultdict(list)
+    for group, member in members:
+        groups[group].append(member)
+    return {pair for group in groups.values() for pair in itertools.permutations(group, 2)}

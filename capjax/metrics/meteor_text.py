@@ -1,14 +1,20 @@
 """How METEOR 1.5 reads English text: its own tokens, made of those of the COCO scorer.
 
 Hyphenated words fall apart, contractions split before the apostrophe, full stops stay with abbreviations and initials.
+Of a set of sentences, `Sentences` then numbers the words and phrases.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 # The stemmer itself, in Python: `snowballstemmer.stemmer` prefers PyStemmer, if installed, of whatever version.
 from snowballstemmer.english_stemmer import EnglishStemmer
 
+_MAX_PHRASE_LENGTH = 7  # words of the longest entry of the paraphrase table
 _LETTERS = "A-Za-zŠŽšžŸÀ-ÖØ-öø-ž\u0400-\u0527\ua640-\ua66e\ua67e-\ua697\u1d00-\u1d7f"
 _PLAIN = re.compile("[a-z0-9 ]*")
 _SPACES = " \t\n\x0b\f\r"
@@ -66,6 +72,58 @@ def stem(word: str) -> str:
     METEOR carries the rules that `snowballstemmer` had until version 2; version 3 stems "evening" otherwise.
     """
     return EnglishStemmer().stemWord(word)  # a new one, since it keeps the word it works on
+
+
+class Spans(NamedTuple):
+    """Phrases where they stand in sentences that are laid one after another."""
+
+    start: Int[np.ndarray, " N"]
+    length: Int[np.ndarray, " N"]
+    phrase: Int[np.ndarray, " N"]  # its number
+
+
+class Sentences:
+    """Sentences laid one after another, with numbers for their words and phrases.
+
+    Attributes:
+      vocabulary: the words by number.
+      phrases: the number of each phrase of up to seven words, joined with spaces; that of a single word is the word's.
+      words: the number of the word at each place.
+      starts: where each sentence begins.
+      lengths: of how many words it is.
+      spans: where the phrases stand.
+    """
+
+    def __init__(self, sentences: Sequence[tuple[str, ...]]) -> None:
+        """Number the words and phrases of sentences as `meteor_words` returns them."""
+        flat = [word for sentence in sentences for word in sentence]
+        numbers = {word: number for number, word in enumerate(dict.fromkeys(flat))}
+        self.vocabulary = tuple(numbers)
+        self.words = np.fromiter(map(numbers.__getitem__, flat), np.int64, len(flat))
+        self.lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        ends = np.repeat(self.starts + self.lengths, self.lengths)
+
+        start, phrase, num_phrases = np.arange(len(flat)), self.words, len(numbers)
+        spans = [Spans(start, np.ones_like(start), phrase)]
+        for length in range(2, _MAX_PHRASE_LENGTH + 1):
+            fits = start + length <= ends[start]
+            start = start[fits]
+            # A phrase is known by the number of the one without its last word, and that word.
+            keys, phrase = np.unique(phrase[fits] * len(numbers) + self.words[start + length - 1], return_inverse=True)
+            phrase += num_phrases
+            num_phrases += len(keys)
+            spans.append(Spans(start, np.full_like(start, length), phrase))
+        self.spans = Spans(*map(np.concatenate, zip(*spans, strict=True)))
+
+        some_span = np.zeros(num_phrases, np.int64)  # any one of each phrase
+        some_span[self.spans.phrase] = np.arange(len(self.spans.phrase))
+        start, length = self.spans.start[some_span], self.spans.length[some_span]
+        text = " ".join(flat).encode()
+        text_ends = np.cumsum(np.array([len(word.encode()) + 1 for word in numbers], np.int64)[self.words]) - 1
+        text_starts = np.append(0, text_ends + 1)
+        slices = map(slice, text_starts[start].tolist(), text_ends[start + length - 1].tolist())
+        self.phrases = {phrase: number for number, phrase in enumerate(map(text.__getitem__, slices))}
 
 
 def _split_stop(piece: str, after: str, abbreviations: Mapping[str, bool]) -> str:

@@ -123,7 +123,7 @@ def test_a_damaged_package_is_an_error(tmp_path: pathlib.Path, monkeypatch: pyte
     with pytest.raises(CapjaxError, match="install pycocoevalcap again"):
         meteor_resources.load_lexicon()
     with pytest.raises(CapjaxError, match="install pycocoevalcap again"):
-        meteor_resources.load_paraphrases(["a dog"])
+        meteor_resources.load_paraphrases([b"a dog"])
 
 
 @pytest.mark.parametrize(
