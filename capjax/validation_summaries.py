@@ -6,13 +6,13 @@ import flax.traverse_util
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tensorboardX.proto.summary_pb2 import Summary
 
 from capjax import split_rows
 from capjax.errors import CapjaxError
 from capjax.report import CaptionRow, draw_sheet, thumbnail
 from capjax.sharding import fetch_state
 from capjax.training.summaries import histogram_summary, picture_summary, table_summary
+from capjax.training.tensorboard import Summary
 from capjax.training.train_state import TrainState
 from capjax.training_setup import Setup
 from capjax.types import CaptionRecord

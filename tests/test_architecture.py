@@ -121,9 +121,8 @@ def test_main_path_needs_neither_tensorflow_nor_torch():
     jobs += ["inspect_model", "export_model", "explain", "serve", "api"]
     code = (
         "import sys, importlib\n"
-        "sys.modules.update({name: None for name in ('torch', 'keras')})\n"  # importing these now fails
         f"for job in {jobs}: importlib.import_module('capjax.' + job)\n"
-        "assert 'tensorflow' not in sys.modules\n"
+        "assert not {'tensorflow', 'torch', 'keras'} & set(sys.modules)\n"  # nor does a dependency, which takes seconds
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -1,11 +1,11 @@
 """Constraints on the next token, as pure functions that every search applies.
 
-A logits processor maps (history, step, logits) to logits. `history` [N, L] holds the tokens chosen so far, of which the
-first `step` count. A constraint sets logits to -inf and leaves the others alone; the three that shape a distribution to
-sample from (temperature, top-k, top-p) are processors too. Processors compose with `chain`.
+A constraint sets logits to -inf and leaves the others alone; the three that shape a distribution to sample from
+(temperature, top-k, top-p) are processors too. Processors compose with `chain`.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +14,37 @@ from jaxtyping import Array, Bool, Float, Int
 
 from capjax.errors import CapjaxError
 
-LogitsProcessor = Callable[[Int[Array, "N L"], Int[Array, ""], Float[Array, "N V"]], Float[Array, "N V"]]
+Process = Callable[[Int[Array, "N L"], Int[Array, ""], Float[Array, "N V"]], Float[Array, "N V"]]
+"""(history, step, logits) -> logits; `history` holds the tokens chosen so far, of which the first `step` count."""
 
 
-def chain(processors: Sequence[LogitsProcessor], end: int) -> LogitsProcessor:
-    """Return one processor that applies `processors` in order.
+class LogitsProcessor(NamedTuple):
+    """A constraint on the next token.
+
+    Attributes:
+      process: what it does to logits.
+      most_forbidden: how many tokens it sets to -inf at most, given L, the length that captions may have.
+    """
+
+    process: Process
+    most_forbidden: Callable[[int], int]
+
+
+def chain(processors: Sequence[LogitsProcessor], end: int) -> Process:
+    """Return what applies `processors` in order.
 
     Where together they forbid every token, END keeps its logit: a sentence that has nothing left to say ends.
     """
-    if not processors:
-        return lambda history, step, logits: logits
 
     def process(history: Int[Array, "N L"], step: Int[Array, ""], logits: Float[Array, "N V"]) -> Float[Array, "N V"]:
         processed = logits
         for processor in processors:
-            processed = processor(history, step, processed)
+            processed = processor.process(history, step, processed)
+        max_length, vocabulary_size = history.shape[1], logits.shape[1]
+        if vocabulary_size > sum(processor.most_forbidden(max_length) for processor in processors):
+            return processed  # some token is always left: to look whether costs two passes over all logits
         stuck = jnp.max(processed, axis=-1, keepdims=True) == -jnp.inf
-        is_end = token_mask((end,), logits.shape[-1])[None, :]
+        is_end = token_mask((end,), vocabulary_size)[None, :]
         return jnp.where(stuck, jnp.where(is_end, logits, -jnp.inf), processed)
 
     return process
@@ -60,7 +74,7 @@ def forbid_tokens(token_ids: Sequence[int]) -> LogitsProcessor:
         del history, step
         return jnp.where(token_mask(token_ids, logits.shape[-1])[None, :], -jnp.inf, logits)
 
-    return process
+    return LogitsProcessor(process, lambda _: len(token_ids))
 
 
 def require_min_length(min_length: int, end: int) -> LogitsProcessor:
@@ -71,7 +85,7 @@ def require_min_length(min_length: int, end: int) -> LogitsProcessor:
         is_end = token_mask((end,), logits.shape[-1])[None, :]
         return jnp.where(is_end & (step < min_length), -jnp.inf, logits)
 
-    return process
+    return LogitsProcessor(process, lambda _: 1)
 
 
 def forbid_repeated_ngrams(ngram_size: int) -> LogitsProcessor:
@@ -97,7 +111,7 @@ def forbid_repeated_ngrams(ngram_size: int) -> LogitsProcessor:
             logits, history[:, ngram_size - 1 :], ceilings
         )
 
-    return process
+    return LogitsProcessor(process, lambda max_length: max_length)
 
 
 def scale_temperature(temperature: float) -> LogitsProcessor:
@@ -107,7 +121,7 @@ def scale_temperature(temperature: float) -> LogitsProcessor:
         del history, step
         return logits / temperature
 
-    return process
+    return LogitsProcessor(process, lambda _: 0)
 
 
 def keep_top_k(k: int) -> LogitsProcessor:
@@ -120,7 +134,7 @@ def keep_top_k(k: int) -> LogitsProcessor:
             logits, tokens, values
         )
 
-    return process
+    return LogitsProcessor(process, lambda _: 0)
 
 
 def keep_top_p(p: float) -> LogitsProcessor:
@@ -152,4 +166,4 @@ def keep_top_p(p: float) -> LogitsProcessor:
         low, _ = jax.lax.fori_loop(0, 30, halve, (low, jnp.full_like(low, above_one)))
         return jnp.where(at_least(low), logits, -jnp.inf)
 
-    return process
+    return LogitsProcessor(process, lambda _: 0)

@@ -161,7 +161,9 @@ class DecoderSettings:
         _require(0 <= ngram_size <= _MOST, f"no_repeat_ngram_size lies in 0..{_MOST}", ngram_size)
         _require(1 <= self.num_captions <= _MOST, f"num_captions lies in 1..{_MOST}", self.num_captions)
         _require(0 <= self.seed < 2**32, "seed lies in 0..2^32-1", self.seed)
-        _require(self.temperature > 0, "temperature is above 0 (for its limit 0 use method=greedy)", self.temperature)
+        _require(
+            1e-3 <= self.temperature <= 1e3, "temperature lies in 0.001..1000 (for 0 use greedy)", self.temperature
+        )
         _require(0 <= self.top_k < 2**31, "top_k lies in 0..2^31-1", self.top_k)
         _require(0 < self.top_p <= 1, "top_p lies in (0, 1]", self.top_p)
         _require(1 <= self.beam_size <= _MOST, f"beam_size lies in 1..{_MOST}", self.beam_size)

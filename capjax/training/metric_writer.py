@@ -9,11 +9,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-
 from capjax.disk import clear_disk_errors, write_atomically
+from capjax.training.tensorboard import Event, EventsWriter, SessionLog, Summary
 
 
 class MetricWriter:

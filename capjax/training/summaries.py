@@ -6,9 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
-from tensorboardX.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
-from tensorboardX.proto.tensor_pb2 import TensorProto
-from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
+
+from capjax.training.tensorboard import (
+    HistogramProto,
+    Summary,
+    SummaryMetadata,
+    TensorProto,
+    TensorShapeProto,
+)
 
 NUM_BUCKETS = 64
 """Of a histogram, equally wide between the least value and the greatest."""

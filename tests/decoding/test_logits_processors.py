@@ -9,6 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from capjax.decoding.logits_processors import (
+    LogitsProcessor,
     chain,
     forbid_repeated_ngrams,
     forbid_tokens,
@@ -26,10 +27,10 @@ LOGITS = np.array([[0.5, -1.0, 2.0, 0.5, 0.0, 2.0]], np.float32)
 
 def kept(processor, logits=LOGITS, step=0):
     history = jnp.zeros((len(logits), LENGTH), jnp.int32)
-    return np.isfinite(processor(history, jnp.int32(step), jnp.asarray(logits))).tolist()
+    return np.isfinite(processor.process(history, jnp.int32(step), jnp.asarray(logits))).tolist()
 
 
-blockers = {size: jax.jit(forbid_repeated_ngrams(size)) for size in (1, 2, 3)}
+blockers = {size: jax.jit(forbid_repeated_ngrams(size).process) for size in (1, 2, 3)}
 
 
 @many
@@ -60,7 +61,10 @@ def test_forbidden_tokens_and_minimum_length():
 
 
 def test_end_remains_where_everything_is_forbidden():
-    process = chain([forbid_tokens(range(5)), lambda history, step, logits: logits.at[0].set(-jnp.inf)], end=3)
+    first_row_alone = LogitsProcessor(
+        lambda history, step, logits: logits.at[0].set(-jnp.inf), lambda _: VOCABULARY_SIZE
+    )
+    process = chain([forbid_tokens(range(5)), first_row_alone], end=3)
     logits = np.repeat(LOGITS, 2, axis=0)
     processed = process(jnp.zeros((2, LENGTH), jnp.int32), jnp.int32(0), jnp.asarray(logits))
     np.testing.assert_array_equal(processed[0], [-np.inf, -np.inf, -np.inf, 0.5, -np.inf, -np.inf])
@@ -68,7 +72,7 @@ def test_end_remains_where_everything_is_forbidden():
 
 
 def test_temperature_is_a_power_of_the_probabilities():
-    scaled = scale_temperature(0.7)(jnp.zeros((1, LENGTH), jnp.int32), jnp.int32(0), jnp.asarray(LOGITS))
+    scaled = scale_temperature(0.7).process(jnp.zeros((1, LENGTH), jnp.int32), jnp.int32(0), jnp.asarray(LOGITS))
     warmed = jax.nn.softmax(scaled, axis=-1)
     probs = np.exp(LOGITS) / np.exp(LOGITS).sum()
     np.testing.assert_allclose(warmed, probs ** (1 / 0.7) / (probs ** (1 / 0.7)).sum(), rtol=1e-5)
@@ -85,7 +89,7 @@ def test_top_p_keeps_the_smallest_sufficient_set(p, expected):
     assert np.flatnonzero(kept(keep_top_p(p), logits)[0]).tolist() == list(expected)
 
 
-nuclei = {p: jax.jit(keep_top_p(p)) for p in (0.1, 0.6, 0.95)}
+nuclei = {p: LogitsProcessor(jax.jit(keep_top_p(p).process), lambda _: 0) for p in (0.1, 0.6, 0.95)}
 
 
 @many

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 
 import pytest
 
@@ -60,7 +61,8 @@ def test_round_trip_through_json(settings):
         ({"method": "greedy", "num_captions": 2}, "num_captions has no meaning for method=greedy"),
         ({"method": "sample", "must_contain": "dog"}, "must_contain has no meaning for method=sample"),
         ({"method": "beam", "num_groups": 2}, "num_groups has no meaning for method=beam"),
-        ({"temperature": 0.0}, "temperature is above 0"),
+        ({"temperature": 0.0}, r"temperature lies in 0\.001\.\.1000"),
+        ({"temperature": math.inf}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"max_length": 0}, "max_length"),
