@@ -13,7 +13,7 @@ from capjax.images import Preprocessing, preprocess
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "capjax"
 
-BASE = {"errors", "types", "disk", "waiting", "top_k"}
+BASE = {"errors", "types", "disk", "waiting", "top_k", "affine"}
 ALLOWED = {
     "errors": set(),
     "types": set(),
@@ -21,6 +21,7 @@ ALLOWED = {
     "waiting": set(),
     "host_memory": set(),
     "top_k": set(),
+    "affine": set(),
     "images": BASE,
     "standalone": {"errors", "images"},
     "sharding": BASE,

@@ -41,6 +41,7 @@ def weighted_cross_entropy(
 def next_word_accuracy(
     logits: Float[Array, "B L V"], targets: Int[Array, "B L"], weights: Float[Array, "B L"]
 ) -> SumAndCount:
-    """Count the positions whose most probable word is the one that came, and all positions that count."""
+    """Count the positions where no word is more probable than the one that came, and all positions that count."""
     counts = (weights != 0).astype(jnp.float32)
-    return jnp.sum((jnp.argmax(logits, axis=-1) == targets) * counts), jnp.sum(counts)
+    of_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.sum((of_target == jnp.max(logits, axis=-1)) * counts), jnp.sum(counts)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from capjax.affine import affine
 from capjax.types import Carry, Context, Features, RowKeys
 
 
@@ -26,8 +27,8 @@ class OutputProjection(NamedTuple):
 
     def logits(self, hidden: Float[Array, "... M"]) -> Float[Array, "... V"]:
         """Compute float32 logits; the product runs in the dtype of `hidden`."""
-        product = (hidden @ self.kernel.astype(hidden.dtype)).astype(jnp.float32)
-        return product + self.bias.astype(jnp.float32).reshape((1,) * (hidden.ndim - 1) + (-1,))
+        rows = affine(hidden.reshape(-1, hidden.shape[-1]), self.kernel, self.bias)
+        return rows.reshape(*hidden.shape[:-1], -1)
 
 
 class OutputLayer(nn.Module):

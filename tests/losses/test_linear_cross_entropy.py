@@ -65,7 +65,7 @@ def test_a_vocabulary_split_over_devices(num_devices, smoothing):
     hidden, kernel, bias = (
         jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((N, D), (D, vocab_size), (vocab_size,))
     )
-    kernel = kernel.at[:, 5].set(kernel[:, 2])  # equal logits on two devices: the first of them counts
+    kernel = kernel.at[:, 5].set(kernel[:, 2])  # equal logits on two devices: either is right
     bias = bias.at[5].set(9.0).at[2].set(9.0)
     targets = jnp.asarray(rng.integers(0, vocab_size, N)).at[:6].set(2).at[6:9].set(5)
     weights = jnp.asarray(rng.normal(size=N) * (rng.random(N) < 0.8), jnp.float32)
