@@ -18,6 +18,7 @@ for any number of them.
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -200,7 +201,7 @@ def patiently(batches: Iterator[Any], rows: Rows) -> Iterator[Any]:
             with waiting_for(wait):
                 batch = next(batches, None)
         except RuntimeError as error:
-            if "Worker process was terminated" not in str(error):
+            if not re.search("orker process .*was terminated", str(error)):
                 raise
             raise LostProcess(
                 "expected all worker processes of the input pipeline, one was killed, perhaps as memory was short; "

@@ -143,6 +143,17 @@ def test_damaged_files_are_one_line(tmp_path):
         list(dataset.records("train"))
 
 
+def test_images_whose_shards_go_while_a_run_reads_them(tmp_path):
+    dataset = prepare_tiny(tmp_path, train=40)
+    (shard,) = dataset.directory.glob("*.array_record-*")
+    images = dataset.images("train")
+    assert images[0] == example(0)[1]
+    shard.unlink()
+    assert list(images) == [example(i)[1] for i in range(40)]  # an open file is still there
+    with pytest.raises(CapjaxError, match=r"expected image 0 of split train .*prepare it again"):
+        pickle.loads(pickle.dumps(images))[0]  # as it reaches a worker that starts now
+
+
 @pytest.mark.parametrize("num_usable, lengths", [(10, [3, 3, 3, 1]), (5, [3, 2, 0, 0])])
 def test_large_splits_are_dealt_to_shards_in_order(tmp_path, num_usable, lengths):
     class Large(Tiny):
