@@ -9,7 +9,8 @@ _FEW_ROWS = 16  # the few logits of fewer are not worth another copy of the kern
 
 def affine(x: Float[Array, "N M"], kernel: Float[Array, "M V"], bias: Float[Array, " V"]) -> Float[Array, "N V"]:
     """Return `x @ kernel + bias` in float32; the product is computed in the dtype of `x`."""
-    if x.dtype != jnp.float32 or x.shape[0] < _FEW_ROWS:
+    num_rows = x.shape[0]  # no number in a program that is exported for batches of any size
+    if x.dtype != jnp.float32 or not isinstance(num_rows, int) or num_rows < _FEW_ROWS:
         return _product_and_sum(x, kernel, bias)
     return jax.lax.platform_dependent(x, kernel, bias, cpu=_product_alone, default=_product_and_sum)
 

@@ -63,9 +63,9 @@ def _cell_backward(
 ) -> tuple[Float[Array, "B gates"], Float[Array, "B D"]]:
     i, j, f, o, cell, squashed = residuals
     d_cell, d_h = cotangents
-    d_cell += d_h * o * (1 - squashed**2)
+    d_cell += d_h * o * (1 + squashed) * (1 - squashed)
     d_i, d_j, d_f, d_o = d_cell * j, d_cell * i, d_cell * cell, d_h * squashed
-    d_gates = [d_i * i * (1 - i), d_j * (1 - j**2), d_f * f * (1 - f), d_o * o * (1 - o)]
+    d_gates = [d_i * i * (1 - i), d_j * (1 + j) * (1 - j), d_f * f * (1 - f), d_o * o * (1 - o)]
     return jnp.concatenate(d_gates, axis=-1), d_cell * f
 
 
