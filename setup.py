@@ -34,7 +34,7 @@ setup(
     },
     install_requires=[
         "absl-py>=2.1",
-        "jax>=0.8.2",
+        "jax>=0.9.2",  # older ones end a process that lost another as after an error, and launchers give up
         "flax>=0.11",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.22",
