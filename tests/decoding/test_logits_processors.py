@@ -71,6 +71,15 @@ def test_end_remains_where_everything_is_forbidden():
     np.testing.assert_array_equal(processed[1], [-np.inf] * 5 + [2.0])
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_sentence_that_has_said_everything_ends(size):
+    """Nothing but what was said is allowed, and END is forbidden too: the look whether a token is left is due."""
+    history = jnp.asarray([[4, 4, 5, 5, 4, 0, 0, 0, 0], [4, 4, 4, 4, 4, 0, 0, 0, 0]], jnp.int32)
+    process = chain([forbid_tokens((0, 1, 2)), require_min_length(9, end=3), forbid_repeated_ngrams(size)], end=3)
+    processed = process(history, jnp.int32(5), jnp.asarray(np.repeat(LOGITS, 2, axis=0)))
+    assert [np.flatnonzero(np.isfinite(row)).tolist() for row in processed] == [[3], [5]]
+
+
 def test_temperature_is_a_power_of_the_probabilities():
     scaled = scale_temperature(0.7).process(jnp.zeros((1, LENGTH), jnp.int32), jnp.int32(0), jnp.asarray(LOGITS))
     warmed = jax.nn.softmax(scaled, axis=-1)
