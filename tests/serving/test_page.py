@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, FilePayload, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, FilePayload, Page, TimeoutError, expect
 
 from tests.serving.running import PHOTOS, Server, picture
 
@@ -111,8 +111,12 @@ def test_everything_works_by_keyboard(visit: Visit) -> None:
     keyboard = visit.page.keyboard
     keyboard.press("Tab")
     expect(visit.page.get_by_role("button", name="Choose pictures")).to_be_focused()
-    with visit.page.expect_file_chooser() as chooser:
-        keyboard.press("Space")
+    try:
+        with visit.page.expect_file_chooser(timeout=20_000) as chooser:
+            keyboard.press("Space")
+    except TimeoutError:  # on a machine that was overloaded Chromium has let one press go
+        with visit.page.expect_file_chooser() as chooser:
+            keyboard.press("Space")
     chooser.value.set_files(PHOTOS[0])
     expect(visit.page.locator(".explanation")).to_be_visible()
     heat = visit.page.locator("canvas.heat")
