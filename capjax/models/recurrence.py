@@ -43,7 +43,7 @@ def maxout_cell(
 def lstm_cell(forget_bias: float, gates: Float[Array, "B gates"], cell: Float[Array, "B D"]) -> LSTMCarry:
     """Return the new (c, h), given the gates i, j, f, o before their nonlinearities and c; see `LSTM`.
 
-    It has a derivative by hand, as XLA would keep 11 arrays a step for that: twice what sigmoids and products share.
+    It has a derivative by hand, which needs 6 arrays of a step: XLA keeps 11, some of them twice.
     """
     return _cell_forward(forget_bias, gates, cell)[0]
 

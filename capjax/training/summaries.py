@@ -7,13 +7,7 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
 
-from capjax.training.tensorboard import (
-    HistogramProto,
-    Summary,
-    SummaryMetadata,
-    TensorProto,
-    TensorShapeProto,
-)
+from capjax.training.tensorboard import HistogramProto, Summary, SummaryMetadata, TensorProto, TensorShapeProto
 
 NUM_BUCKETS = 64
 """Of a histogram, equally wide between the least value and the greatest."""
