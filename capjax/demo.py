@@ -19,7 +19,7 @@ METRICS = [name for name in DEFAULT_METRICS if name != "METEOR"]  # METEOR's wor
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `capjax demo`."""
-    parser.add_argument("--out", type=local_path, default=pathlib.Path("demo"), help="folder to write (default: demo)")
+    parser.add_argument("--out", type=local_path, help="folder to write (default: demo, demo_unseen_pairs …)")
     parser.add_argument("--from_scratch", action="store_true", help="train the encoder as well, from random weights")
     parser.add_argument("--unseen_pairs", action="store_true", help="test with pairs of colour and shape never seen")
 
@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo."""
     started = time.perf_counter()
-    out, data_dir, model = args.out, f"--data_dir={args.out / 'data'}", args.out / "run" / "model"
+    out = args.out or _own_folder(args)
+    data_dir, model = f"--data_dir={out / 'data'}", out / "run" / "model"
     recipe = ["--config=scenes:from_scratch" if args.from_scratch else "--config=scenes"]
     dataset = "scenes_pairs" if args.unseen_pairs else "scenes"
     recipe += [f"--config.dataset.name={dataset}", f"--config.dataset.data_dir={out / 'data'}"]
@@ -58,6 +59,11 @@ def run(args: argparse.Namespace) -> int:
     print(f"the demo took {time.perf_counter() - started:.0f} s; caption pictures by yourself with")
     print(f"  capjax caption --model={model} {out / 'pictures'}")
     return 0
+
+
+def _own_folder(args: argparse.Namespace) -> pathlib.Path:
+    """Name a folder after what is asked for: another demo's features and checkpoints would not fit."""
+    return pathlib.Path("_".join(["demo", *(name for name in ("from_scratch", "unseen_pairs") if getattr(args, name))]))
 
 
 def _write_pictures(out: pathlib.Path, name: str) -> None:

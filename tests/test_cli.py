@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from capjax.cli import main
+from capjax.cli import _parse, main
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "model_0_1"
 
@@ -85,3 +85,14 @@ def test_whoever_reads_the_first_line_alone_sees_no_error():
         said = run.stderr.read()
     assert run.wait(timeout=120) == 141
     assert "error" not in said and "Traceback" not in said
+
+
+def test_demos_of_other_kinds_keep_out_of_each_others_folders(tmp_path, monkeypatch, capsys):
+    """Their features and checkpoints do not fit each other, which the second would otherwise say in its second step."""
+    monkeypatch.chdir(tmp_path)
+    folders = set()
+    for kinds in ([], ["--unseen_pairs"], ["--from_scratch"], ["--from_scratch", "--unseen_pairs"]):
+        args = _parse(["demo", *kinds])
+        args.main = lambda command: folders.add(command[-1]) or 3  # the first command alone, which does not end well
+        assert args.run(args) == 3
+    assert len(folders) == 4 and "--data_dir=demo/data" in folders
