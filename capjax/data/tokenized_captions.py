@@ -57,6 +57,8 @@ class TokenizedCaptions:
         records_sha256: what identifies the images and their captions, in order.
         image_ids: of the images.
         image_starts: the number of each image's first caption, and at last of all captions.
+        tokens: the words of all captions, as places in `words`.
+        caption_starts: the place of each caption's first word among `tokens`, and at last their number.
     """
 
     def __init__(self, folder: pathlib.Path, owned: Any = None) -> None:
@@ -85,8 +87,9 @@ class TokenizedCaptions:
             ) from None
         self.image_ids: Int64[np.ndarray, " N"] = arrays["image_ids"]
         self.image_starts: Int64[np.ndarray, " _"] = arrays["image_starts"]
-        self._counts, self._tokens = arrays["counts"], arrays["tokens"]
-        self._caption_starts = arrays["caption_starts"]
+        self.tokens: UInt32[np.ndarray, " T"] = arrays["tokens"]
+        self.caption_starts: Int64[np.ndarray, " _"] = arrays["caption_starts"]
+        self._counts = arrays["counts"]
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -99,8 +102,8 @@ class TokenizedCaptions:
 
     def caption(self, number: int) -> UInt32[np.ndarray, " L"]:
         """Return a caption as places in `words`."""
-        start, end = self._caption_starts[number], self._caption_starts[number + 1]
-        return self._tokens[start:end]
+        start, end = self.caption_starts[number], self.caption_starts[number + 1]
+        return self.tokens[start:end]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self._folder}  # worker processes map the files themselves
@@ -167,7 +170,12 @@ def tokenized_captions(records: CaptionRecords, tokenizer: str) -> TokenizedCapt
             write_tokenized(temporary, records, tokenizer)
             temporary.rename(folder / key)
             return TokenizedCaptions(folder / key)
-    owned = tempfile.TemporaryDirectory(prefix="capjax-captions-")  # for this process alone
+    return tokenized_for_this_process(records, tokenizer)
+
+
+def tokenized_for_this_process(records: Iterable[CaptionRecord], tokenizer: str) -> TokenizedCaptions:
+    """Tokenise captions into files that go with the object; arguments and errors of `write_tokenized`."""
+    owned = tempfile.TemporaryDirectory(prefix="capjax-captions-")
     write_tokenized(pathlib.Path(owned.name), records, tokenizer)
     return TokenizedCaptions(pathlib.Path(owned.name), owned)
 
@@ -179,6 +187,9 @@ def write_tokenized(folder: pathlib.Path, records: Iterable[CaptionRecord], toke
         folder: to write to.
         records: the images with their captions, gone over once.
         tokenizer: a key of `capjax.text.vocabulary.TOKENIZERS`.
+
+    Raises:
+        CapjaxError: if there is no such tokeniser.
     """
     tokenize = tokenizer_named(tokenizer)
     numbers = collections.defaultdict[str, int]()

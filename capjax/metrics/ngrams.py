@@ -64,14 +64,30 @@ def count_ngrams(captions: Sequence[Sequence[str]], table: NgramTable | None = N
     lengths = np.fromiter((len(words) for words in captions), np.int64, len(captions))
     flat = [word for caption in captions for word in caption]
     numbers: dict[str, int] = dict(table.words) if table else {}
-    num_known = len(numbers)
     for word in dict.fromkeys(flat):
         numbers.setdefault(word, len(numbers))
     words = np.fromiter(map(numbers.__getitem__, flat), np.int64, len(flat))
-    caption_of = np.repeat(np.arange(len(captions)), lengths)
+    return count_ngrams_of_numbers(words, lengths, numbers, table)
 
+
+def count_ngrams_of_numbers(
+    words: Int[np.ndarray, " A"],
+    lengths: Int[np.ndarray, " B"],
+    numbers: Mapping[str, int],
+    table: NgramTable | None = None,
+) -> CountedCaptions:
+    """Count the n-grams of captions whose words are numbers already.
+
+    Args:
+      words: of all captions, one after the other.
+      lengths: of the captions.
+      numbers: of the words, 0 and up in this order; those of `table` first.
+      table: see `count_ngrams`.
+    """
+    num_known = len(table.words) if table else len(numbers)
+    caption_of = np.repeat(np.arange(len(lengths)), lengths)
     known = table.keys if table else (np.arange(len(numbers)),) + (np.empty(0, np.int64),) * (MAX_ORDER - 1)
-    all_keys, all_new_keys = [known[0]], [np.arange(num_known, len(numbers)) if table else np.empty(0, np.int64)]
+    all_keys, all_new_keys = [known[0]], [np.arange(num_known, len(numbers))]
     ngrams, starts = words, np.arange(len(words))
     orders = [_count(caption_of, ngrams, len(numbers))]
     for order in range(1, MAX_ORDER):

@@ -8,8 +8,8 @@ import numpy as np
 
 from capjax.errors import CapjaxError
 from capjax.metrics.caption_health import DANGLING_WORDS
-from capjax.metrics.packed_references import pack_references
 from capjax.sharding import check_divides, replicate, shard_batch
+from capjax.tasks.packed_references import pack_references
 from capjax.training.scst_step import BASELINES, RewardTables, SelfCriticalSettings, jit_scst_step
 from capjax.training.train_state import TrainState
 from capjax.training.update import Batch, Metrics
@@ -43,8 +43,8 @@ class SelfCritical:
         check_divides(num_images // train.accumulate_steps, what, setup.mesh)
         _, self._step_key = jax.random.split(jax.random.key(config.seed))
         self._schedule, self._optimizer = make_optimization(config)
-        self._references = pack_references([record.captions for record in setup.records], setup.vocabulary)
-        self._row_of_image = {image_id: row for row, image_id in enumerate(setup.captions.image_ids.tolist())}
+        self._references = pack_references(setup.captions, setup.vocabulary)
+        self._by_id = np.argsort(setup.captions.image_ids)
         is_dangling = np.asarray([word in DANGLING_WORDS for word in setup.vocabulary.words])
         tables = RewardTables(self._references.trie, self._references.number_of_token, is_dangling)
         self._tables = replicate(tables, setup.mesh)
@@ -64,8 +64,8 @@ class SelfCritical:
     def batches(self, first_batch: int) -> Iterator[Batch]:
         """Go on with the global batches after `first_batch` of them, the images' references beside their captions."""
         for batch in local_batches(self._setup, first_batch):
-            rows = [self._row_of_image[int(image_id)] for image_id in batch["image_id"]]
-            yield shard_batch(batch | self._references.of_images(rows), self._setup.mesh)
+            places = np.searchsorted(self._setup.captions.image_ids, batch["image_id"], sorter=self._by_id)
+            yield shard_batch(batch | self._references.of_images(self._by_id[places]), self._setup.mesh)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Do one update on a global batch."""

@@ -27,14 +27,15 @@ from timing import command_line, told
 
 from capjax.data.scenes.builder import scene_of
 from capjax.data.scenes.captions import describe
+from capjax.data.tokenized_captions import tokenized_for_this_process
 from capjax.metrics import device_scores
-from capjax.metrics.packed_references import pack_references
 from capjax.models import Captioner, build_decoder
 from capjax.sharding import make_mesh, replicate, shard_batch
+from capjax.tasks.packed_references import pack_references
 from capjax.text.vocabulary import Vocabulary
 from capjax.training.scst_step import RewardTables, SelfCriticalSettings, draw_captions, jit_scst_step
 from capjax.training.train_state import TrainState
-from capjax.types import SPECIAL_IDS, Features
+from capjax.types import SPECIAL_IDS, CaptionRecord, Features
 
 NUM_POSITIONS, NUM_FEATURES = 36, 512
 
@@ -73,7 +74,8 @@ def main() -> None:
 
     captions = read_captions(args.captions)
     vocabulary = Vocabulary.build((c for of_image in captions for c in of_image), "words", 5)
-    packed = pack_references(captions, vocabulary)
+    records = [CaptionRecord(i, "", tuple(of_image)) for i, of_image in enumerate(captions)]
+    packed = pack_references(tokenized_for_this_process(records, "words"), vocabulary)
     settings = SelfCriticalSettings(num_samples=args.samples)
     decoder = build_decoder(
         "att2in", vocab_size=len(vocabulary), hidden_size=args.hidden_size, embed_size=args.hidden_size

@@ -12,9 +12,10 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
 from capjax.metrics import caption_health, device_scores
-from capjax.metrics.packed_references import pack_references
+from capjax.tasks.packed_references import pack_references
 from capjax.text.vocabulary import Vocabulary
 from capjax.types import SPECIAL_IDS
+from tests.tokenizing import tokenized
 
 END = "endendend"
 
@@ -22,7 +23,7 @@ END = "endendend"
 def on_device(hypotheses, references, min_count=1):
     """Score K captions of each image the way a training step does; -> CIDEr-D and BLEU-4 [N, K]."""
     vocabulary = Vocabulary.build((c for of_image in references for c in of_image), "words", min_count)
-    packed = pack_references(references, vocabulary)
+    packed = pack_references(tokenized(references), vocabulary)
     encoded = [[vocabulary.encode(h)[1:] for h in of_image] for of_image in hypotheses]
     longest = max(len(e) for of_image in encoded for e in of_image)
     tokens = np.full((len(encoded), len(encoded[0]), longest), SPECIAL_IDS.pad)

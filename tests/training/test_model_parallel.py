@@ -10,14 +10,15 @@ import numpy as np
 import optax
 import pytest
 
-from capjax.metrics.packed_references import pack_references
 from capjax.models import DECODERS, Captioner, build_decoder
 from capjax.sharding import make_mesh, replicate, shard_batch, shard_state
+from capjax.tasks.packed_references import pack_references
 from capjax.text.vocabulary import Vocabulary
 from capjax.training.scst_step import RewardTables, SelfCriticalSettings, jit_scst_step
 from capjax.training.train_state import TrainState
 from capjax.training.xe_step import jit_train_step, jit_validation_step
 from capjax.types import Features
+from tests.tokenizing import tokenized
 
 CAPTIONS = [[f"a {c} {s}", f"one {s} that is {c}"] for c in ("red", "blue", "green", "pink") for s in ("star", "heart")]
 VOCABULARY = Vocabulary.build((c for of_image in CAPTIONS for c in of_image), "words", 1, multiple_of=4)
@@ -50,7 +51,7 @@ def three_steps(model, objective, num_devices, model_parallel):
     if objective == "cross_entropy":
         step = jit_train_step(mesh, model=model, optimizer=optimizer, ema_decay=0.9)
     else:
-        packed = pack_references(CAPTIONS, VOCABULARY)
+        packed = pack_references(tokenized(CAPTIONS), VOCABULARY)
         batch |= packed.of_images(range(N))
         tables = RewardTables(packed.trie, packed.number_of_token, np.zeros(len(VOCABULARY), bool))
         tables = (replicate(tables, mesh),)

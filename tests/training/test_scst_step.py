@@ -10,9 +10,9 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
 from capjax.losses.self_critical import leave_one_out
-from capjax.metrics.packed_references import pack_references
 from capjax.models import Captioner, InitInjectDecoder
 from capjax.sharding import replicate, shard_batch
+from capjax.tasks.packed_references import pack_references
 from capjax.text.vocabulary import Vocabulary
 from capjax.training.scst_step import RewardTables, SelfCriticalSettings, draw_captions, jit_scst_step
 from capjax.training.train_state import TrainState
@@ -20,6 +20,7 @@ from capjax.training.update import row_keys
 from capjax.training.xe_step import jit_train_step
 from capjax.types import SPECIAL_IDS, Features
 from tests.models.test_decoders import small
+from tests.tokenizing import tokenized
 from tests.training.test_xe_step import mesh_of
 
 REFERENCES = [
@@ -34,7 +35,7 @@ REFERENCES = [
 ]
 N, K, L, F = len(REFERENCES), 3, 7, 6
 VOCABULARY = Vocabulary.build((c for of_image in REFERENCES for c in of_image), "words", 1)
-PACKED = pack_references(REFERENCES, VOCABULARY)
+PACKED = pack_references(tokenized(REFERENCES), VOCABULARY)
 DANGLING = ("a", "the", "with")
 TABLES = RewardTables(  # as arrays of the device, which a program may close over
     jax.tree.map(jnp.asarray, PACKED.trie),
