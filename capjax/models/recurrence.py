@@ -140,10 +140,9 @@ def _backward(residuals: Any, cotangent: Any) -> tuple[Any, LSTMCarry, Float[Arr
     pull_back, carry, xs, outputs = residuals
     _, d_carry, d_xs, d_gates = pull_back(cotangent)
     inputs = jnp.concatenate([xs.astype(outputs.dtype), jnp.concatenate([carry[1][None], outputs[:-1]])], axis=-1)
-    # Flat, so that XLA lays neither of them out anew.
-    inputs, d_gates = (x.reshape(-1, x.shape[-1]) for x in (inputs, d_gates))
-    d_kernel = jnp.matmul(inputs.T, d_gates, preferred_element_type=jnp.float32)
-    d_bias = jnp.sum(d_gates, axis=0, dtype=jnp.float32)
+    # Not of flat arrays: time and captions in one axis cannot be divided among devices, which would gather all of it.
+    d_kernel = jnp.tensordot(inputs, d_gates, ((0, 1), (0, 1)), preferred_element_type=jnp.float32)
+    d_bias = jnp.sum(d_gates, axis=(0, 1), dtype=jnp.float32)
     return {"params": {"kernel": d_kernel, "bias": d_bias}}, d_carry, d_xs
 
 
