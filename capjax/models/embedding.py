@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Int
 # One-hot vectors of a vocabulary of 10,000 take 80 MB for so many rows. Of a batch that many devices share a device has
 # few, and every product reads and writes the whole table: so many products at most.
 _ROWS_AT_ONCE, _MOST_PRODUCTS = 4096, 8
-_TILE = 8  # a table of other heights would be filled up and cut again around every product
 
 
 class Embed(nn.Module):
@@ -89,7 +88,7 @@ def sum_by_products(
 
     They are cut along the last axis of `ids`, the words of captions, since the first may lie on several devices.
     """
-    length, height = ids.shape[-1], -(-num_rows // _TILE) * _TILE
+    length = ids.shape[-1]
     at_once = min(length, max(-(-length // _MOST_PRODUCTS), _ROWS_AT_ONCE * length // ids.size))
     num_groups = -(-length // at_once)
 
@@ -100,10 +99,10 @@ def sum_by_products(
 
     def add(total: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
         part, values = group
-        one_hot = jax.nn.one_hot(part, height, dtype=values.dtype)  # zeros for the id that fills up
+        one_hot = jax.nn.one_hot(part, num_rows, dtype=values.dtype)  # zeros for the id that fills up
         axes = tuple(range(part.ndim))
         return total + jnp.tensordot(one_hot, values, (axes, axes), preferred_element_type=jnp.float32), None
 
-    zeros = jnp.zeros((height, cotangent.shape[-1]), jnp.float32)
-    groups = grouped(ids, -1, height), grouped(cotangent, -2, 0)
-    return jax.lax.scan(add, zeros, groups)[0][:num_rows]
+    zeros = jnp.zeros((num_rows, cotangent.shape[-1]), jnp.float32)
+    groups = grouped(ids, -1, num_rows), grouped(cotangent, -2, 0)
+    return jax.lax.scan(add, zeros, groups)[0]
