@@ -64,8 +64,9 @@ def test_step_by_step_equals_teacher_forcing_with_images_shared(model):
     np.testing.assert_allclose(decoder.apply(params, repeated, tokens[:, :-1]).logits, logits, rtol=1e-4, atol=1e-5)
     context, carry = decoder.apply(params, features, method="start")
     carry = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), carry)
+    decode_step = jax.jit(partial(decoder.apply, method="decode_step"))
     for t in range(L):
-        carry, step = decoder.apply(params, context, carry, tokens[:, t], method="decode_step")
+        carry, step = decode_step(params, context, carry, tokens[:, t])
         np.testing.assert_allclose(step, logits[:, t], rtol=1e-4, atol=1e-5)
 
 
@@ -91,7 +92,7 @@ def test_padding_adds_nothing_to_loss_and_gradients(model):
     decoder, params = model
     features, tokens = images(3), captions(3)
     longer = jnp.pad(tokens, ((0, 0), (0, 2)), constant_values=SPECIAL_IDS.pad)
-    value_and_grad = jax.value_and_grad(partial(loss, decoder))
+    value_and_grad = jax.jit(jax.value_and_grad(partial(loss, decoder)))
     (a, da), (b, db) = (value_and_grad(params, features, t) for t in (tokens, longer))
     np.testing.assert_allclose(a, b, rtol=1e-6)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), da, db)
@@ -103,7 +104,7 @@ def test_gradients_reach_every_image(model):
     """So that an encoder in front of any decoder can be trained."""
     decoder, params = model
     features, tokens = images(3), captions(6)
-    gradient = jax.grad(lambda features: loss(decoder, params, features, tokens))(features)
+    gradient = jax.jit(jax.grad(lambda features: loss(decoder, params, features, tokens)))(features)
     reached = sum(np.abs(x).reshape(3, -1).max(axis=1) for x in jax.tree.leaves(gradient))
     assert (reached > 0).all()
 
