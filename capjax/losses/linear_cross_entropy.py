@@ -62,7 +62,7 @@ def linear_cross_entropy(
     counts = weights != 0
     order = jnp.argsort(~counts, stable=True)
     padding = -hidden.shape[0] % chunk_size
-    # In its gradient no row then waits for another.
+    # Each row comes once: where that is known, no row of the gradient waits for another.
     packed = hidden.at[order].get(unique_indices=True, mode="promise_in_bounds")
     packed = jnp.pad(packed, ((0, padding), (0, 0)))
     packed_targets, packed_weights = (jnp.pad(x[order], (0, padding)) for x in (targets, weights))
