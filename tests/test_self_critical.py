@@ -10,7 +10,11 @@ import pytest
 from capjax.captioning import load_model
 from capjax.config import load_config
 from capjax.errors import CapjaxError
+from capjax.sharding import make_mesh
+from capjax.tasks.packed_references import pack_references
+from capjax.tasks.self_critical import SelfCritical
 from capjax.train import train
+from capjax.training_setup import setup_from
 from tests.training_runs import (
     finish,
     make_store,
@@ -76,6 +80,18 @@ def test_it_adds_to_the_score_of_its_start_and_says_what_it_does(start, finished
     best = max(scores, key=scores.get)
     assert load_model(str(workdir / "model")).vocabulary.words == load_model(str(start / "model")).vocabulary.words
     assert json.loads((workdir / "model" / "model.json").read_text())["scores"]["step"] == best
+
+
+def test_captions_come_with_the_references_of_their_own_image(store, start):
+    """Whatever the order of the ids; the captions that were drawn are among the references."""
+    setup = setup_from(reinforced(store, start), make_mesh(jax.devices()[:1]))
+    setup.captions.image_ids = np.random.default_rng(0).permutation(setup.captions.image_ids)
+    batch = jax.device_get(next(SelfCritical(setup).batches(first_batch=0)))
+    packed = pack_references(setup.captions, setup.vocabulary)
+    drawn = packed.number_of_token[batch["tokens"][:, 1:]]
+    assert len(drawn) == len(batch["references"]) == 16
+    for caption, references in zip(drawn, batch["references"], strict=True):
+        assert caption[caption >= 0].tolist() in [r[r >= 0].tolist() for r in references]
 
 
 @pytest.mark.parametrize("stop_at", [11, 20])

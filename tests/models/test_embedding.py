@@ -28,7 +28,7 @@ def expected(ids, cotangent):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("add_up", [sum_one_by_one, sum_by_products])
-@pytest.mark.parametrize("shape", [(4096, 5), (1000, 19), (3, 4), (5000,)])
+@pytest.mark.parametrize("shape", [(4096, 5), (40000, 5), (1000, 19), (3, 4), (5000,)])
 def test_sums_are_those_in_float64(shape, add_up, dtype):
     ids, cotangent = draw(shape, dtype)
     sums = jax.jit(partial(add_up, NUM_WORDS))(ids, cotangent)
@@ -63,3 +63,12 @@ def test_products_hold_some_thousand_one_hot_vectors_at_a_time():
     ids, cotangent = jnp.zeros((16384, 8), jnp.int32), jnp.zeros((16384, 8, SIZE))
     compiled = jax.jit(partial(sum_by_products, 256)).lower(ids, cotangent).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 70e6
+
+
+@pytest.mark.parametrize("num_captions", [64, 65536])
+def test_there_are_eight_products_at_most(num_captions):
+    """Each reads and writes the whole table; a batch of many devices is a small one for each of them."""
+    ids, cotangent = jnp.zeros((num_captions, 19), jnp.int32), jnp.zeros((num_captions, 19, 1))
+    jaxpr = jax.make_jaxpr(partial(sum_by_products, NUM_WORDS))(ids, cotangent)
+    (scan,) = (equation for equation in jaxpr.eqns if equation.primitive.name == "scan")
+    assert scan.params["length"] == (1 if num_captions == 64 else 7)

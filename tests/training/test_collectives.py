@@ -42,6 +42,12 @@ def test_nothing_but_sums_travels(name):
     assert collectives_of(step, model, optimizer, mesh, {}) == {"all-reduce"}
 
 
+def test_nothing_but_sums_travels_for_microbatches_with_dropout():
+    mesh, model, optimizer = mesh_of(8), Captioner(small("show_and_tell", dropout_rate=0.3)), optax.adam(1e-3)
+    step = jit_train_step(mesh, model=model, optimizer=optimizer, accumulate_steps=2, ema_decay=0.9)
+    assert collectives_of(step, model, optimizer, mesh, {}) == {"all-reduce"}
+
+
 def test_nothing_but_sums_travels_in_reinforcement():
     mesh, model, optimizer = mesh_of(8), Captioner(small("att2in")), optax.adam(1e-3)
     words = [f"w{i}" for i in range(V - 4)]
