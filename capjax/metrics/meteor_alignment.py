@@ -72,7 +72,8 @@ class Aligner:
         self.sieve[relations.key & _SIEVE_MASK] = True
         is_related = np.zeros(len(sentences.phrases), bool)
         is_related[np.concatenate(np.divmod(relations.key, len(sentences.phrases)))] = True
-        spans = Spans(*(column[is_related[sentences.spans.phrase]] for column in sentences.spans))
+        related = (Spans(*(x[is_related[spans.phrase]] for x in spans)) for spans in sentences.spans)
+        spans = Spans(*(np.concatenate(columns).astype(np.int64) for columns in zip(*related, strict=True)))
         order = np.lexsort((spans.length, spans.start))
         self.spans = Spans(*(column[order] for column in spans))
         self.first_span = np.searchsorted(self.spans.start, sentences.starts)

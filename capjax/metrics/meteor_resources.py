@@ -12,7 +12,7 @@ import itertools
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int
 
 from capjax.errors import CapjaxError
-from capjax.metrics.meteor_text import Sentences, stem
+from capjax.metrics.meteor_text import Phrases, Sentences, stem
 
 _BLOCK = 1 << 24
 
@@ -69,8 +69,8 @@ class Lexicon:
         return ""
 
 
-Paraphrases = Mapping[tuple[bytes, bytes], int]
-"""A phrase and its paraphrase -> their place in the table; phrases are words joined with spaces, in UTF-8."""
+Paraphrases = Mapping[tuple[int, int], int]
+"""The numbers of a phrase and of its paraphrase -> their place in the table."""
 
 
 class Relations(NamedTuple):
@@ -128,8 +128,8 @@ def load_lexicon() -> Lexicon:
     )
 
 
-def load_paraphrases(phrases: Collection[bytes]) -> Paraphrases:
-    """Read those entries of the paraphrase table whose two sides are both among `phrases`, best a set, in UTF-8.
+def load_paraphrases(phrases: Phrases) -> Paraphrases:
+    """Read those entries of the paraphrase table whose two sides are both among `phrases`.
 
     The table is streamed (some seconds, whatever the number of phrases): few of its entries matter for a test set.
 
@@ -137,7 +137,7 @@ def load_paraphrases(phrases: Collection[bytes]) -> Paraphrases:
       CapjaxError: the package is not installed or damaged.
     """
     path = published_folder() / "data" / "paraphrase-en.gz"
-    found: dict[tuple[bytes, bytes], int] = {}
+    found: dict[tuple[int, int], int] = {}
     place, rest = 0, b""
     try:
         with gzip.open(path, "rb") as file:
@@ -147,10 +147,11 @@ def load_paraphrases(phrases: Collection[bytes]) -> Paraphrases:
                 lines = (rest + block).split(b"\n")
                 complete = (len(lines) - 1) // 3 * 3
                 rest = b"\n".join(lines[complete:])
-                entries = range(1, complete, 3)
-                for entry in itertools.compress(entries, map(phrases.__contains__, lines[1:complete:3])):
-                    if lines[entry + 1] in phrases:
-                        found[lines[entry], lines[entry + 1]] = place + entry
+                one = phrases.numbers(lines[1:complete:3])
+                known = np.flatnonzero(one >= 0)
+                other = phrases.numbers([lines[3 * entry + 2] for entry in known])
+                for entry, *pair in np.stack([known, one[known], other], axis=-1)[other >= 0].tolist():
+                    found[tuple(pair)] = place + 3 * entry + 1
                 place += complete
     except (OSError, EOFError, zlib.error) as error:
         raise CapjaxError(f"{path}: cannot read METEOR's paraphrases ({error}): install pycocoevalcap again") from error
@@ -165,8 +166,7 @@ def relations(sentences: Sentences, lexicon: Lexicon, paraphrases: Paraphrases) 
     rows = [(number, number, EXACT, 0) for number in range(len(words))]
     rows += [(one, other, STEM, 0) for one, other in _within_groups(stems)]
     rows += [(one, other, SYNONYM, 0) for one, other in _within_groups(synonyms)]
-    for (phrase, paraphrase), place in paraphrases.items():
-        one, other = sentences.phrases[phrase], sentences.phrases[paraphrase]
+    for (one, other), place in paraphrases.items():
         rows += [(one, other, PARAPHRASE, place), (other, one, REVERSE_PARAPHRASE, place)]
     one, other, matcher, table_place = np.array(rows, np.int64).reshape(-1, 4).T
     key = one * len(sentences.phrases) + other

@@ -82,16 +82,55 @@ class Spans(NamedTuple):
     phrase: Int[np.ndarray, " N"]  # its number
 
 
+class Phrases:
+    """Pieces of a text, numbered in their order and found by what they are, of which only the text is kept.
+
+    As `bytes` in a dictionary, the phrases of COCO's captions would take a gigabyte. Of two phrases with the same 64
+    bits of hash one is not found; among ten million phrases there are such two once in 400,000 times.
+    """
+
+    def __init__(
+        self, text: bytes, starts: Int[np.ndarray, " N"], ends: Int[np.ndarray, " N"], block_size: int = 1 << 16
+    ) -> None:
+        """Take phrases, all different, by where they start and end in a text."""
+        self._text, self._starts, self._ends = text, starts, ends
+        hashes = np.empty(len(starts), np.int64)
+        for first in range(0, len(starts), block_size):
+            block = slice(first, first + block_size)
+            pieces = map(text.__getitem__, map(slice, starts[block].tolist(), ends[block].tolist()))
+            hashes[block] = np.fromiter(map(hash, pieces), np.int64)
+        self._order = np.argsort(hashes)
+        self._hashes = hashes[self._order]
+        # Of other phrases, a sieve of sixteen places for each of these lets a sixteenth pass.
+        self._sieve = np.zeros(16 << len(starts).bit_length(), bool)
+        self._sieve[hashes & (len(self._sieve) - 1)] = True
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def numbers(self, phrases: Sequence[bytes]) -> Int[np.ndarray, " M"]:
+        """Return the number of each of some phrases, -1 for one that is not among these."""
+        hashes = np.fromiter(map(hash, phrases), np.int64, len(phrases))
+        found = np.full(len(phrases), -1)
+        sifted = np.flatnonzero(self._sieve[hashes & (len(self._sieve) - 1)])
+        places = np.minimum(np.searchsorted(self._hashes, hashes[sifted]), len(self) - 1)
+        is_equal = self._hashes[places] == hashes[sifted]
+        for i, number in zip(sifted[is_equal].tolist(), self._order[places[is_equal]].tolist(), strict=True):
+            if self._text[self._starts[number] : self._ends[number]] == phrases[i]:
+                found[i] = number
+        return found
+
+
 class Sentences:
     """Sentences laid one after another, with numbers for their words and phrases.
 
     Attributes:
       vocabulary: the words by number.
-      phrases: the number of each phrase of up to seven words, joined with spaces; that of a single word is the word's.
+      phrases: all of up to seven words, joined with spaces, in UTF-8; the number of a single word is the word's.
       words: the number of the word at each place.
       starts: where each sentence begins.
       lengths: of how many words it is.
-      spans: where the phrases stand.
+      spans: where the phrases stand, of one word first, then of two and more; in 32 bits, as there are many.
     """
 
     def __init__(self, sentences: Sequence[tuple[str, ...]]) -> None:
@@ -103,27 +142,23 @@ class Sentences:
         self.lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
         self.starts = np.cumsum(self.lengths) - self.lengths
         ends = np.repeat(self.starts + self.lengths, self.lengths)
+        text = " ".join(flat).encode()
+        text_ends = np.cumsum(np.array([len(word.encode()) + 1 for word in numbers], np.int64)[self.words]) - 1
+        text_starts = np.append(0, text_ends[:-1] + 1)
 
-        start, phrase, num_phrases = np.arange(len(flat)), self.words, len(numbers)
-        spans = [Spans(start, np.ones_like(start), phrase)]
-        for length in range(2, _MAX_PHRASE_LENGTH + 1):
+        start, phrase, num_phrases = np.arange(len(flat)), self.words, 0
+        places, self.spans = [], []
+        for length in range(1, _MAX_PHRASE_LENGTH + 1):
             fits = start + length <= ends[start]
             start = start[fits]
             # A phrase is known by the number of the one without its last word, and that word.
-            keys, phrase = np.unique(phrase[fits] * len(numbers) + self.words[start + length - 1], return_inverse=True)
+            keys = self.words if length == 1 else phrase[fits] * len(numbers) + self.words[start + length - 1]
+            _, first, phrase = np.unique(keys, return_index=True, return_inverse=True)
+            places.append((text_starts[start[first]], text_ends[start[first] + length - 1]))
             phrase += num_phrases
-            num_phrases += len(keys)
-            spans.append(Spans(start, np.full_like(start, length), phrase))
-        self.spans = Spans(*map(np.concatenate, zip(*spans, strict=True)))
-
-        some_span = np.zeros(num_phrases, np.int64)  # any one of each phrase
-        some_span[self.spans.phrase] = np.arange(len(self.spans.phrase))
-        start, length = self.spans.start[some_span], self.spans.length[some_span]
-        text = " ".join(flat).encode()
-        text_ends = np.cumsum(np.array([len(word.encode()) + 1 for word in numbers], np.int64)[self.words]) - 1
-        text_starts = np.append(0, text_ends + 1)
-        slices = map(slice, text_starts[start].tolist(), text_ends[start + length - 1].tolist())
-        self.phrases = {phrase: number for number, phrase in enumerate(map(text.__getitem__, slices))}
+            num_phrases += len(first)
+            self.spans.append(Spans(*(x.astype(np.int32) for x in (start, np.full_like(start, length), phrase))))
+        self.phrases = Phrases(text, *map(np.concatenate, zip(*places, strict=True)))
 
 
 def _split_stop(piece: str, after: str, abbreviations: Mapping[str, bool]) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from capjax.errors import CapjaxError
 from capjax.metrics import coco_caption, meteor, meteor_resources
-from capjax.metrics.meteor_text import meteor_words, stem
+from capjax.metrics.meteor_text import Sentences, meteor_words, stem
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "metrics"
 make_golden = runpy.run_path(str(GOLDEN / "make_golden.py"))
@@ -64,6 +64,24 @@ def test_words_that_later_stemmers_treat_otherwise_agree_with_the_published_prog
     _, per_image = make_golden["published_scores"](references, hypotheses, ("METEOR",))
     found = coco_caption.score(references, hypotheses, ("METEOR",)).per_image["METEOR"]
     np.testing.assert_allclose(list(found.values()), per_image["METEOR"], atol=1e-9, rtol=0)
+
+
+def test_phrases_are_found_by_what_they_are() -> None:
+    sentences = [("ein", "großer", "hund"), (), ("hund",), ("ein", "hund") * 5, ("a",)]
+    known = Sentences(sentences)
+    text = [
+        (place, length, " ".join(words[start : start + length]).encode())
+        for words, place in zip(sentences, known.starts, strict=True)
+        for start, place in enumerate(range(place, place + len(words)))
+        for length in range(1, min(7, len(words) - start) + 1)
+    ]
+    spans = {span[:2]: span[2] for of_length in known.spans for span in zip(*of_length, strict=True)}
+    assert spans == {(place, length): known.phrases.numbers([phrase])[0] for place, length, phrase in text}
+    numbers = {phrase: spans[place, length] for place, length, phrase in text}
+    assert sorted(numbers.values()) == list(range(len(known.phrases)))
+    asked = [b"ein hund", b"hund ein", b"", b"ei", b"hund hund", "großer hund".encode(), b"hund a", b"a", b" a"]
+    assert known.phrases.numbers(asked).tolist() == [numbers.get(phrase, -1) for phrase in asked]
+    assert Sentences([()]).phrases.numbers([b"a", b""]).tolist() == [-1, -1]
 
 
 def test_score_of_an_alignment_worked_by_hand() -> None:
@@ -123,7 +141,7 @@ def test_a_damaged_package_is_an_error(tmp_path: pathlib.Path, monkeypatch: pyte
     with pytest.raises(CapjaxError, match="install pycocoevalcap again"):
         meteor_resources.load_lexicon()
     with pytest.raises(CapjaxError, match="install pycocoevalcap again"):
-        meteor_resources.load_paraphrases([b"a dog"])
+        meteor_resources.load_paraphrases(Sentences([("a", "dog")]).phrases)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 
 from capjax.metrics import meteor
 from capjax.metrics.meteor_alignment import Aligner, Matches, choose
-from capjax.metrics.meteor_resources import EXACT, PARAPHRASE, REVERSE_PARAPHRASE, STEM, SYNONYM, Lexicon, relations
-from capjax.metrics.meteor_text import Sentences, stem
+from capjax.metrics.meteor_resources import (
+    EXACT,
+    PARAPHRASE,
+    REVERSE_PARAPHRASE,
+    STEM,
+    SYNONYM,
+    Lexicon,
+    Paraphrases,
+    relations,
+)
+from capjax.metrics.meteor_text import Phrases, Sentences, stem
 
 Words = tuple[str, ...]
 BEAM_SIZE = 40
@@ -195,9 +204,9 @@ def test_every_matcher(pairs: list[tuple[Words, Words]], entries: list[tuple[Wor
     numbers = {words: number for number, words in enumerate(dict.fromkeys(itertools.chain(*pairs)))}
     known = Sentences(list(numbers))
     table = {entry: place for place, entry in enumerate(entries)}
-    encoded = {tuple(" ".join(phrase).encode() for phrase in entry): place for entry, place in table.items()}
-    paraphrases = {entry: place for entry, place in encoded.items() if known.phrases.keys() >= set(entry)}
-    aligner = Aligner(known, relations(known, LEXICON, paraphrases))
+    paraphrases = {tuple(known.phrases.numbers(encoded(entry)).tolist()): place for entry, place in table.items()}
+    found = {pair: place for pair, place in paraphrases.items() if -1 not in pair}
+    aligner = Aligner(known, relations(known, LEXICON, found))
     captions, references = (np.array([numbers[words] for words in side]) for side in zip(*pairs, strict=True))
     proposed = [propose_plainly(caption, reference, table) for caption, reference in pairs]
     assert by_pair(aligner.propose(captions, references), len(pairs)) == proposed
@@ -206,6 +215,11 @@ def test_every_matcher(pairs: list[tuple[Words, Words]], entries: list[tuple[Wor
         for matches, (_, reference) in zip(proposed, pairs, strict=True)
     ]
     assert by_pair(aligner.align(captions, references), len(pairs)) == chosen
+
+
+def encoded(entry: tuple[Words, Words]) -> list[bytes]:
+    """An entry as the published table has it."""
+    return [" ".join(phrase).encode() for phrase in entry]
 
 
 def by_pair(matches: Matches, num_pairs: int) -> list[list[Match]]:
@@ -217,7 +231,10 @@ def by_pair(matches: Matches, num_pairs: int) -> list[list[Match]]:
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meteor, "load_paraphrases", lambda phrases: {(b"the dog", b"hound"): 7})
+    def paraphrases(phrases: Phrases) -> Paraphrases:
+        return {tuple(phrases.numbers([b"the dog", b"hound"]).tolist()): 7}
+
+    monkeypatch.setattr(meteor, "load_paraphrases", paraphrases)
     captions = [["the", "dog"], [], ["dog", "the", "cat"], ["animal"] * 4]
     references = [[["hound"], ["the", "dog"]], [[], ["cat"]], [["the", "dog"] * 5], [["dog"], [], ["cat", "animal"]]]
     whole = meteor._statistics(captions, references, LEXICON)
