@@ -32,6 +32,9 @@ NPZ_ERRORS += (SyntaxError, tokenize.TokenError)
 
 _MOST_INFLATED = 100
 
+Piece = bytes | memoryview | str
+"""What a file is made of; text is written in UTF-8."""
+
 
 def check_inflated(path: str | os.PathLike[str]) -> None:
     """Refuse an archive that inflates to more than a hundred times its size, as numbers worth keeping never do.
@@ -49,7 +52,7 @@ def check_inflated(path: str | os.PathLike[str]) -> None:
         )
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview | str | Iterable[str]) -> None:
+def write_atomically(path: str | os.PathLike[str], content: Piece | Iterable[Piece]) -> None:
     """Write a file, in one piece or many, through a temporary one beside it.
 
     It appears whole, and a failure leaves an earlier one. Processes that write the same file do not disturb each other;

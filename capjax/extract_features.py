@@ -6,7 +6,7 @@ Devices share each batch, processes share the shards; a run that was stopped con
 
 import argparse
 import sys
-from functools import partial
+from typing import Any
 
 import grain
 import jax
@@ -93,19 +93,22 @@ class Encode:
         """Encode the given rows; decoding of the next images goes on meanwhile."""
         size = self._batch_size
         batches = grain.MapDataset.source(shard).map(lambda i: rows[i]).batch(size).to_iter_dataset(READ_OPTIONS)
-        parts = []
+
+        def leaves(features: Features) -> list[Any]:
+            return jax.tree.leaves(features if grid else features._replace(grid=None))
+
+        # A shard's grids take half a gigabyte: they are put in their place at once, not joined in the end.
+        encoded = [np.empty((len(shard), *x.shape[1:]), np.float32) for x in leaves(self.shapes())]
+        done = 0
         for images in patiently(iter(batches), rows):
             # One shape, so that nothing compiles twice.
             full = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
             features = self._apply(self._variables, jax.device_put(full, self._sharding))
-            wanted = features if grid else features._replace(grid=None)
-            parts.append(jax.tree.map(partial(_first_rows, len(images)), wanted))
+            for into, found in zip(encoded, leaves(features), strict=True):
+                into[done : done + len(images)] = found[: len(images)]
+            done += len(images)
             bar.update(len(images))
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-
-
-def _first_rows(num_rows: int, x: jax.Array) -> np.ndarray:
-    return np.asarray(x[:num_rows], np.float32)
+        return Features(*encoded)
 
 
 def _announce(store: FeatureStore, plan: dict[str, list[range]]) -> None:

@@ -160,14 +160,13 @@ class FeatureStore:
             arrays["grid"], arrays["scale"] = _in_eight_bits(features.grid)
         for name, array in arrays.items():
             with np.errstate(over="ignore"):
-                array = np.asarray(array).astype(self._dtype_of(name))
+                array = np.ascontiguousarray(array, self._dtype_of(name))
             if not np.isfinite(array).all():
                 raise CapjaxError(
                     f"expected finite {name} features, got values that {self.dtype} cannot hold; use float32"
                 )
-            buffer = io.BytesIO()
-            np.save(buffer, array)
-            write_atomically(self._shard(split, name, rows.start), buffer.getbuffer())
+            header = _npy_header(array.shape, array.dtype)
+            write_atomically(self._shard(split, name, rows.start), (header, array.data.cast("B")))
 
     def records(self, split: str) -> CaptionRecords:
         """Open the captions of a split, in row order.
@@ -229,7 +228,8 @@ class FeatureStore:
 
     def _shard_bytes(self, name: str, num_rows: int) -> int:
         """Return the size of a shard's file of an array."""
-        return _npy_bytes((num_rows, *self._row_shape(name)), self._dtype_of(name))
+        shape, dtype = (num_rows, *self._row_shape(name)), self._dtype_of(name)
+        return len(_npy_header(shape, dtype)) + math.prod(shape) * dtype.itemsize
 
     def _row_shape(self, name: str) -> tuple[int, ...]:
         return (*((self.num_positions,) if name == "grid" else ()), self.feature_size)
@@ -239,11 +239,11 @@ class FeatureStore:
 
 
 @functools.cache
-def _npy_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     header = io.BytesIO()
     description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, description)
-    return header.tell() + math.prod(shape) * dtype.itemsize
+    return header.getvalue()
 
 
 def create_store(
@@ -360,4 +360,4 @@ def _in_eight_bits(
         )
     scale = grid.max(axis=1) / np.float32(255)
     steps = np.divide(grid, scale[:, None], out=np.zeros_like(grid), where=scale[:, None] > 0)
-    return np.rint(steps).astype(np.uint8), scale
+    return np.rint(steps, out=steps).astype(np.uint8), scale

@@ -59,6 +59,21 @@ def test_round_trip(tmp_path, dtype, tolerance):
     assert store.features("train")[3].grid is None
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 0.4), ("float16", 0.8), ("uint8", 1.8)])
+def test_a_shard_is_written_as_numpy_has_it_and_hardly_copied(tmp_path, dtype, most):
+    grid = np.random.default_rng(0).random((4, 64, 2048), np.float32)
+    store = create_store(tmp_path, KEY, 2048, 64, dtype)
+    store.begin_split("train", records(4))
+    tracemalloc.start()
+    store.write_shard("train", range(4), Features(grid[:, 0], grid))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < most * grid.nbytes
+    assert np.load(tmp_path / "train" / "grid-00000.npy").dtype == dtype
+    if dtype != "uint8":
+        np.testing.assert_array_equal(np.load(tmp_path / "train" / "grid-00000.npy"), grid.astype(dtype))
+
+
 def test_features_come_in_the_dtype_of_the_computation(tmp_path):
     values = np.abs(fill(create_store(tmp_path, KEY, F, P, "float16"), "train", 10))
     rows = pickle.loads(pickle.dumps(open_store(tmp_path, KEY).features("train", True, jnp.dtype("bfloat16"))))
