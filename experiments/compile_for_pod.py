@@ -280,23 +280,35 @@ def trip_counts(hlo: str) -> dict[str, int]:
     return {match[1]: int(match[2]) for match in found}
 
 
-def largest_batch(step: Step, mesh: Mesh, capacity: float) -> int:
-    """Return the largest power of two of captions, or images, a device that compiles and fits.
+def largest_batch(step: Step, mesh: Mesh, capacity: float, per_device: int, compiled: Compiled) -> int:
+    """Return the largest power of two of captions, or images, a device that compiles and fits: twice as many do not.
 
-    Memory grows about in proportion to the batch, which tells where to begin to try.
+    Args:
+        step: what to compile.
+        mesh: for which devices.
+        capacity: bytes that a device has.
+        per_device: captions, or images, that `compiled` is for: beyond its arguments memory grows about in proportion,
+            which tells where to begin to try.
+        compiled: the step for so many.
     """
-    few, many = (compile_step(step, n, mesh).peak_bytes for n in (256, 1024))
-    fitting = 256 + (capacity - few) / max(1.0, (many - few) / 768)
-    per_device = 2 ** int(math.log2(max(1.0, fitting)))
-    while per_device > 1:
+
+    def fits(number: int) -> bool:
         try:
-            if compile_step(step, per_device, mesh).peak_bytes <= capacity:
-                break
+            return compile_step(step, number, mesh).peak_bytes <= capacity
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-        per_device //= 2
-    return per_device
+            return False
+
+    bytes_of_one = max(1, compiled.peak_bytes - compiled.argument_bytes) / per_device
+    number = 2 ** int(math.log2(max(1.0, (capacity - compiled.argument_bytes) / bytes_of_one)))
+    if fits(number):
+        while fits(2 * number):
+            number *= 2
+        return number
+    while number > 1 and not fits(number // 2):
+        number //= 2
+    return number // 2
 
 
 def main() -> None:
@@ -349,7 +361,7 @@ def main() -> None:
                 continue
             largest = "–"
             if args.largest and "decoding" not in step.name:
-                largest = f"{largest_batch(step, mesh, capacity):,}"
+                largest = f"{largest_batch(step, mesh, capacity, args.per_device, compiled):,}"
             kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(compiled.collectives.items())) or "none"
             cells += [f"{compiled.operations / 1e9:,.1f}"]
             cells += [f"{compiled.peak_bytes / 1e6:,.0f} ({compiled.peak_bytes / capacity:.1%})"]
