@@ -75,7 +75,7 @@ def test_a_stop_while_processes_are_started_is_not_lost(config_file, tmp_path):
 
 
 def test_a_job_with_a_killed_process_is_started_again_and_finishes(config_file, tmp_path):
-    options = ["--config.train.num_steps=400", "--config.train.checkpoint_every=20", "--config.eval.every=1000"]
+    options = ["--config.train.num_steps=150", "--config.train.checkpoint_every=20", "--config.eval.every=1000"]
     run = launch(config_file, tmp_path / "run", *options, restarts=1)
     read_until(run, "starting")
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -86,7 +86,7 @@ def test_a_job_with_a_killed_process_is_started_again_and_finishes(config_file, 
     assert run.returncode == 0, said
     assert "starting again (1 of 1)" in said
     assert "resuming" in said
-    assert saved_step(checkpoints) == 400
+    assert saved_step(checkpoints) == 150
 
 
 def test_processes_that_wait_for_one_that_never_came_are_killed(config_file, tmp_path):

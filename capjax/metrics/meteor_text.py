@@ -15,6 +15,7 @@ from jaxtyping import Int
 from snowballstemmer.english_stemmer import EnglishStemmer
 
 _MAX_PHRASE_LENGTH = 7  # words of the longest entry of the paraphrase table
+_PHRASES_AT_A_TIME = 1 << 16
 _LETTERS = "A-Za-zŠŽšžŸÀ-ÖØ-öø-ž\u0400-\u0527\ua640-\ua66e\ua67e-\ua697\u1d00-\u1d7f"
 _PLAIN = re.compile("[a-z0-9 ]*")
 _SPACES = " \t\n\x0b\f\r"
@@ -89,19 +90,17 @@ class Phrases:
     bits of hash one is not found; among ten million phrases there are such two once in 400,000 times.
     """
 
-    def __init__(
-        self, text: bytes, starts: Int[np.ndarray, " N"], ends: Int[np.ndarray, " N"], block_size: int = 1 << 16
-    ) -> None:
+    def __init__(self, text: bytes, starts: Int[np.ndarray, " N"], ends: Int[np.ndarray, " N"]) -> None:
         """Take phrases, all different, by where they start and end in a text."""
         self._text, self._starts, self._ends = text, starts, ends
         hashes = np.empty(len(starts), np.int64)
-        for first in range(0, len(starts), block_size):
-            block = slice(first, first + block_size)
+        for first in range(0, len(starts), _PHRASES_AT_A_TIME):
+            block = slice(first, first + _PHRASES_AT_A_TIME)
             pieces = map(text.__getitem__, map(slice, starts[block].tolist(), ends[block].tolist()))
             hashes[block] = np.fromiter(map(hash, pieces), np.int64)
         self._order = np.argsort(hashes)
         self._hashes = hashes[self._order]
-        # Of other phrases, a sieve of sixteen places for each of these lets a sixteenth pass.
+        # A sieve of sixteen places or more for each of these lets a sixteenth of others pass, at most.
         self._sieve = np.zeros(16 << len(starts).bit_length(), bool)
         self._sieve[hashes & (len(self._sieve) - 1)] = True
 
