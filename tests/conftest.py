@@ -30,13 +30,6 @@ from playwright.sync_api import Browser, sync_playwright
 jaxtyping.install_import_hook("capjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Give each worker neighbouring tests, which share fixtures and compiled programs, unless told otherwise."""
-    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
-        config.option.dist = "worksteal"
-
-
 def no_skips() -> bool:
     """Whether a test that cannot run is to fail: in continuous integration, where nothing may be lacking."""
     return os.environ.get("CAPJAX_NO_SKIPS", "0") != "0"
