@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from capjax.errors import CapjaxError
-from capjax.metrics import coco_caption, meteor, meteor_resources
+from capjax.metrics import coco_caption, meteor, meteor_resources, meteor_text
 from capjax.metrics.meteor_text import Sentences, meteor_words, stem
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "metrics"
@@ -82,6 +82,13 @@ def test_phrases_are_found_by_what_they_are() -> None:
     asked = [b"ein hund", b"hund ein", b"", b"ei", b"hund hund", "großer hund".encode(), b"hund a", b"a", b" a"]
     assert known.phrases.numbers(asked).tolist() == [numbers.get(phrase, -1) for phrase in asked]
     assert Sentences([()]).phrases.numbers([b"a", b""]).tolist() == [-1, -1]
+
+
+def test_phrases_of_the_same_hash_are_not_taken_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meteor_text, "hash", len, raising=False)
+    known = Sentences([("hund",), ("ein", "hund")]).phrases
+    assert known.numbers([b"hand", b"eine", b"ein hand", b"aus"]).tolist() == [-1] * 4
+    assert (known.numbers([b"hund", b"ein", b"ein hund"]) >= 0).all()
 
 
 def test_score_of_an_alignment_worked_by_hand() -> None:
