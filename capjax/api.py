@@ -13,7 +13,6 @@ import pathlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
@@ -110,7 +109,7 @@ def evaluate_model(
         model: one, or several that vote.
         split: of the dataset.
         out: the folder to write; by default `evaluation-SPLIT` beside the (first) model, here if that is of the hub.
-        batch_size: images decoded at once, over all devices.
+        batch_size: images decoded at once on each device.
         max_images: the first so many, 0 for all.
         metrics: names of metrics.
         search: settings other than the model's own.
@@ -126,7 +125,7 @@ def evaluate_model(
         split,
         models[0].search.updated(search),
         out,
-        batch_size=-(-batch_size // jax.device_count()) * jax.device_count(),
+        batch_size=batch_size,
         max_images=max_images,
         metrics=metrics,
     )

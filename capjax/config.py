@@ -67,7 +67,7 @@ def default_config() -> ConfigDict:
     config.features = ConfigDict()
     config.features.dir = ""  # the feature store to train from; "" trains from images
     config.features.dtype = "float32"  # of stored features, or "float16", or "uint8" (the grid alone, in 255 steps)
-    config.features.batch_size = 64  # images encoded at once
+    config.features.batch_size = 64  # images encoded at once on each device
 
     config.decoder = decoder_config("init_inject")  # a decoder of capjax.models, with the fields that it has
 

@@ -92,7 +92,7 @@ def evaluate(
         settings: of the search.
         out: the folder.
         other_features: see `open_split`.
-        batch_size: images over all devices.
+        batch_size: images decoded at once on each device.
         max_images: the first so many, 0 for all.
         metrics: names of metrics.
         bootstrap_samples: draws for the intervals, 0 for none.
@@ -311,7 +311,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_dir", help="folder of prepared datasets")
     parser.add_argument("--features_dir", help="feature store to read; '' reads images")
     parser.add_argument("--images", type=local_path, help="folder with the photos, by file name, to show on the page")
-    parser.add_argument("--batch_size", type=int, default=64, help="images decoded at once (default: 64)")
+    parser.add_argument("--batch_size", type=int, default=64, help="images decoded at once on a device (default: 64)")
     parser.add_argument("--max_images", type=int, default=0, help="the first so many images; 0: all")
     parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help="comma-separated names of metrics")
     parser.add_argument("--bootstrap_samples", type=int, default=1000, help="draws for the intervals; 0: none")
@@ -357,7 +357,7 @@ def run(args: argparse.Namespace) -> int:
         settings_from_flags(args, models[0].search),
         args.out or models[0].workdir / f"evaluation-{args.split}",
         other_features=args.features_dir is not None,
-        batch_size=-(-args.batch_size // jax.device_count()) * jax.device_count(),
+        batch_size=args.batch_size,
         max_images=args.max_images,
         metrics=metrics,
         bootstrap_samples=args.bootstrap_samples,

@@ -75,10 +75,10 @@ class Encode:
     """The encoder, compiled once for one batch shape, over this process's devices."""
 
     def __init__(self, encoder: LoadedEncoder, dtype: str, batch_size: int) -> None:
-        """Put the weights on the devices."""
+        """Put the weights on the devices, each of which sees `batch_size` images at once."""
         # Processes work on shards of their own, so each uses a mesh of its own devices.
         mesh = make_mesh(jax.local_devices())
-        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._batch_size = batch_size * mesh.size
         self._image_size = encoder.config.image_size
         self._sharding = batch_sharded(mesh)
         self._variables = jax.device_put(encoder.variables, replicated(mesh))

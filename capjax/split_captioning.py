@@ -113,7 +113,8 @@ def decode_split(
         records: of the split.
         rows: its images or features, in the same order.
         settings: of the search.
-        batch_size: images over all devices, a multiple of their number.
+        batch_size: images at once on each device: programs of one shape, and so captions and log-probabilities that
+            are the same to the last digit on any number of devices and processes.
 
     Returns:
         One caption per record, in order, on every process; and the seconds it took, compilation excluded.
@@ -124,7 +125,7 @@ def decode_split(
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     def batches() -> Iterator[Mapping[str, Any]]:
-        return image_batches(records, rows, batch_size=batch_size, **processes)
+        return image_batches(records, rows, batch_size=batch_size * mesh.size, **processes)
 
     list(generator(variables, [next(batches())], settings))  # compiles, so that what follows can be timed
     start = time.perf_counter()

@@ -110,9 +110,7 @@ def _section(evaluation: Mapping[str, Any]) -> list[str]:
             low, high = intervals.get(name, (None, None))
             interval = "" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"
             rows.append(f"| {name} | {100 * evaluation[name]:.1f} | {interval} |")
-    ailing = ", ".join(
-        f"{100 * evaluation['health'][key]:.1f} % {text}" for key, text in _HEALTH.items()
-    )
+    ailing = ", ".join(f"{100 * evaluation['health'][key]:.1f} % {text}" for key, text in _HEALTH.items())
     return [
         f"### {settings['dataset']}, {settings['split']}: {settings['num_images']:,} images, {search['method']}"
         + (f" with {search['beam_size']} beams" if search["method"] == "beam" else ""),
