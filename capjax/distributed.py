@@ -50,6 +50,13 @@ def join_processes(args: argparse.Namespace, stop_together: bool = False) -> Non
         raise CapjaxError(f"expected to join the other processes, could not: {reason}") from None
 
 
+def part_from_processes() -> None:
+    """Go on alone, with the number that joining gave: no process ends with another, or waits for it in the end."""
+    if jax.distributed.is_initialized():
+        jax.devices()  # which asks the others for theirs
+        jax.distributed.shutdown()  # as soon as all are here
+
+
 def lost_process(error: BaseException | None) -> LostProcess | None:
     """Tell of an error, or what led to it, whether another process of the run is gone: what to say then, or None."""
     if not jax.distributed.is_initialized():

@@ -21,7 +21,7 @@ from capjax.data.feature_import import import_npz
 from capjax.data.feature_store import FeatureStore, create_store
 from capjax.data.input_pipeline import READ_OPTIONS, ImageRows, patiently
 from capjax.disk import check_room, local_path
-from capjax.distributed import add_process_arguments, join_processes
+from capjax.distributed import add_process_arguments, join_processes, part_from_processes
 from capjax.errors import CapjaxError
 from capjax.pretrained.encoder_file import LoadedEncoder
 from capjax.sharding import batch_sharded, make_mesh, replicated
@@ -68,6 +68,7 @@ def extract_features(config: ConfigDict, splits: list[str] | None = None) -> Fea
         with tqdm(total=sum(map(len, missing)), desc=f"features of {split}", unit="image", disable=None) as bar:
             for shard in missing:
                 store.write_shard(split, shard, encode(rows, shard, config.encoder.grid, bar))
+    _tell_what_is_left(store, list(plan))
     return store
 
 
@@ -105,7 +106,7 @@ class Encode:
             full = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
             features = self._apply(self._variables, jax.device_put(full, self._sharding))
             for into, found in zip(encoded, leaves(features), strict=True):
-                into[done : done + len(images)] = found[: len(images)]
+                into[done : done + len(images)] = np.asarray(found)[: len(images)]
             done += len(images)
             bar.update(len(images))
         return Features(*encoded)
@@ -120,6 +121,18 @@ def _announce(store: FeatureStore, plan: dict[str, list[range]]) -> None:
         print(f"writing features of {num_images:,} images, {needed / 1e6:,.1f} MB, to {store.path}", file=sys.stderr)
 
 
+def _tell_what_is_left(store: FeatureStore, splits: list[str]) -> None:
+    """Say of shards that are not there at the end whose they are."""
+    left = sum(len(shard) for split in splits for shard in store.missing_shards(split))
+    if left:
+        total = sum(store.num_rows(split) for split in splits)
+        print(
+            f"features of {left:,} of {total:,} images are left to other processes; where one of them has ended, start "
+            "the same command again: it makes what is missing",
+            file=sys.stderr,
+        )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `capjax features`."""
     configuration.add_config_arguments(parser)
@@ -132,6 +145,7 @@ def run(args: argparse.Namespace) -> int:
     """Extract or import features."""
     config = configuration.load_config(args.config, args.overrides)
     join_processes(args)
+    part_from_processes()
     splits = args.splits.split(",") if args.splits else None
     if args.npz is None:
         extract_features(config, splits)

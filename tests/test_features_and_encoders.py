@@ -9,7 +9,7 @@ import pytest
 
 from capjax.captioning import load_model
 from capjax.cli import main
-from capjax.data.feature_store import open_store
+from capjax.data import feature_store
 from tests.toy_project import changed, config, draw, prepare, prepare_again
 from tests.training_runs import finish, read_until, start_processes
 
@@ -53,6 +53,11 @@ def evaluate(root, model, *options):
     return status or {
         row["image_id"]: row["caption"] for row in json.loads((root / "evaluation" / "results.json").read_text())
     }
+
+
+def pooled_features(path):
+    store = feature_store.open_store(path, {})
+    return np.stack([row.pooled for split in store.splits for row in store.features(split)])
 
 
 def refuses(capsys, command, message):
@@ -110,7 +115,7 @@ def test_imported_features_may_lack_images_of_the_dataset(project):
         np.savez(project / "some.npz", **{name: whole[name][3:] for name in whole})
     partly = [*imported(project), *changed({"features.dir": project / "partly"})]
     assert main(["features", *partly, f"--import={project / 'some.npz'}"]) == 0
-    store = open_store(project / "partly", {})
+    store = feature_store.open_store(project / "partly", {})
     assert sum(store.num_rows(split) for split in store.splits) == 29
     assert main(["train", *partly, *SHORT, f"--workdir={project / 'run'}"]) == 0
 
@@ -195,6 +200,31 @@ def test_two_processes_extract_what_one_does_holes_filled(project, shared):
     assert one == two
 
 
+SMALL_SHARDS = """
+import os, signal, sys
+from capjax import cli, extract_features
+from capjax.data import feature_store
+feature_store.ROWS_PER_SHARD = 4
+"""
+IS_KILLED_AT_WORK = "extract_features.Encode.__call__ = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+MAIN = "sys.exit(cli.main(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_no_other_and_what_it_left_is_told(project, shared, monkeypatch, killed):
+    expected = pooled_features(shared / "features")
+    shutil.rmtree(project / "features")
+    programs = {1 - killed: SMALL_SHARDS + MAIN, killed: SMALL_SHARDS + IS_KILLED_AT_WORK + MAIN}
+    special = {i: {"program": ("-c", program)} for i, program in programs.items()}
+    runs = start_processes("features", *config(project), special=special)
+    finish(runs[killed], status=-signal.SIGKILL)
+    (said,) = finish(runs[1 - killed])
+    assert "features of 16 of 32 images are left to other processes" in said
+    monkeypatch.setattr(feature_store, "ROWS_PER_SHARD", 4)
+    assert main(["features", *config(project)]) == 0
+    np.testing.assert_array_equal(pooled_features(project / "features"), expected)
+
+
 def test_two_processes_that_extract_end_at_a_signal(shared, project):
     """Nothing has to be saved: what is on disk is whole."""
     shutil.rmtree(project / "features")
@@ -204,15 +234,10 @@ def test_two_processes_that_extract_end_at_a_signal(shared, project):
         run.send_signal(signal.SIGTERM)
     finish(*runs, status=-signal.SIGTERM)
     assert main(["features", *config(project)]) == 0
-    one, two = (open_store(root / "features", {}) for root in (shared, project))
-    for split in one.splits:
-        for a, b in zip(one.features(split), two.features(split), strict=True):
-            np.testing.assert_allclose(a.pooled, b.pooled, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(pooled_features(project / "features"), pooled_features(shared / "features"))
 
 
 def test_shards_are_dealt_by_number_whatever_is_there(project, monkeypatch):
-    from capjax.data import feature_store
-
     monkeypatch.setattr(feature_store, "ROWS_PER_SHARD", 4)
     shutil.rmtree(project / "features")
     monkeypatch.setattr("jax.process_count", lambda: 3)
@@ -223,7 +248,7 @@ def test_shards_are_dealt_by_number_whatever_is_there(project, monkeypatch):
         shards = sorted((project / "features").glob("*/pooled-*.npy"))
         written.append(len(shards) - sum(written))
     assert written == [3, 2, 3] and sum(written) == 8
-    assert not open_store(project / "features", {}).missing_shards("train")
+    assert not feature_store.open_store(project / "features", {}).missing_shards("train")
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "sub/../../secret.png"])
@@ -292,7 +317,7 @@ def test_a_smaller_grid_is_what_training_and_captioning_see(project, tmp_path, s
     assert main(["features", *config(project), *small, *changed({"encoder.grid_side": 3})]) == 1, "3 divides no 7"
     small += changed({"encoder.grid_side": side})
     assert main(["features", *config(project), *small]) == 0
-    store = open_store(tmp_path / "pooled", {})
+    store = feature_store.open_store(tmp_path / "pooled", {})
     assert store.num_positions == side**2 and store.key["encoder"]["grid_side"] == side
     for row in store.features("val", grid=True):
         np.testing.assert_allclose(row.grid.mean(axis=0), row.pooled, rtol=1e-2, atol=1e-3)

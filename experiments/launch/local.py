@@ -92,7 +92,8 @@ def wait(processes: list[subprocess.Popen], signals: list[int], patience: float)
         if any(statuses):
             deadline = min(deadline, time.monotonic() + patience)
         if signals and not told_to_stop:
-            processes[0].send_signal(signal.SIGTERM)  # it tells the others
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
             told_to_stop = True
         if len(signals) > 1 or time.monotonic() > deadline:
             for process in processes:
