@@ -50,11 +50,27 @@ def join_processes(args: argparse.Namespace, stop_together: bool = False) -> Non
         raise CapjaxError(f"expected to join the other processes, could not: {reason}") from None
 
 
-def part_from_processes() -> None:
-    """Go on alone, with the number that joining gave: no process ends with another, or waits for it in the end."""
-    if jax.distributed.is_initialized():
-        jax.devices()  # which asks the others for theirs
-        jax.distributed.shutdown()  # as soon as all are here
+def number_processes(args: argparse.Namespace) -> tuple[int, int]:
+    """Tell which of how many processes this is, for a job whose processes share the work and nothing while they do it.
+
+    With numbers given nobody is asked, and a process that died can be started again by itself. With `--distributed`
+    all have to start, as it is JAX that numbers them. No process ends with another, or waits for it in the end.
+
+    Returns:
+        This process's number, from 0, and how many there are.
+
+    Raises:
+        CapjaxError: as `join_processes`, or for a number beyond the processes.
+    """
+    if None in (args.coordinator, args.num_processes, args.process_id):
+        join_processes(args)
+        numbers = jax.process_index(), jax.process_count()
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()  # as soon as all are here
+        return numbers
+    if not 0 <= args.process_id < args.num_processes:
+        raise CapjaxError(f"expected --process_id from 0 to {args.num_processes - 1}, got {args.process_id}")
+    return args.process_id, args.num_processes
 
 
 def lost_process(error: BaseException | None) -> LostProcess | None:

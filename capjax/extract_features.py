@@ -21,19 +21,23 @@ from capjax.data.feature_import import import_npz
 from capjax.data.feature_store import FeatureStore, create_store
 from capjax.data.input_pipeline import READ_OPTIONS, ImageRows, patiently
 from capjax.disk import check_room, local_path
-from capjax.distributed import add_process_arguments, join_processes, part_from_processes
+from capjax.distributed import add_process_arguments, number_processes
 from capjax.errors import CapjaxError
 from capjax.pretrained.encoder_file import LoadedEncoder
 from capjax.sharding import batch_sharded, make_mesh, replicated
 from capjax.types import Features
 
 
-def extract_features(config: ConfigDict, splits: list[str] | None = None) -> FeatureStore:
+def extract_features(
+    config: ConfigDict, splits: list[str] | None = None, *, process_index: int = 0, process_count: int = 1
+) -> FeatureStore:
     """Fill the feature store of a configuration.
 
     Args:
         config: `features.dir`, `encoder` and `dataset` are read.
         splits: which, or all that the dataset has.
+        process_index: which part of the shards to make.
+        process_count: among how many processes they are divided.
 
     Raises:
         CapjaxError: if the store was made with something else, the disk is too small, or the configuration names no
@@ -60,9 +64,9 @@ def extract_features(config: ConfigDict, splits: list[str] | None = None) -> Fea
     for split in splits or dataset.splits:
         store.begin_split(split, dataset.records(split), dataset.images_sha256(split))
         # Dealt by number: what is on disk already is not the same for all processes when they look.
-        mine = store.shards(split)[jax.process_index() :: jax.process_count()]
+        mine = store.shards(split)[process_index::process_count]
         plan[split] = [shard for shard in mine if not store.has_shard(split, shard)]
-    _announce(store, plan)
+    _announce(store, plan, aloud=process_index == 0)
     for split, missing in plan.items():
         rows = ImageRows(dataset.images(split), preprocessing)
         with tqdm(total=sum(map(len, missing)), desc=f"features of {split}", unit="image", disable=None) as bar:
@@ -77,7 +81,6 @@ class Encode:
 
     def __init__(self, encoder: LoadedEncoder, dtype: str, batch_size: int) -> None:
         """Put the weights on the devices, each of which sees `batch_size` images at once."""
-        # Processes work on shards of their own, so each uses a mesh of its own devices.
         mesh = make_mesh(jax.local_devices())
         self._batch_size = batch_size * mesh.size
         self._image_size = encoder.config.image_size
@@ -112,12 +115,12 @@ class Encode:
         return Features(*encoded)
 
 
-def _announce(store: FeatureStore, plan: dict[str, list[range]]) -> None:
-    """Say what this process is about to write, and refuse a disk that cannot take it."""
+def _announce(store: FeatureStore, plan: dict[str, list[range]], aloud: bool) -> None:
+    """Say what this process is about to write, if anything or if `aloud`, and refuse a disk that cannot take it."""
     num_images = sum(len(shard) for missing in plan.values() for shard in missing)
     needed = store.bytes_needed(num_images)
     check_room(store.path, needed, f"features of {num_images:,} images (--config.features.dtype=float16 halves them)")
-    if jax.process_index() == 0 or num_images:
+    if aloud or num_images:
         print(f"writing features of {num_images:,} images, {needed / 1e6:,.1f} MB, to {store.path}", file=sys.stderr)
 
 
@@ -144,11 +147,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Extract or import features."""
     config = configuration.load_config(args.config, args.overrides)
-    join_processes(args)
-    part_from_processes()
+    process_index, process_count = number_processes(args)
     splits = args.splits.split(",") if args.splits else None
     if args.npz is None:
-        extract_features(config, splits)
+        extract_features(config, splits, process_index=process_index, process_count=process_count)
         return 0
     if not config.features.dir:
         raise CapjaxError("expected a folder to write to, set --config.features.dir=DIR")

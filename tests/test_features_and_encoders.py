@@ -11,7 +11,7 @@ from capjax.captioning import load_model
 from capjax.cli import main
 from capjax.data import feature_store
 from tests.toy_project import changed, config, draw, prepare, prepare_again
-from tests.training_runs import finish, read_until, start_processes
+from tests.training_runs import finish, free_port, read_until, start_capjax, start_processes
 
 SHORT = changed({"train.num_steps": 2, "eval.every": 2})
 
@@ -210,18 +210,35 @@ IS_KILLED_AT_WORK = "extract_features.Encode.__call__ = lambda *_: os.kill(os.ge
 MAIN = "sys.exit(cli.main(sys.argv[1:]))"
 
 
+UNDER_SLURM = """
+numbers = {"SLURM_NTASKS": 2, "SLURM_PROCID": int(sys.argv.pop(1)), "SLURM_LOCALID": 0}
+numbers |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": int(sys.argv.pop(1))}
+os.environ |= {name: str(number) for name, number in numbers.items()}
+"""
+
+
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_ends_no_other_and_what_it_left_is_told(project, shared, monkeypatch, killed):
+@pytest.mark.parametrize("under_slurm", [False, True])
+def test_a_killed_process_ends_no_other_and_what_it_left_is_told(project, shared, monkeypatch, killed, under_slurm):
+    """Where JAX finds the others for it, as under Slurm, and where it was numbered."""
     expected = pooled_features(shared / "features")
     shutil.rmtree(project / "features")
+    command = ["features", *config(project)]
     programs = {1 - killed: SMALL_SHARDS + MAIN, killed: SMALL_SHARDS + IS_KILLED_AT_WORK + MAIN}
-    special = {i: {"program": ("-c", program)} for i, program in programs.items()}
-    runs = start_processes("features", *config(project), special=special)
+    if under_slurm:
+        job = str(free_port())  # from which JAX makes a port for all
+        runs = [
+            start_capjax(str(i), job, *command, "--distributed", devices=2, program=("-c", program))
+            for i, program in sorted((i, program.replace(MAIN, UNDER_SLURM + MAIN)) for i, program in programs.items())
+        ]
+    else:
+        special = {i: {"program": ("-c", program)} for i, program in programs.items()}
+        runs = start_processes(*command, special=special)
     finish(runs[killed], status=-signal.SIGKILL)
     (said,) = finish(runs[1 - killed])
     assert "features of 16 of 32 images are left to other processes" in said
     monkeypatch.setattr(feature_store, "ROWS_PER_SHARD", 4)
-    assert main(["features", *config(project)]) == 0
+    assert main(command) == 0
     np.testing.assert_array_equal(pooled_features(project / "features"), expected)
 
 
@@ -240,11 +257,11 @@ def test_two_processes_that_extract_end_at_a_signal(shared, project):
 def test_shards_are_dealt_by_number_whatever_is_there(project, monkeypatch):
     monkeypatch.setattr(feature_store, "ROWS_PER_SHARD", 4)
     shutil.rmtree(project / "features")
-    monkeypatch.setattr("jax.process_count", lambda: 3)
     written = []
     for process in (0, 2, 1):  # one after the other, so that each finds what the others wrote
-        monkeypatch.setattr("jax.process_index", lambda process=process: process)
-        assert main(["features", *config(project)]) == 0
+        # Numbered, they ask for nobody: none listens there.
+        numbers = ["--coordinator=127.0.0.1:1", "--num_processes=3", f"--process_id={process}"]
+        assert main(["features", *config(project), *numbers]) == 0
         shards = sorted((project / "features").glob("*/pooled-*.npy"))
         written.append(len(shards) - sum(written))
     assert written == [3, 2, 3] and sum(written) == 8
