@@ -209,6 +209,7 @@ def check(config: ConfigDict) -> None:
         CapjaxError: naming the field, its value and what it may be.
     """
     least = {
+        "seed": 0,
         "vocabulary.min_count": 1,
         "vocabulary.multiple_of": 1,
         "mesh.model_parallel": 1,

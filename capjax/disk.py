@@ -68,6 +68,8 @@ def write_atomically(path: str | os.PathLike[str], content: Piece | Iterable[Pie
         with open(temporary, "xb") as file:
             pieces = (content,) if isinstance(content, (bytes, memoryview, str)) else content
             file.writelines(piece.encode("utf-8") if isinstance(piece, str) else piece for piece in pieces)
+            file.flush()
+            os.fsync(file.fileno())  # or the new name could outlive a power cut, and the content not
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):

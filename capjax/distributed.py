@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 
 import jax
@@ -93,7 +94,8 @@ def lost_process(error: BaseException | None) -> LostProcess | None:
 def stop_requests() -> Iterator[Callable[[int], bool]]:
     """Give a function that tells, after every step, whether the run is to save that step and end.
 
-    One process notes SIGTERM and Ctrl-C; a second such signal has its usual effect. Several processes, which must all
+    One process notes SIGTERM and Ctrl-C; a second such signal has its usual effect, as has the first where the run is
+    on another thread than the main one, which alone can note them. Several processes, which must all
     save the same step, are told by JAX's preemption service: a SIGTERM to any of them makes them agree on a step that
     none has passed yet. The function must be called with every step; once it is true it stays so.
     """
@@ -109,6 +111,10 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
             return received
 
         yield agreed
+        return
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False
         return
 
     def note(number: int, frame: object) -> None:

@@ -108,10 +108,9 @@ def evaluate(
     Raises:
         CapjaxError: if the split, its images or its features are not there.
     """
+    config = config.copy_and_resolve_references()  # whose features and grid are going to be those of this evaluation
     records, rows = open_split(models, config, split, other_features=other_features)
     records = records[: max_images or None]
-    if not records:
-        raise CapjaxError(f"expected images in split {split!r}, it is empty")
     explainer = Explainer(models[0], max_words=models[0].search.max_length) if explain else None
     if explainer:  # what it cannot explain is refused now rather than after an hour of decoding
         explainer(rows[0], "")

@@ -109,6 +109,17 @@ def load_model_directory(directory: str | os.PathLike[str]) -> ModelDirectory:
                 return model
 
 
+def kept_scores(directory: pathlib.Path) -> dict[str, Any]:
+    """Read the scores of a model directory, none where there is no model; to be called on all processes of a run."""
+    while True:
+        try:
+            scores = _read_header(directory)["scores"]
+        except CapjaxError:
+            scores = {}
+        if _is_same_on_all_processes(scores):
+            return scores
+
+
 def _last_replaced(directory: pathlib.Path) -> tuple[int, int] | None:
     """Return what changes whenever the model is replaced, be it by one that was there before."""
     try:

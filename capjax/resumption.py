@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from capjax import config as configuration
 from capjax.checkpoint import Checkpoints
 from capjax.errors import CapjaxError
+from capjax.model_directory import kept_scores
 from capjax.training.progress import Progress
 from capjax.training.train_state import TrainState
 from capjax.training_setup import Setup
@@ -50,6 +51,10 @@ def restore(checkpoints: Checkpoints, setup: Setup, state: TrainState) -> tuple[
     if "evals_since_best" in values:
         values = _progress_of_0_1(values, old, int(state.step))
     progress = Progress.from_dict(values)
+    kept = kept_scores(workdir / "model")
+    if progress.validated_step < kept.get("step", 0) <= int(state.step) and f"val/{old.eval.best_metric}" in kept:
+        # It was validated after its step was saved, by a run that ended without another one.
+        progress = progress.after(int(kept["step"]), kept, old.eval.best_metric)
     if old.eval.best_metric != setup.config.eval.best_metric:  # which has its own patience
         progress = dataclasses.replace(progress, validations_since_best=0)
     return state, progress

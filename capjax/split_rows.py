@@ -51,6 +51,11 @@ def open_features(config: ConfigDict, encoder: LoadedEncoder | None) -> feature_
     return feature_store.open_store(config.features.dir, feature_key(config, encoder))
 
 
+def _check_not_empty(records: CaptionRecords, split: str) -> None:
+    if not len(records):
+        raise CapjaxError(f"expected images in split {split!r}, it is empty")
+
+
 def open_split(
     config: ConfigDict, split: str, encoder: LoadedEncoder | None, dtype: str = "float32"
 ) -> tuple[CaptionRecords, Rows]:
@@ -59,15 +64,19 @@ def open_split(
     Where the dataset lies beside its features, they are compared: features of images that have changed are refused.
 
     Raises:
-        CapjaxError: if something is missing, or does not fit the other.
+        CapjaxError: if something is missing or empty, or does not fit the other.
     """
     if not config.features.dir:
         if encoder is None:
             raise CapjaxError("expected features.dir or encoder.weights to be set: there is nothing to see images with")
         dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
-        return dataset.records(split), ImageRows(dataset.images(split), preprocessing_from(config, encoder))
+        records = dataset.records(split)
+        _check_not_empty(records, split)
+        return records, ImageRows(dataset.images(split), preprocessing_from(config, encoder))
     store = open_features(config, encoder)
-    records, rows = store.records(split), store.features(split, config.encoder.grid, jnp.dtype(dtype))
+    records = store.records(split)
+    _check_not_empty(records, split)
+    rows = store.features(split, config.encoder.grid, jnp.dtype(dtype))
     if data.is_prepared(config.dataset.name, config.dataset.data_dir or None):
         dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
         of_dataset = dataset.records(split)

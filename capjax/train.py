@@ -82,31 +82,35 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         stop_requested = stack.enter_context(stop_requests())
         batches, window = task.batches(first_batch=step), LogWindow()
 
+        def log_steps() -> None:
+            if scalars := window.summarise():
+                log.write(step, scalars | {"learning_rate": task.learning_rate(step)})
+                lines.add(step, scalars)
+                bar.set_postfix(loss=f"{scalars['train/loss']:.3f}")
+
         # Loop: what a step asks for is done before the next one, in the run that did the step or in one that resumes.
         while True:
             stop = stop_requested(step) and step > saved_step
             finished = step >= num_steps
             if step % config.train.log_every == 0 or finished or stop:
-                if scalars := window.summarise():
-                    log.write(step, scalars | {"learning_rate": task.learning_rate(step)})
-                    lines.add(step, scalars)
-                    bar.set_postfix(loss=f"{scalars['train/loss']:.3f}")
+                log_steps()
             due = step > progress.validated_step and (step % config.eval.every == 0 or finished)
             due |= setup.start is not None and not progress.best_scores  # how good is the model to be improved?
             if due and not stop:
-                window.check()
-                scores, captions = validate(state)
-                progress = progress.after(step, scores, metric)
-                log.write(step, scores)
-                lines.add(step, scores)
-                if progress.best_step == step:
-                    model = model_directory(setup, state, scores | {"step": step})
-                    if lead:
-                        save_model(workdir / "model", model)
-                        write_atomically(workdir / "model" / "README.md", card_of(config, model))
-                log.show(step, summaries(step, state, captions))
-                window.restart_clock()
+                with window.stopped_clock():
+                    scores, captions = validate(state)
+                    progress = progress.after(step, scores, metric)
+                    log.write(step, scores)
+                    lines.add(step, scores)
+                    if progress.best_step == step:
+                        model = model_directory(setup, state, scores | {"step": step})
+                        if lead:
+                            save_model(workdir / "model", model)
+                            write_atomically(workdir / "model" / "README.md", card_of(config, model))
+                    log.show(step, summaries(step, state, captions))
             out_of_patience = 0 < config.eval.patience <= progress.validations_since_best
+            if out_of_patience:
+                log_steps()
             last = finished or stop or out_of_patience
             if lead and (line := lines.line(step, last=last and not stop)):
                 say(line)

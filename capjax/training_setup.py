@@ -72,6 +72,8 @@ def setup_from(config: ConfigDict, mesh: Mesh) -> Setup:
     encoder = assembly.encoder_from(config)
     records, rows = split_rows.open_split(config, config.dataset.train_split, encoder, config.train.dtype)
     captions = tokenized_captions(records, start.vocabulary.tokenizer if start else config.vocabulary.tokenizer)
+    if not captions.image_starts[-1]:
+        raise CapjaxError(f"expected images with captions to train on, split {config.dataset.train_split!r} has none")
     vocabulary = start.vocabulary if start else Vocabulary.from_counts(captions.counts, **config.vocabulary.to_dict())
     check_vocabulary(len(vocabulary), mesh)
     fed_images = not config.features.dir

@@ -96,6 +96,15 @@ def test_evaluation_is_what_the_command_does(toys):
     assert (root / "by_function" / "report.html").exists()
 
 
+def test_evaluation_leaves_the_configuration_of_a_model_as_it_was(toys, tmp_path):
+    _, _, model = toys
+    moved = model.config.copy_and_resolve_references()
+    moved.features.dir = str(tmp_path / "unmounted")  # it looks at the images then
+    before = moved.to_dict()
+    capjax.evaluate_model(model._replace(config=moved), "val", tmp_path / "evaluation")
+    assert moved.to_dict() == before
+
+
 def test_two_evaluations_are_compared_as_results_files_are(toys, tmp_path, capsys):
     root, _, model = toys
     evaluation = ["evaluate", f"--model={model.path}", "--split=val"]

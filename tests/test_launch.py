@@ -1,6 +1,8 @@
 """The launchers: the local one for real, the others' syntax."""
 
+import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +52,23 @@ def test_four_processes_of_two_devices_finish(config_file, tmp_path):
     assert run.returncode == 0, said
     assert "8 cpu device(s) in 4 process(es)" in said
     assert saved_step(tmp_path / "run" / "checkpoints") == 12
+
+
+def test_the_last_words_are_told_to_a_reader_who_is_slow(tmp_path):
+    """A pipe holds 64 KiB; an error stands at the end of what is more."""
+    (tmp_path / "capjax").mkdir()
+    program = "import sys\nfor i in range(4000):\n    print(f'line {i} of many')\nsys.exit('an error')\n"
+    (tmp_path / "capjax" / "__main__.py").write_text(program)
+    (tmp_path / "capjax" / "__init__.py").touch()
+    shutil.copy(LAUNCH.parent.parent / "capjax" / "errors.py", tmp_path / "capjax")
+    command = [sys.executable, str(LAUNCH / "local.py"), "--num_processes=2", "--", "train"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    run = subprocess.Popen(command, cwd=tmp_path, env=environment, **output)
+    time.sleep(3)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert said.count("an error") == 2 and said.count("line") == 8000
 
 
 def test_a_stop_is_passed_on_and_the_same_command_goes_on(config_file, tmp_path):

@@ -22,6 +22,7 @@ from capjax.model_directory import load_model_directory
 from capjax.train import train
 from capjax.training.metric_writer import MetricWriter
 from capjax.training.progress import Progress
+from capjax.validation import Validation
 from tests.training_runs import (
     finish,
     make_store,
@@ -238,6 +239,41 @@ def test_a_validation_that_a_signal_cut_off_is_made_up_for(store, finished, tmp_
     assert load_model_directory(tmp_path / "model").scores == load_model_directory(finished[0] / "model").scores
 
 
+def test_a_model_kept_at_a_step_that_was_saved_before_stays_best_when_the_run_is_extended(store, tmp_path, monkeypatch):
+    """Its validation is in no checkpoint: the run was told to stop at its last step, and ended when it went on."""
+    by_step = {6: 0.1, 8: 0.9, 12: 0.5}
+
+    def scored(validation, state):
+        scores, captions = scores_of(validation, state)
+        return scores | {"val/CIDEr-D": by_step[int(state.step)]}, captions
+
+    @contextlib.contextmanager
+    def stop_at_step_8():
+        yield lambda step: step == 8
+
+    scores_of = Validation.__call__
+    monkeypatch.setattr(Validation, "__call__", scored)
+    config = tiny_config(store)
+    config.train.num_steps = 8
+    with monkeypatch.context() as patch:
+        patch.setattr("capjax.train.stop_requests", stop_at_step_8)
+        with pytest.raises(CapjaxError, match="interrupted after step 8"):
+            train(config, tmp_path)
+    train(config, tmp_path)
+    config.train.num_steps = 12
+    train(config, tmp_path)
+    assert load_model_directory(tmp_path / "model").scores["step"] == 8
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if "val/loss" in row] == [6, 8, 12]
+
+
+def test_step_0_stands_once_in_the_log_of_a_run_that_began_twice(tmp_path):
+    for value in (1.0, 2.0):  # killed before it saved anything
+        with MetricWriter(tmp_path, 0) as log:
+            log.write(0, {"val/loss": value})
+    assert [row["val/loss"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [2.0]
+
+
 def test_another_metric_may_choose_the_model_in_a_resumed_run(store, tmp_path):
     config = tiny_config(store)
     config.eval.best_metric = "accuracy"  # at most 1, where a loss starts above 2
@@ -251,13 +287,14 @@ def test_another_metric_may_choose_the_model_in_a_resumed_run(store, tmp_path):
     assert load_model_directory(tmp_path / "model").scores["step"] == best
 
 
-def test_progress_compares_like_with_like_and_a_tie_is_no_improvement():
-    scores = [{"val/loss": a, "val/CIDEr-D": b} for a, b in ((3.0, 0.5), (2.0, 0.5), (2.5, 0.6), (1.0, 0.1))]
+def test_progress_compares_like_with_like_and_a_tie_is_broken_by_the_loss():
+    scores = [{"val/loss": a, "val/CIDEr-D": b} for a, b in ((3.0, 0.5), (3.0, 0.5), (2.5, 0.4), (2.9, 0.5))]
     progress = Progress()
     for step, row in enumerate(scores[:2], 1):
         progress = progress.after(step, row, "CIDEr-D")
     assert (progress.best_step, progress.validations_since_best, progress.validated_step) == (1, 1, 2)
     progress = Progress.from_dict(progress.to_dict() | {"from_another_version": 1})
+    assert progress.after(4, scores[3], "CIDEr-D").best_step == 4
     progress = progress.after(3, scores[2], "loss")  # 2.5 against the 3.0 of the model that is kept
     assert (progress.best_step, progress.best("loss"), progress.validations_since_best) == (3, 2.5, 0)
 

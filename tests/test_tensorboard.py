@@ -3,34 +3,39 @@
 import io
 import pathlib
 import struct
+import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from capjax import caption_photos, load_model
 from capjax.cli import main
 from capjax.model_directory import load_model_directory
 from capjax.pretrained.encoder_file import flatten
 from capjax.train import train
+from capjax.training.metric_writer import MetricWriter
 from capjax.training.summaries import histogram_summary
 from tests.toy_project import COLOURS, config, prepare
 from tests.training_runs import make_store, tiny_config
 
 
+def read_events(path: pathlib.Path) -> Iterator[Event]:
+    """Read an event file: records of length, checksum, message, checksum."""
+    content, at = path.read_bytes(), 0
+    while at < len(content):
+        (size,) = struct.unpack_from("<Q", content, at)
+        yield Event.FromString(content[at + 12 : at + 12 + size])
+        at += 12 + size + 4
+
+
 def read_values(folder: pathlib.Path) -> dict[tuple[str, int], object]:
-    """Read the summaries of all event files by tag and step: records of length, checksum, message, checksum."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        content, at = path.read_bytes(), 0
-        while at < len(content):
-            (size,) = struct.unpack_from("<Q", content, at)
-            event = Event.FromString(content[at + 12 : at + 12 + size])
-            found |= {(value.tag, event.step): value for value in event.summary.value}
-            at += 12 + size + 4
-    return found
+    """Read the summaries of all event files by tag and step."""
+    events = (event for path in sorted(folder.iterdir()) for event in read_events(path))
+    return {(value.tag, event.step): value for event in events for value in event.summary.value}
 
 
 def table_of(value) -> list[list[str]]:
@@ -95,6 +100,17 @@ def test_changes_are_counted_from_the_validation_before_or_the_state_that_is_res
         changes, histogram = x - states[3][name], values[f"changes/{name}", 6].histo
         assert (histogram.num, histogram.min, histogram.max) == (x.size, changes.min(), changes.max())
         assert values[f"parameters/{name}", 3].histo.max == states[3][name].max()
+
+
+@pytest.mark.parametrize(("first_step", "from_step"), [(0, 0), (2, 3)])
+def test_a_run_that_begins_again_has_tensorboard_drop_what_it_repeats(tmp_path, first_step, from_step):
+    for begun_at in (0, first_step):
+        time.sleep(1.1)  # names of event files have a second
+        with MetricWriter(tmp_path, begun_at) as log:
+            log.write(begun_at + 1, {"train/loss": 1.0})
+    former, latter = ([*read_events(path)] for path in sorted((tmp_path / "tensorboard").iterdir()))
+    starts = [[event.step for event in of if event.session_log.status == SessionLog.START] for of in (former, latter)]
+    assert starts == [[], [from_step]]
 
 
 def test_where_the_pictures_are_elsewhere_captions_stand_alone(tmp_path):

@@ -1,12 +1,14 @@
 """The training loop: what it learns, logs and keeps, and what it refuses."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
 
 from capjax.cli import main
+from capjax.data.feature_store import open_store
 from capjax.errors import CapjaxError
 from capjax.metrics import coco_caption
 from capjax.model_directory import load_model_directory
@@ -15,8 +17,9 @@ from capjax.tasks import TASKS, CrossEntropy
 from capjax.train import train
 from capjax.training.train_state import parameter_overview
 from capjax.training_setup import local_batches, setup_from
+from capjax.types import CaptionRecord, Features
 from capjax.validation import Validation
-from tests.training_runs import make_store, read_jsonl, saved_step, tiny_config, write_config_file
+from tests.training_runs import NUM_FEATURES, make_store, read_jsonl, saved_step, tiny_config, write_config_file
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +171,44 @@ def test_early_stopping_and_the_same_command_again(store, tmp_path):
     config.eval.every, config.eval.patience, config.eval.best_metric = 2, 2, "loss"
     for _ in range(3):
         assert int(train(config, tmp_path).step) == 6
-    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl") if "val/loss" in row] == [2, 4, 6]
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if "val/loss" in row] == [2, 4, 6]
+    assert [row["step"] for row in rows if "train/loss" in row] == [4, 6], "the last steps are told as well"
+
+
+def test_one_image_can_be_learnt_by_heart(tmp_path):
+    """Its CIDEr-D is 0 whatever is said of it: the loss chooses the model."""
+    make_store(tmp_path / "store", num_images=1)
+    config = tiny_config(tmp_path / "store")
+    config.dataset.val_split = "train"
+    train(config, tmp_path / "run")
+    assert load_model_directory(tmp_path / "run" / "model").scores["step"] == 12
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [([], "it is empty"), ([CaptionRecord(7, "7.jpg", ())], "to train on, split 'none' has none")],
+)
+def test_a_split_of_nothing_is_refused(store, finished, tmp_path, capsys, records, message):
+    shutil.copytree(store, tmp_path / "store")
+    features = open_store(tmp_path / "store", {})
+    features.begin_split("none", records)
+    if records:
+        features.write_shard("none", range(1), Features(np.zeros((1, NUM_FEATURES), np.float32)))
+    config = tiny_config(tmp_path / "store")
+    config.dataset.train_split = "none"
+    with pytest.raises(CapjaxError, match=message):
+        train(config, tmp_path / "run")
+    evaluate = ["evaluate", f"--model={finished[0] / 'model'}", f"--features_dir={tmp_path / 'store'}", "--split=none"]
+    if not records:
+        assert main(evaluate) == 1
+        assert "split 'none', it is empty" in capsys.readouterr().err
+
+
+def test_a_run_off_the_main_thread_trains(store, tmp_path):
+    """Signals reach the main thread alone."""
+    with ThreadPoolExecutor(1) as pool:
+        assert int(pool.submit(train, tiny_config(store), tmp_path / "run").result().step) == 12
 
 
 def test_few_validation_images_are_scored_by_the_training_captions(tmp_path, capsys):
@@ -202,6 +242,7 @@ def test_few_validation_images_are_scored_by_the_training_captions(tmp_path, cap
         ({"train.accumulate_steps": 4}, "multiple of the 8 devices"),
         ({"eval.batch_size": 12}, "multiple of the 8 devices"),
         ({"eval.every": 0}, "eval.every"),
+        ({"seed": -1}, "seed of at least 0"),
     ],
 )
 def test_wrong_settings_are_clear_errors(store, tmp_path, change, message):

@@ -1,6 +1,8 @@
 """The metrics of the steps since the last log line."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -61,6 +63,14 @@ class LogWindow:
         mean = {f"train/{name}": float(np.dot(weights, [row[name] for row in rows])) for name in rows[0]}
         return mean | {"train/words_per_second": float(words.sum()) / seconds, "train/seconds": seconds}
 
-    def restart_clock(self) -> None:
-        """Leave the time until now out of the speed: it went to a validation."""
-        self._start = time.perf_counter()
+    @contextlib.contextmanager
+    def stopped_clock(self) -> Iterator[None]:
+        """Leave the time of the block out of the speed; the steps so far are waited for, and checked, before.
+
+        Raises:
+            CapjaxError: as `check`.
+        """
+        self.check()
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start

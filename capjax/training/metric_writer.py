@@ -24,7 +24,7 @@ class MetricWriter:
 
         Args:
             workdir: of the run.
-            first_step: lines after this step are dropped; 0 starts anew.
+            first_step: lines after this step are dropped; all, at 0, as the run starts anew.
             validated_step: validations after this step, which are going to be repeated as well, are dropped.
             enabled: false on all processes but the first; `write` and `show` then do nothing.
 
@@ -36,16 +36,17 @@ class MetricWriter:
             return
         path = workdir / "metrics.jsonl"
         last = {True: min(validated_step, first_step), False: first_step}
-        kept = [line for line in _whole_lines(path) if _is_kept(line, last)]
+        kept = [line for line in _whole_lines(path) if first_step and _is_kept(line, last)]
         write_atomically(path, "".join(line + "\n" for line in kept))
         self._workdir = workdir
         with clear_disk_errors(workdir):
             self._file = path.open("a")
             (workdir / "tensorboard").mkdir(exist_ok=True)
+            goes_on = any((workdir / "tensorboard").iterdir())
             # Not a SummaryWriter, whose thread dies of a full disk, after which its queue takes no more and all waits.
             self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
-            if first_step:
-                self._write_event(first_step + 1, session_log=SessionLog(status=SessionLog.START))
+            if goes_on:
+                self._write_event(first_step and first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record the scalars of a step; not-a-number becomes null in the JSONL."""

@@ -30,10 +30,11 @@ class Progress:
         return self.best_scores.get(f"val/{metric}")
 
     def after(self, step: int, scores: Mapping[str, float], metric: str) -> "Progress":
-        """Take in a validation; `best_step` is `step` if it was better than all before. A tie is no improvement."""
+        """Take in a validation; `best_step` is `step` if it was better than all before. The loss breaks a tie."""
         sign, best, score = (1 if LARGER_IS_BETTER[metric] else -1), self.best(metric), scores[f"val/{metric}"]
         is_first = best is None or (math.isnan(best) and not math.isnan(score))  # nothing compares with NaN
-        if is_first or sign * score > sign * best:
+        wins_tie = score == best and scores.get("val/loss", math.nan) < self.best_scores.get("val/loss", math.nan)
+        if is_first or sign * score > sign * best or wins_tie:
             return type(self)(step, step, dict(scores), 0)
         return dataclasses.replace(self, validated_step=step, validations_since_best=self.validations_since_best + 1)
 

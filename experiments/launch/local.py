@@ -48,7 +48,10 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: signals.append(number))
     for attempt in range(args.restarts + 1):
-        statuses = wait(start(command, args.num_processes, args.devices), signals, args.patience)
+        processes, threads = start(command, args.num_processes, args.devices)
+        statuses = wait(processes, signals, args.patience)
+        for thread in threads:
+            thread.join(args.patience)
         own_error = next((status for status in statuses if status > 0 and status not in MENDED), 0)
         if signals or own_error or not any(statuses) or attempt == args.restarts:
             break
@@ -56,13 +59,19 @@ def main() -> int:
     return own_error or next((abs(status) for status in statuses if status), 0)
 
 
-def start(command: list[str], num_processes: int, devices: int | None) -> list[subprocess.Popen]:
-    """Start all processes, out of reach of the terminal's Ctrl-C, which the launcher passes on once."""
+def start(
+    command: list[str], num_processes: int, devices: int | None
+) -> tuple[list[subprocess.Popen], list[threading.Thread]]:
+    """Start all processes, out of reach of the terminal's Ctrl-C, which the launcher passes on once.
+
+    Returns:
+        The processes, and threads that end when all that these said is printed.
+    """
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     if devices:
         environment["JAX_NUM_CPU_DEVICES"] = str(devices)
     together = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={num_processes}"]
-    processes = []
+    processes, threads = [], []
     for i in range(num_processes):
         process = subprocess.Popen(
             [sys.executable, "-m", "capjax", *command, *together, f"--process_id={i}"],
@@ -73,9 +82,10 @@ def start(command: list[str], num_processes: int, devices: int | None) -> list[s
             errors="replace",
             process_group=0,
         )
-        threading.Thread(target=show, args=(process, i), daemon=True).start()
+        threads.append(threading.Thread(target=show, args=(process, i), daemon=True))
+        threads[-1].start()
         processes.append(process)
-    return processes
+    return processes, threads
 
 
 def show(process: subprocess.Popen, number: int) -> None:
