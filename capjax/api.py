@@ -63,7 +63,7 @@ def caption_photos(
     for photo in [photos] if isinstance(photos, str | os.PathLike | np.ndarray) else photos:
         found += [photo] if isinstance(photo, np.ndarray) else find_photos([os.fspath(photo)])
     for photo in found:
-        if isinstance(photo, np.ndarray) and (photo.dtype != np.uint8 or photo.shape[2:] != (3,)):
+        if isinstance(photo, np.ndarray) and (photo.dtype != np.uint8 or photo.shape[2:] != (3,) or not photo.size):
             raise CapjaxError(f"expected pixels uint8 [H, W, 3], got {photo.dtype} {list(photo.shape)}")
     captions = list(PhotoCaptioner(models, batch_size)(found, models[0].search.updated(search)))
     for photo, caption in zip(found, captions, strict=True):
@@ -72,7 +72,9 @@ def caption_photos(
     return captions
 
 
-def train_model(config: str | ConfigDict, workdir: PathLike, changes: Mapping[str, Any] | None = None) -> LoadedModel:
+def train_model(
+    config: PathLike | ConfigDict, workdir: PathLike, changes: Mapping[str, Any] | None = None
+) -> LoadedModel:
     """Train a captioner, or go on where an earlier call stopped.
 
     Args:
@@ -83,9 +85,9 @@ def train_model(config: str | ConfigDict, workdir: PathLike, changes: Mapping[st
     Returns:
         The best model, which lies in `workdir/model`.
     """
-    overrides = [f"{name}={value}" for name, value in (changes or {}).items()]
-    if isinstance(config, str):
-        config = configuration.load_config(config, overrides)
+    overrides = [f"{name}={_as_override(value)}" for name, value in (changes or {}).items()]
+    if isinstance(config, str | os.PathLike):
+        config = configuration.load_config(os.fspath(config), overrides)
     else:
         config = configuration.changed(config, overrides)
     workdir = pathlib.Path(workdir)
@@ -100,7 +102,7 @@ def evaluate_model(
     *,
     batch_size: int = 64,
     max_images: int = 0,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: str | Sequence[str] = DEFAULT_METRICS,
     **search: Any,
 ) -> dict[str, Any]:
     """Caption a split of the dataset that a model was trained on, score the captions, and write the report page.
@@ -111,7 +113,7 @@ def evaluate_model(
         out: the folder to write; by default `evaluation-SPLIT` beside the (first) model, here if that is of the hub.
         batch_size: images decoded at once on each device.
         max_images: the first so many, 0 for all.
-        metrics: names of metrics.
+        metrics: names of metrics, in a list or with commas.
         search: settings other than the model's own.
 
     Returns:
@@ -127,14 +129,14 @@ def evaluate_model(
         out,
         batch_size=batch_size,
         max_images=max_images,
-        metrics=metrics,
+        metrics=_names(metrics),
     )
 
 
 def score_captions(
     references: Mapping[Hashable, Sequence[str]],
     captions: Mapping[Hashable, str],
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: str | Sequence[str] = DEFAULT_METRICS,
     *,
     bootstrap_samples: int = 1000,
 ) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def score_captions(
     Args:
         references: what people wrote of each image.
         captions: what is scored, of the same images.
-        metrics: names of metrics.
+        metrics: names of metrics, in a list or with commas.
         bootstrap_samples: draws for the intervals, 0 for none.
 
     Returns:
@@ -158,9 +160,12 @@ def score_captions(
         raise CapjaxError(
             f"expected captions of the images of the references, {len(unlike)} are in one of them alone: {unlike[0]}"
         )
+    for image, texts in references.items():
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise CapjaxError(f"expected a list of sentences as references of {image!r}, got {texts!r}")
     known = References({number[image]: list(texts) for image, texts in references.items()})
     hypotheses = {number[image]: text for image, text in captions.items()}
-    scores = score(known, hypotheses, metric_names(",".join(metrics)))
+    scores = score(known, hypotheses, _names(metrics))
     report = score_report(scores, known, hypotheses, bootstrap_samples=bootstrap_samples, decoder="unknown")
     images = list(references)
     report["per_image"] = {
@@ -169,7 +174,18 @@ def score_captions(
     return report
 
 
+def _names(metrics: str | Sequence[str]) -> tuple[str, ...]:
+    return metric_names(metrics if isinstance(metrics, str) else ",".join(metrics))
+
+
+def _as_override(value: Any) -> str:
+    """Write a value as the command line has it, the words of a search with commas."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _models(model: LoadedModel | Sequence[LoadedModel]) -> list[LoadedModel]:
     models = [model] if isinstance(model, LoadedModel) else list(model)
+    if not models or not all(isinstance(each, LoadedModel) for each in models):
+        raise CapjaxError(f"expected a model that load_model or train_model returned, or several, got {model!r}")
     captioning.check_ensemble(models)
     return models

@@ -7,9 +7,11 @@ import importlib
 import io
 import os
 import pathlib
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from capjax import __version__
 from capjax.errors import CapjaxError, Interrupted
@@ -80,6 +82,7 @@ def program() -> None:
     After an error it ends at once: it must wait neither for other processes, which may wait for it, nor for threads of
     its own that a disk or one of those processes does not answer.
     """
+    sys.unraisablehook = _interrupt_again
     faulthandler.enable()  # what the system ends at once, as for a map of a file that was cut off, says where it was
     try:
         status = main()
@@ -92,6 +95,30 @@ def program() -> None:
         with contextlib.suppress(OSError):
             stream.flush()
     os._exit(status)
+
+
+def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Have a Ctrl-C come again that came where Python drops errors, as in a callback of its garbage collector."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold a Ctrl-C back until the end of the block: compiled modules that it stops half-way end the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if received:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _message(error: Exception) -> str | None:
@@ -116,7 +143,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     for name, (module_name, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if argv[:1] == [name]:
-            module = importlib.import_module(module_name)
+            with _interrupts_wait():
+                module = importlib.import_module(module_name)
             module.add_arguments(command)
             command.set_defaults(run=module.run, main=main, overrides=overrides)
     args = parser.parse_args(argv)

@@ -249,6 +249,8 @@ def check(config: ConfigDict) -> None:
         if not fields[name] >= low:
             raise CapjaxError(f"expected {name} of at least {low}, got {fields[name]}")
     train, encoder = config.train, config.encoder
+    if config.seed >= 2**32:
+        raise CapjaxError(f"expected seed below 2^32, got {config.seed}")
     if not 0 <= train.label_smoothing < 1:
         raise CapjaxError(f"expected train.label_smoothing in [0, 1), got {train.label_smoothing}")
     if not 0 <= train.ema_decay < 1:

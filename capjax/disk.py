@@ -10,6 +10,7 @@ import re
 import secrets
 import shutil
 import struct
+import tempfile
 import time
 import tokenize
 import zipfile
@@ -78,6 +79,21 @@ def write_atomically(path: str | os.PathLike[str], content: Piece | Iterable[Pie
             raise
         reason = error.strerror or error
         raise CapjaxError(f"cannot write {path}: {reason}; choose another place or make room") from error
+
+
+def check_writable(folder: pathlib.Path) -> None:
+    """Make a folder, and write a file in it to see whether that can be done.
+
+    Raises:
+        CapjaxError: if it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise CapjaxError(f"cannot write to {folder}: {reason}; choose another place or make room") from None
 
 
 def remove_leftovers(folder: pathlib.Path) -> None:

@@ -10,6 +10,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from capjax.errors import CapjaxError, LostProcess
+from capjax.waiting import waiting_for
 
 # Whoever ends first waits for the others, which may have more work left, or scores to compute.
 _WEEK = 7 * 24 * 3600
@@ -43,12 +44,26 @@ def join_processes(args: argparse.Namespace, stop_together: bool = False) -> Non
         return
     if given != (None, None, None) and None in given:
         raise CapjaxError("expected --coordinator, --num_processes and --process_id together, got only some of them")
+    if args.coordinator is not None:
+        _check_numbers(args)
     jax.config.update("jax_enable_preemption_service", stop_together)
+    timeouts = {"heartbeat_timeout_seconds": _HALF_A_MINUTE, "shutdown_timeout_seconds": _WEEK}
     try:
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=_HALF_A_MINUTE, shutdown_timeout_seconds=_WEEK)
+        with waiting_for(f"the other processes to start, and to reach {args.coordinator or 'process 0'}"):
+            jax.distributed.initialize(*given, **timeouts)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CapjaxError(f"expected to join the other processes, could not: {reason}") from None
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    host, _, port = args.coordinator.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise CapjaxError(f"expected --coordinator=HOST:PORT, with a port from 1 to 65535, got {args.coordinator!r}")
+    if args.num_processes < 1:
+        raise CapjaxError(f"expected --num_processes of at least 1, got {args.num_processes}")
+    if not 0 <= args.process_id < args.num_processes:
+        raise CapjaxError(f"expected --process_id from 0 to {args.num_processes - 1}, got {args.process_id}")
 
 
 def number_processes(args: argparse.Namespace) -> tuple[int, int]:
@@ -61,7 +76,7 @@ def number_processes(args: argparse.Namespace) -> tuple[int, int]:
         This process's number, from 0, and how many there are.
 
     Raises:
-        CapjaxError: as `join_processes`, or for a number beyond the processes.
+        CapjaxError: as `join_processes`.
     """
     if None in (args.coordinator, args.num_processes, args.process_id):
         join_processes(args)
@@ -69,8 +84,7 @@ def number_processes(args: argparse.Namespace) -> tuple[int, int]:
         if jax.distributed.is_initialized():
             jax.distributed.shutdown()  # as soon as all are here
         return numbers
-    if not 0 <= args.process_id < args.num_processes:
-        raise CapjaxError(f"expected --process_id from 0 to {args.num_processes - 1}, got {args.process_id}")
+    _check_numbers(args)
     return args.process_id, args.num_processes
 
 

@@ -28,7 +28,7 @@ from capjax.captioning import LoadedModel, load_ensemble
 from capjax.data.input_pipeline import Rows
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
-from capjax.disk import inside, local_path
+from capjax.disk import check_writable, inside, local_path
 from capjax.distributed import add_process_arguments, join_processes
 from capjax.errors import CapjaxError
 from capjax.explaining import Explainer
@@ -106,8 +106,14 @@ def evaluate(
         The content of metrics.json; empty without references, and on all processes but the first.
 
     Raises:
-        CapjaxError: if the split, its images or its features are not there.
+        CapjaxError: if the split, its images or its features are not there, a number makes no sense, or the folder
+            cannot be written.
     """
+    for name, (value, least) in {"batch_size": (batch_size, 1), "max_images": (max_images, 0)}.items():
+        if value < least:
+            raise CapjaxError(f"expected {name} of at least {least}, got {value}")
+    if bootstrap_samples < 0 or bootstrap_samples == 1:
+        raise CapjaxError(f"expected bootstrap_samples of 0 (none) or at least 2, got {bootstrap_samples}")
     config = config.copy_and_resolve_references()  # whose features and grid are going to be those of this evaluation
     records, rows = open_split(models, config, split, other_features=other_features)
     records = records[: max_images or None]
@@ -115,6 +121,8 @@ def evaluate(
     if explainer:  # what it cannot explain is refused now rather than after an hour of decoding
         explainer(rows[0], "")
     others = read_captions(rival, records) if rival else {}
+    if jax.process_index() == 0:
+        check_writable(out)
     captions, seconds = decode_split(models, records, rows, settings, batch_size)
     if jax.process_index() != 0:
         return {}
@@ -328,11 +336,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate a model directory."""
     metrics = metric_names(args.metrics)
-    for name, least in {"batch_size": 1, "max_images": 0}.items():
-        if getattr(args, name) < least:
-            raise CapjaxError(f"expected --{name} of at least {least}, got {getattr(args, name)}")
-    if args.bootstrap_samples < 0 or args.bootstrap_samples == 1:
-        raise CapjaxError(f"expected --bootstrap_samples of 0 (none) or at least 2, got {args.bootstrap_samples}")
     for path in (args.data_dir, args.features_dir):
         local_path(path or "")
     join_processes(args)

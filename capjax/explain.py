@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
         except ImageError as error:
             print(f"{printable(str(file))}: {error}", file=sys.stderr, flush=True)
             num_failed += 1
-    print(f"wrote {args.out}: a picture and a page of {len(files) - num_failed} photo(s)")
+    if num_failed < len(files):
+        print(f"wrote {args.out}: a picture and a page of {len(files) - num_failed} photo(s)")
     return 1 if num_failed else 0
 
 

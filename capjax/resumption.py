@@ -42,9 +42,10 @@ def restore(checkpoints: Checkpoints, setup: Setup, state: TrainState) -> tuple[
             f"expected the training captions that {workdir} was begun with, they have changed; choose another workdir"
         )
     if host.get("features", now["features"]) != now["features"]:
+        found = f"{setup.config.features.dir} holds others" if setup.config.features.dir else "features.dir is empty"
         raise CapjaxError(
-            f"expected the features that {workdir} was begun with, {setup.config.features.dir} holds others; name "
-            "those with --config.features.dir, or choose another workdir"
+            f"expected the features that {workdir} was begun with, {found}; name those with --config.features.dir, or "
+            "choose another workdir"
         )
     state = checkpoints.read_state(state)  # of the same shapes, as the configuration is the same
     values = host["progress"]

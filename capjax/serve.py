@@ -35,18 +35,21 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise CapjaxError(f"capjax serve needs {error.name}: pip install 'capjax[serve]'") from None
     with _listen(args.host, args.port) as listener:
+        address = _address(listener)
         model = load_model(args.model)
         service = Service(model, settings_from_flags(args, model.search), limits, make_mesh())
         failures: list[Exception] = []
 
         def on_ready(failure: Exception | None) -> None:
+            if server.should_exit:  # it was told to stop meanwhile
+                return
             if failure is not None:
                 failures.append(failure)
                 server.should_exit = True
                 return
             # Searches that strangers ask for are not to fill the disk with compiled programs.
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
-            print(f"capjax serves {args.model} at {_address(listener)}", flush=True)
+            print(f"capjax serves {args.model} at {address}", flush=True)
 
         server = make_server(build_app(service, own_hosts(args.host), on_ready), limits)
         for number in (signal.SIGINT, signal.SIGTERM):

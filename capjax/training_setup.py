@@ -15,6 +15,7 @@ from capjax import config as configuration
 from capjax.data.caption_records import CaptionRecords
 from capjax.data.input_pipeline import Rows, training_batches
 from capjax.data.tokenized_captions import TokenizedCaptions, tokenized_captions
+from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
 from capjax.hub import model_folder
 from capjax.model_directory import ModelDirectory, load_model_directory
@@ -76,6 +77,7 @@ def setup_from(config: ConfigDict, mesh: Mesh) -> Setup:
         raise CapjaxError(f"expected images with captions to train on, split {config.dataset.train_split!r} has none")
     vocabulary = start.vocabulary if start else Vocabulary.from_counts(captions.counts, **config.vocabulary.to_dict())
     check_vocabulary(len(vocabulary), mesh)
+    DecoderSettings.from_dict(config.search.to_dict()).with_token_ids(vocabulary.ids)  # all words known
     fed_images = not config.features.dir
     model = assembly.captioner_from(config, len(vocabulary), encoder.config if fed_images else None)
     setup = Setup(config, mesh, encoder, records, captions, rows, vocabulary, model, start)

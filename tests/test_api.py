@@ -44,6 +44,18 @@ def test_training_is_what_the_command_does(toys, tmp_path):
     assert (root / "run" / "curves.png").exists()
 
 
+def test_words_of_the_search_are_looked_up_before_training_and_come_in_lists(toys, tmp_path):
+    _, options, _ = toys
+    recipe = options[0].removeprefix("--config=")
+    changes = dict(option.removeprefix("--config.").split("=", 1) for option in options[1:])
+    changes |= {"train.num_steps": 1}
+    with pytest.raises(CapjaxError, match=r"unknown word .*'zebra'"):
+        capjax.train_model(recipe, tmp_path / "none", changes | {"search.must_not_contain": ["zebra"]})
+    assert not (tmp_path / "none").exists()
+    model = capjax.train_model(recipe, tmp_path / "run", changes | {"search.must_not_contain": ["circle", "box"]})
+    assert model.search.must_not_contain == ("circle", "box")
+
+
 def test_a_configuration_is_not_changed_by_training_with_changes(toys, tmp_path):
     _, options, _ = toys
     recipe = options[0].removeprefix("--config=")
@@ -82,6 +94,18 @@ def test_what_is_wrong_is_said(tmp_path, wrong_types_allowed):
         capjax.caption_photos(model, GOLDEN / "photos", glory=1)
     with pytest.raises(CapjaxError, match="2 are in one of them alone: a"):
         capjax.score_captions({"a": ["x"]}, {"b": "x"})
+    for texts in ("a dog", ["a dog", None]):
+        with pytest.raises(CapjaxError, match="a list of sentences as references of 'a', got"):
+            capjax.score_captions({"a": texts}, {"a": "a dog"})
+    for wrong in ([], "demo/run/model"):
+        with pytest.raises(CapjaxError, match="expected a model that load_model"):
+            capjax.caption_photos(wrong, GOLDEN / "photos")
+    with pytest.raises(CapjaxError, match=r"got uint8 \[0, 60, 3\]"):
+        capjax.caption_photos(model, np.zeros((0, 60, 3), np.uint8))
+    with pytest.raises(CapjaxError, match=r"from 0 to .*, got -1"):
+        capjax.caption_photos(model, GOLDEN / "photos", beam_size=3, must_contain=[-1])
+    with pytest.raises(CapjaxError, match="max_images of at least 0, got -1"):
+        capjax.evaluate_model(model, "val", tmp_path, max_images=-1)
     with pytest.raises(AttributeError, match="no attribute 'captoin'"):
         _ = capjax.captoin
 

@@ -75,6 +75,65 @@ def test_buckets_of_the_environment_are_refused_in_one_line(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+INTERRUPTED = """
+import os, signal, sys, time, types
+from capjax import cli
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+
+class Dropped:
+    def __del__(self):
+        interrupt()  # what is raised here goes nowhere
+
+def run(args):
+    if where == "dropped":
+        Dropped()
+    time.sleep(60)
+    return 0
+
+def load(name):
+    if where == "import":
+        interrupt()
+        print("imported whole")
+    return types.SimpleNamespace(add_arguments=lambda parser: None, run=run)
+
+where = sys.argv.pop(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.importlib.import_module = load
+cli.program()
+"""
+
+
+@pytest.mark.parametrize(("where", "out"), [("dropped", ""), ("import", "imported whole\n")])
+def test_an_interrupt_is_neither_lost_nor_ends_an_import_half_way(where, out):
+    command = [sys.executable, "-c", INTERRUPTED, where, "score"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=50, cwd=pathlib.Path(__file__).parent.parent)
+    assert (run.returncode, run.stdout, run.stderr) == (130, out, "capjax: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (("127.0.0.1", 2, 0), "expected --coordinator=HOST:PORT, with a port from 1 to 65535, got '127.0.0.1'"),
+        (("nohost:abc", 2, 0), "got 'nohost:abc'"),
+        (("127.0.0.1:-5", 2, 0), "got '127.0.0.1:-5'"),
+        (("127.0.0.1:99999", 2, 0), "got '127.0.0.1:99999'"),
+        (("127.0.0.1:1234", 0, 0), "expected --num_processes of at least 1, got 0"),
+        (("127.0.0.1:1234", 2, 2), "expected --process_id from 0 to 1, got 2"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "features"])
+def test_numbers_of_processes_that_cannot_be_are_one_line(capsys, command, numbers, message):
+    options = {"evaluate": ["--model=x"], "features": ["--config=scenes"]}[command]
+    options += [
+        f"--{name}={n}" for name, n in zip(("coordinator", "num_processes", "process_id"), numbers, strict=True)
+    ]
+    assert main([command, *options]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_whoever_reads_the_first_line_alone_sees_no_error():
     photos = GOLDEN / "photos"
     command = [sys.executable, "-m", "capjax", "caption", f"--model={GOLDEN / 'model'}", *200 * [str(photos)]]

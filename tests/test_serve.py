@@ -16,6 +16,7 @@ import pytest
 from capjax.cli import main
 from tests.serving.running import GOLDEN, PHOTOS
 from tests.test_captioning import change
+from tests.training_runs import free_port
 
 SMALL = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
 
@@ -71,6 +72,24 @@ def test_it_answers_what_it_has_accepted_and_ends_well(tmp_path: pathlib.Path, n
         assert (running.returncode, out) == (0, "")
         assert "capjax" not in err and "Traceback" not in err  # XLA may say what it thinks of the machine
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_it_compiles_ends_it_well(tmp_path: pathlib.Path, number: int) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "capjax", "serve", f"--model={GOLDEN / 'model'}", f"--port={port}"]
+    environment = {**SMALL, "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}  # where nothing is compiled yet
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as running:
+        status = None
+        while status is None:
+            with contextlib.suppress(httpx.TransportError):
+                status = httpx.get(f"http://127.0.0.1:{port}/readyz").status_code
+        assert status == 503
+        running.send_signal(number)
+        out, err = running.communicate(timeout=60)
+    assert (running.returncode, out) == (0, "")
+    assert "capjax" not in err and "Traceback" not in err
 
 
 def test_who_never_ends_a_request_does_not_keep_it_from_ending() -> None:

@@ -243,6 +243,7 @@ def test_few_validation_images_are_scored_by_the_training_captions(tmp_path, cap
         ({"eval.batch_size": 12}, "multiple of the 8 devices"),
         ({"eval.every": 0}, "eval.every"),
         ({"seed": -1}, "seed of at least 0"),
+        ({"seed": 2**32}, "seed below 2\\^32"),
     ],
 )
 def test_wrong_settings_are_clear_errors(store, tmp_path, change, message):

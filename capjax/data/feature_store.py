@@ -279,7 +279,6 @@ def create_store(
         for field in header:
             _refuse_difference(path, field, header[field], found.get(field))
         return FeatureStore(path, found)
-    path.mkdir(parents=True, exist_ok=True)
     write_atomically(path / "store.json", json.dumps(header, indent=1))
     return FeatureStore(path, header)
 

@@ -140,12 +140,16 @@ class DecoderSettings:
           token_ids: the vocabulary, word -> id.
 
         Raises:
-          CapjaxError: a word that is not in the vocabulary.
+          CapjaxError: a word, or an id, that is not in the vocabulary.
         """
+
+        known = set(token_ids.values())
 
         def resolve(word: str | int) -> int:
             if isinstance(word, str) and word not in token_ids:
                 raise CapjaxError(_unknown("word (not in the vocabulary)", word, tuple(token_ids)))
+            if isinstance(word, int) and word not in known:
+                raise CapjaxError(f"expected ids of words of the vocabulary, from 0 to {max(known)}, got {word}")
             return token_ids[word] if isinstance(word, str) else word
 
         return dataclasses.replace(

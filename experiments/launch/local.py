@@ -40,6 +40,8 @@ def main() -> int:
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="of capjax, with its options")
     args = parser.parse_args()
+    if args.num_processes < 1:
+        parser.error(f"expected --num_processes of at least 1, got {args.num_processes}")
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         parser.error("expected a command of capjax behind --, such as: -- train --config=scenes --workdir=runs/scenes")
