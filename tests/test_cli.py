@@ -143,7 +143,7 @@ def test_whoever_reads_the_first_line_alone_sees_no_error():
     with run.stderr:
         said = run.stderr.read()
     assert run.wait(timeout=120) == 141
-    assert "error" not in said and "Traceback" not in said
+    assert "capjax: error" not in said and "Traceback" not in said
 
 
 def test_demos_of_other_kinds_keep_out_of_each_others_folders(tmp_path, monkeypatch, capsys):
