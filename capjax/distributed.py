@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from capjax.errors import CapjaxError, LostProcess
@@ -86,6 +87,24 @@ def number_processes(args: argparse.Namespace) -> tuple[int, int]:
         return numbers
     _check_numbers(args)
     return args.process_id, args.num_processes
+
+
+def on_first_process(work: Callable[[], None]) -> None:
+    """Do on process 0 alone what none can go on without.
+
+    Raises:
+        CapjaxError: that of `work`; on the others, that process 0 could not go on.
+    """
+    error = None
+    if jax.process_index() == 0:
+        try:
+            work()
+        except CapjaxError as raised:
+            error = raised
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.asarray(error is not None)):
+        error = error or CapjaxError("process 0 could not go on; see what it says")
+    if error:
+        raise error
 
 
 def lost_process(error: BaseException | None) -> LostProcess | None:

@@ -29,7 +29,7 @@ from capjax.data.input_pipeline import Rows
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
 from capjax.disk import check_writable, inside, local_path
-from capjax.distributed import add_process_arguments, join_processes
+from capjax.distributed import add_process_arguments, join_processes, on_first_process
 from capjax.errors import CapjaxError
 from capjax.explaining import Explainer
 from capjax.images import ImageError, Preprocessing, decode_image, preprocess, read_image_file
@@ -121,8 +121,7 @@ def evaluate(
     if explainer:  # what it cannot explain is refused now rather than after an hour of decoding
         explainer(rows[0], "")
     others = read_captions(rival, records) if rival else {}
-    if jax.process_index() == 0:
-        check_writable(out)
+    on_first_process(partial(check_writable, out))
     captions, seconds = decode_split(models, records, rows, settings, batch_size)
     if jax.process_index() != 0:
         return {}

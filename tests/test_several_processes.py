@@ -60,6 +60,9 @@ def test_two_processes_evaluate_like_one(store, tmp_path):
     assert one == two
     scores = [(tmp_path / name / "per_image.jsonl").read_text() for name in ("one", "two")]
     assert scores[0] == scores[1]
+    first, second = finish(*start_processes(*command, "--out=/proc/none"), status=1)
+    assert "error: cannot write to /proc/none" in first and "error: process 0 could not go on" in second
+    assert "Traceback" not in first + second and "Fatal" not in first + second
 
 
 def test_both_of_two_processes_end_where_another_run_holds_the_workdir(store, tmp_path):
