@@ -178,9 +178,9 @@ def _names(metrics: str | Sequence[str]) -> tuple[str, ...]:
     return metric_names(metrics if isinstance(metrics, str) else ",".join(metrics))
 
 
-def _as_override(value: Any) -> str:
-    """Write a value as the command line has it, the words of a search with commas."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _as_override(value: Any, separator: str = ",") -> str:
+    """Write a value as the command line has it: words of a search with commas, alternatives among them with bars."""
+    return separator.join(_as_override(each, "|") for each in value) if isinstance(value, list | tuple) else str(value)
 
 
 def _models(model: LoadedModel | Sequence[LoadedModel]) -> list[LoadedModel]:

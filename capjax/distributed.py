@@ -89,7 +89,7 @@ def number_processes(args: argparse.Namespace) -> tuple[int, int]:
     return args.process_id, args.num_processes
 
 
-def on_first_process(work: Callable[[], None]) -> None:
+def on_first_process(work: Callable[[], object]) -> None:
     """Do on process 0 alone what none can go on without.
 
     Raises:
@@ -128,9 +128,9 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
     """Give a function that tells, after every step, whether the run is to save that step and end.
 
     One process notes SIGTERM and Ctrl-C; a second such signal has its usual effect, as has the first where the run is
-    on another thread than the main one, which alone can note them. Several processes, which must all
-    save the same step, are told by JAX's preemption service: a SIGTERM to any of them makes them agree on a step that
-    none has passed yet. The function must be called with every step; once it is true it stays so.
+    on another thread than the main one, which alone can note them. Several processes, which must all save the same
+    step, are told by JAX's preemption service: a SIGTERM to any of them makes them agree on a step that none has passed
+    yet. The function must be called with every step; once it is true it stays so.
     """
     received = False
     if jax.distributed.is_initialized():

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -23,7 +21,7 @@ from capjax import config as configuration
 from capjax.batch_scaling import scale_batch, scale_of
 from capjax.checkpoint import Checkpoints, quiet_orbax
 from capjax.disk import exclusive, local_path, write_atomically
-from capjax.distributed import add_process_arguments, join_processes, stop_requests
+from capjax.distributed import add_process_arguments, join_processes, on_first_process, stop_requests
 from capjax.errors import CapjaxError, Interrupted
 from capjax.model_directory import ModelDirectory, save_model
 from capjax.report import model_card, read_log, write_curves
@@ -193,16 +191,7 @@ def sole_run(workdir: pathlib.Path) -> Iterator[None]:
         "other with --distributed or --coordinator)"
     )
     with contextlib.ExitStack() as lock:
-        error = None
-        if jax.process_index() == 0:
-            try:
-                lock.enter_context(exclusive(workdir / "lock", refusal))
-            except CapjaxError as refused:
-                error = refused
-        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.asarray(error is not None)):
-            error = error or CapjaxError(f"process 0 could not begin in {workdir}; see what it says")
-        if error:
-            raise error
+        on_first_process(lambda: lock.enter_context(exclusive(workdir / "lock", refusal)))
         yield
 
 

@@ -52,8 +52,10 @@ def test_words_of_the_search_are_looked_up_before_training_and_come_in_lists(toy
     with pytest.raises(CapjaxError, match=r"unknown word .*'zebra'"):
         capjax.train_model(recipe, tmp_path / "none", changes | {"search.must_not_contain": ["zebra"]})
     assert not (tmp_path / "none").exists()
-    model = capjax.train_model(recipe, tmp_path / "run", changes | {"search.must_not_contain": ["circle", "box"]})
-    assert model.search.must_not_contain == ("circle", "box")
+    words = {"method": "beam", "must_contain": [["circle", "box"], "a"], "must_not_contain": ["red"]}
+    changes |= {f"search.{name}": value for name, value in words.items()}
+    search = capjax.train_model(recipe, tmp_path / "run", changes).search
+    assert (search.must_contain, search.must_not_contain) == (("circle|box", "a"), ("red",))
 
 
 def test_a_configuration_is_not_changed_by_training_with_changes(toys, tmp_path):

@@ -71,7 +71,7 @@ def test_both_of_two_processes_end_where_another_run_holds_the_workdir(store, tm
         runs = start_processes("train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}")
         first, second = finish(*runs, status=1)
     assert "another process trains in" in first
-    assert "process 0 could not begin in" in second
+    assert "process 0 could not go on" in second
     assert "Traceback" not in first + second
 
 
