@@ -20,6 +20,7 @@ from capjax.distributed import stop_requests
 from capjax.errors import CapjaxError
 from capjax.model_directory import load_model_directory
 from capjax.train import train
+from capjax.training.log_window import LogWindow
 from capjax.training.metric_writer import MetricWriter
 from capjax.training.progress import Progress
 from capjax.validation import Validation
@@ -28,6 +29,7 @@ from tests.training_runs import (
     make_store,
     read_jsonl,
     read_until,
+    saved_step,
     start_capjax,
     start_processes,
     tiny_config,
@@ -265,6 +267,30 @@ def test_a_model_kept_at_a_step_that_was_saved_before_stays_best_when_the_run_is
     assert load_model_directory(tmp_path / "model").scores["step"] == 8
     rows = read_jsonl(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows if "val/loss" in row] == [6, 8, 12]
+
+
+def test_a_model_kept_after_the_newest_checkpoint_is_validated_again(store, finished, tmp_path, monkeypatch):
+    """Killed at step 7: the model is of step 6, the checkpoint of step 4."""
+
+    class Killed(BaseException):
+        pass
+
+    def add(window, step, metrics):
+        if step == 7:
+            raise Killed
+        add_to(window, step, metrics)
+
+    add_to = LogWindow.add
+    with monkeypatch.context() as patch:
+        patch.setattr(LogWindow, "add", add)
+        with pytest.raises(Killed):
+            train(tiny_config(store), tmp_path)
+    assert load_model_directory(tmp_path / "model").scores["step"] == 6
+    assert saved_step(tmp_path / "checkpoints") == 4
+    train(tiny_config(store), tmp_path)
+    rows, expected = (read_jsonl(path / "metrics.jsonl") for path in (tmp_path, finished[0]))
+    validations, expected = ([row for row in log if "val/loss" in row] for log in (rows, expected))
+    assert validations == expected
 
 
 def test_step_0_stands_once_in_the_log_of_a_run_that_began_twice(tmp_path):
