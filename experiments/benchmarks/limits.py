@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from device import DEVICE, ON_CPU, finish
+from timing import warm_up
 
 
 class Product(NamedTuple):
@@ -65,8 +66,8 @@ def seconds_by_library(m: int, k: int, n: int, dtype: str = "float32") -> dict[s
 
 
 def _best(program: Callable[[], object], repeats: int = 15) -> float:
-    """Return the least seconds of a call, after one to warm up."""
-    program()
+    """Return the least seconds of a call."""
+    warm_up(program)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -10,19 +10,29 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+WARM_UP_SECONDS = 0.05
+"""How long a program runs before it is timed: threads of PyTorch, OpenMP's, spin for milliseconds after its last."""
+
+
+def warm_up(program: Callable[[], object]) -> None:
+    """Call a program, again and again if it is a short one, until threads of the one before it have gone to sleep.
+
+    They take a core in case there is more to do. Its matrices are in the caches then, and its own threads awake.
+    """
+    until = time.perf_counter() + WARM_UP_SECONDS
+    program()
+    while time.perf_counter() < until:
+        program()
+
 
 def interleave(
     programs: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, np.ndarray]:
-    """Time the programs in turn; return seconds by round, after one warm-up of each.
-
-    In its turn each runs twice, and the second time counts: at the first, threads of the one before may still be
-    spinning (PyTorch's do for some milliseconds, in case there is more to do), and its memory is in the caches.
-    """
+    """Time the programs in turn, each warmed up in its turn; return seconds by round, the first not counted."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for i in range(rounds + 1):
         for name, program in programs.items():
-            program()
+            warm_up(program)
             if i:
                 start = clock()
                 program()
