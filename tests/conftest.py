@@ -8,6 +8,9 @@ from collections.abc import Generator, Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Accelerators round what they multiply to TensorFloat-32 or bfloat16 unless told otherwise; bounds here are float32's.
+if os.environ["JAX_PLATFORMS"] != "cpu":
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 # Eight simulated devices on two busy cores wait for each other; XLA takes 40 seconds of that for a deadlock and aborts.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_collective_call_terminate_timeout_seconds=600")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")

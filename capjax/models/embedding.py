@@ -46,6 +46,9 @@ class Embed(nn.Module):
 def look_up(table: Float[Array, "V E"], ids: Int[Array, "*shape"], dtype: DTypeLike) -> Float[Array, "*shape E"]:
     """Return the rows of a table, its gradient summed in float32.
 
+    What is summed is rounded on accelerators as in all their products of float32, to TensorFloat-32 on GPUs and to
+    bfloat16 on TPUs, unless `jax_default_matmul_precision` says otherwise.
+
     Args:
         table: a row for each id.
         ids: of any shape.
