@@ -111,7 +111,7 @@ def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
         with safetensors.safe_open(file, framework="numpy") as opened:
             if encoder_file.METADATA_KEY in (opened.metadata() or {}):
                 raise CapjaxError(f"{file} is an encoder file already; check it with `capjax weights verify`")
-            return {name: opened.get_tensor(name) for name in opened.keys()}
+            return {torchvision.plain_name(name): opened.get_tensor(name) for name in opened.keys()}
     except (OSError, safetensors.SafetensorError, AttributeError, TypeError) as error:
         # The last two come of numbers of a kind that NumPy does not have.
         raise CapjaxError(f"cannot read {file}, is it complete? {error}") from error

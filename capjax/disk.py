@@ -105,7 +105,7 @@ def remove_leftovers(folder: pathlib.Path) -> None:
 
 
 def local_path(text: str) -> pathlib.Path:
-    """Turn an argument into a path on a mounted file system.
+    """Turn an argument into a path on a mounted file system, ~ into the home directory.
 
     Raises:
         CapjaxError: if it is the address of a bucket, which would silently become a local folder of that name.
@@ -115,7 +115,7 @@ def local_path(text: str) -> pathlib.Path:
             f"expected a folder on a mounted file system, got {text!r}; mount the bucket (gcsfuse for {scheme[1]}:) "
             "and name the folder"
         )
-    return pathlib.Path(text)
+    return pathlib.Path(text).expanduser()
 
 
 def inside(folder: pathlib.Path, name: str) -> pathlib.Path | None:

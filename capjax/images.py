@@ -186,13 +186,21 @@ def load_rgb(image: Image.Image) -> Image.Image:
         # Some formats hold images within the image, of sizes that the header outside does not tell.
         _check_sides(image)
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            # Greyscale with 16 bits: keep the upper 8, where Pillow would clip at 255.
-            return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        if image.mode.startswith("I") or image.mode == "F":
+            return Image.fromarray(_in_eight_bits(np.asarray(image))).convert("RGB")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
+
+
+def _in_eight_bits(grey: np.ndarray) -> UInt8[np.ndarray, "H W"]:
+    """Bring greyscale of more bits, which Pillow would clip at 255, to the range that its numbers show."""
+    if grey.dtype.kind == "f":
+        grey = np.nan_to_num(grey * 255 if grey.max() <= 1 else grey)
+    elif grey.dtype.itemsize == 2 or grey.max() > 255:
+        grey = grey >> 8  # of 16 bits the upper ones
+    return grey.clip(0, 255).astype(np.uint8)
 
 
 @contextlib.contextmanager

@@ -88,7 +88,8 @@ def prepare_command(name: data.DatasetName, args: argparse.Namespace) -> int:
     module = importlib.import_module(source.module)
     target = data.target_directory(name, args.data_dir, str(getattr(module, source.builder).VERSION))
     if target.exists() and not args.overwrite:
-        print(f"{name} is prepared already in {target}; --overwrite builds it again")
+        message = f"{name} is prepared already in {target}; --overwrite builds it again"
+        print(message, file=sys.stderr if args.json else sys.stdout)
         return 0
     if source.rendered:
         found, notes = Findings(), []
@@ -166,8 +167,10 @@ def _open_listing(module: ModuleType, name: data.DatasetName, args: argparse.Nam
         val_share=args.val_share,
         test_share=args.test_share,
     )
+    if options.source or options.images or options.captions:  # nothing is written
+        return module.open_source(name, options)
     with clear_disk_errors(options.download_dir):
-        return module.open_source(name.variant, options)
+        return module.open_source(name, options)
 
 
 def _prepare_rendered(module: ModuleType, source: data.Source, target: pathlib.Path) -> None:

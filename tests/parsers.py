@@ -22,7 +22,7 @@ import numpy as np
 
 from capjax import config, convert_weights, score
 from capjax.captioning import load_model
-from capjax.data import CaptionDataset, coco, flickr, folder
+from capjax.data import CaptionDataset, coco, flickr, folder, parse_name
 from capjax.data.caption_builder import CaptionBuilder, SplitExamples, prepare, write_captions
 from capjax.data.feature_import import import_npz
 from capjax.data.feature_store import create_store, open_store
@@ -102,8 +102,11 @@ def _read_folder(name: str) -> Callable[[pathlib.Path], None]:
     def read(place: pathlib.Path) -> None:
         options = SourceOptions(images=(place / "images",), captions=place / name)
         with contextlib.suppress(CapjaxError):
-            _keep(folder.open_source("x", options), place / "out")
-        _keep(folder.open_source("x", SourceOptions(captions=place / name, captions_only=True)), place / "out")
+            _keep(folder.open_source(parse_name("folder/x"), options), place / "out")
+        _keep(
+            folder.open_source(parse_name("folder/x"), SourceOptions(captions=place / name, captions_only=True)),
+            place / "out",
+        )
 
     return read
 
@@ -126,7 +129,7 @@ def _flickr(file: str, kind: str, content: str, lists: bool = False) -> Parser:
 
     def read(place: pathlib.Path) -> None:
         options = SourceOptions(source=place / "flickr", captions_only=True)
-        _keep(flickr.open_source(None, options), place / "out")
+        _keep(flickr.open_source(parse_name("flickr8k"), options), place / "out")
 
     return Parser(f"flickr/{file}", kind, make, read)
 
@@ -156,7 +159,10 @@ def _write_coco_zip(place: pathlib.Path) -> None:
 
 def _read_coco(place: pathlib.Path) -> None:
     for variant in ("2014", "karpathy"):
-        _keep(coco.open_source(variant, SourceOptions(source=place / "coco", captions_only=True)), place / "out")
+        _keep(
+            coco.open_source(parse_name(f"coco/{variant}"), SourceOptions(source=place / "coco", captions_only=True)),
+            place / "out",
+        )
 
 
 # Images and prepared datasets.
@@ -176,7 +182,7 @@ def _read_images_zip(place: pathlib.Path) -> None:
         with contextlib.suppress(ImageError):
             assert len(store.read(name)) <= 2_000_000
     options = SourceOptions(images=(place / "images.zip",), captions=place / "captions.csv")
-    _keep(folder.open_source("x", options), place / "out")
+    _keep(folder.open_source(parse_name("folder/x"), options), place / "out")
 
 
 class _Tiny(CaptionBuilder):

@@ -34,6 +34,17 @@ def test_rgb_is_decoded_as_pillow_does():
     assert np.array_equal(decode_image(jpeg(1)), np.asarray(Image.open(io.BytesIO(jpeg(1)))))
 
 
+@pytest.mark.parametrize(
+    "dtype, most", [("int32", 255), ("int32", 65535), ("uint16", 65535), ("float32", 1), ("float32", 255)]
+)
+def test_greyscale_of_more_bits_keeps_its_range(dtype, most):
+    grey = np.linspace(0, 1, 16 * 16).reshape(16, 16)
+    buffer = io.BytesIO()
+    Image.fromarray((grey * most).astype(dtype)).save(buffer, "TIFF")
+    pixels = decode_image(buffer.getvalue())
+    assert np.abs(pixels[..., 0] - 255 * grey).max() <= 1 and np.ptp(pixels, axis=2).max() == 0
+
+
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "BMP", "TIFF"])
 def test_greyscale_becomes_three_equal_channels(image_format):
     pixels = decode_image(encode(photo(2).convert("L"), image_format))

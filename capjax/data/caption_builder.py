@@ -130,7 +130,10 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self._sha256_of_splits[split] = digest.hexdigest()
         write_fingerprint(directory, self._sha256_of_splits)
         if not count:
-            raise CapjaxError(f"expected images with captions in split {split!r} of {self.name}, there are none to use")
+            raise CapjaxError(
+                f"expected images with captions in split {split!r} of {self.name}, there are none to use; "
+                "`capjax data validate` with the same options tells why"
+            )
 
 
 def sidecar_path(directory: pathlib.Path, split: str) -> pathlib.Path:

@@ -14,6 +14,7 @@ from typing import Any
 
 from capjax.data.findings import Findings
 from capjax.errors import CapjaxError
+from capjax.images import is_image_name
 
 MAX_CAPTION_WORDS = 200
 
@@ -26,6 +27,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 # UTF-8 sequences of two to four bytes, seen through Windows-1252.
 _CP1252_HIGH = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ\u0080-\u00bf"
 _MOJIBAKE = re.compile(f"[\u00c2-\u00df][{_CP1252_HIGH}]|[\u00e0-\u00ef][{_CP1252_HIGH}]{{2}}|ð[{_CP1252_HIGH}]{{3}}")
+# What such sequences may stand for: letters of European languages and of Vietnamese, punctuation, signs, emoji. Others
+# are more likely to be a letter before a quotation mark, a dash or a dot, as in "heiß…" and "CAFÉ»".
+_LIKELY = re.compile("[\u0080-\u017f\u0370-\u04ff\u1e00-\u20cf\u2100-\u2bff\U0001f000-\U0001faff]*")
 
 
 @dataclass
@@ -113,11 +117,10 @@ def clean_caption(text: str, name: str, found: Findings) -> str | None:
 
     Mojibake is turned back, control characters and line breaks become spaces; everything else stays as published.
     """
-    if _MOJIBAKE.search(text):
-        repaired = _repair_mojibake(text)
-        if repaired != text:
-            found.add("mojibake", name, _excerpt(text))
-            text = repaired
+    repaired = _repair_mojibake(text)
+    if repaired != text:
+        found.add("mojibake", name, _excerpt(text))
+        text = repaired
     if _CONTROL.search(text):
         found.add("control characters", name, _excerpt(_CONTROL.sub("·", text)))
         text = _CONTROL.sub(" ", text)
@@ -136,6 +139,8 @@ def clean_caption(text: str, name: str, found: Findings) -> str | None:
 
 
 def _repair_mojibake(text: str) -> str:
+    """Turn back a caption of which everything that is not ASCII is mojibake; return others as they are."""
+
     def repair(match: re.Match[str]) -> str:
         # Windows-1252 leaves five bytes undefined; software passes them through as control characters.
         raw = b"".join(c.encode("latin-1") if ord(c) < 256 else c.encode("cp1252") for c in match[0])
@@ -144,7 +149,11 @@ def _repair_mojibake(text: str) -> str:
         except UnicodeDecodeError:
             return match[0]
 
-    return _MOJIBAKE.sub(repair, text)
+    between = _MOJIBAKE.split(text)
+    is_mojibake = "".join(between).isascii() and all(
+        _LIKELY.fullmatch(repair(match)) for match in _MOJIBAKE.finditer(text)
+    )
+    return _MOJIBAKE.sub(repair, text) if is_mojibake else text
 
 
 def _excerpt(text: str) -> str:
@@ -164,7 +173,7 @@ def parse_coco_json(data: bytes, name: str, found: Findings) -> list[CaptionedFi
     except (ValueError, RecursionError) as error:
         raise CapjaxError(f"expected JSON in {name}, got something else ({error})") from None
     if isinstance(content, list):
-        return _group(_rows_of_objects(enumerate(content, 1), name, found))
+        return group_by_name(_rows_of_objects(enumerate(content, 1), name, found), found)
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "annotations")):
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise CapjaxError(f"expected the COCO captions layout (images and annotations) in {name}, got {keys}")
@@ -173,17 +182,17 @@ def parse_coco_json(data: bytes, name: str, found: Findings) -> list[CaptionedFi
         if not isinstance(image, dict) or not image.get("file_name") or image.get("id") is None:
             found.add("malformed row", f"{name}, image {i}", "no id or file_name")
             continue
-        file_name, split = str(image["file_name"]), image.get("split")
-        # Some programs write ids as texts.
-        by_id[str(image["id"])] = CaptionedFile(file_name, [], as_id(image["id"]), _as_text(split))
+        file = CaptionedFile(str(image["file_name"]), [], as_id(image["id"]), _as_text(image.get("split")))
+        if (known := by_id.setdefault(_id_key(image["id"]), file)).file_name != file.file_name:
+            found.add("malformed row", f"{name}, image {i}", f"id {image['id']} is that of {known.file_name}")
     for i, annotation in enumerate(content["annotations"]):
         if not isinstance(annotation, dict) or not isinstance(annotation.get("caption"), str):
             found.add("malformed row", f"{name}, annotation {i}", "no caption")
-        elif (image_id := str(annotation.get("image_id"))) not in by_id:
+        elif (image_id := _id_key(annotation.get("image_id"))) not in by_id:
             found.add("caption without image", f"image id {image_id}", f"not among the images of {name}")
         else:
             by_id[image_id].captions.append(annotation["caption"])
-    return list(by_id.values())
+    return group_by_name(by_id.values(), found)
 
 
 def parse_json_lines(data: bytes, name: str, found: Findings) -> list[CaptionedFile]:
@@ -201,7 +210,8 @@ def parse_json_lines(data: bytes, name: str, found: Findings) -> list[CaptionedF
                 except (ValueError, RecursionError):
                     found.add("malformed row", f"{name}, line {number}", "not JSON")
 
-    return _require(_group(_rows_of_objects(objects(), name, found)), name, 'objects such as {"file_name", "caption"}')
+    files = group_by_name(_rows_of_objects(objects(), name, found), found)
+    return _require(files, name, 'objects such as {"file_name", "caption"}')
 
 
 def _rows_of_objects(objects: Iterable[tuple[int, Any]], name: str, found: Findings) -> Iterator[CaptionedFile]:
@@ -232,43 +242,87 @@ def parse_table(data: bytes, name: str, found: Findings) -> list[CaptionedFile]:
     if "\0" in header_line:
         raise CapjaxError(f"expected a text table in {name}, got binary data")
     delimiter = max("|\t;,", key=header_line.count)
-    quoting = csv.QUOTE_NONE if delimiter == "|" else csv.QUOTE_MINIMAL
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    # Blanks at the end of a line would stand between a quotation mark and the end of its cell.
+    lines = [line.rstrip(" \r\n") + "\n" for line in io.StringIO(text, newline="")]
     try:
-        header = [column.strip().lower() for column in next(rows, [])]
-        columns = {
-            "image": _column(header, _IMAGE_COLUMNS),
-            "caption": _column(header, _CAPTION_COLUMNS),
-            "split": _column(header, ("split",)),
-            "id": _column(header, _ID_COLUMNS),
-        }
-        if columns["image"] is None or columns["caption"] is None:
-            raise CapjaxError(
-                f"expected a header with an image and a caption column in {name} (such as image,caption), "
-                f"got {header_line.strip()[:80]!r}"
-            )
-        files = _group(_rows_of_table(rows, header, columns, delimiter, name, found))
+        header = [column.strip().lower() for column in next(csv.reader(lines[:1], delimiter=delimiter), [])]
     except csv.Error as error:
-        raise CapjaxError(f"expected a table in {name}, row {rows.line_num} cannot be read: {error}") from None
+        raise CapjaxError(f"expected a table in {name}, its header cannot be read: {error}") from None
+    columns = {
+        "image": _column(header, _IMAGE_COLUMNS),
+        "caption": _column(header, _CAPTION_COLUMNS),
+        "split": _column(header, ("split",)),
+        "id": _column(header, _ID_COLUMNS),
+    }
+    if columns["image"] is None or columns["caption"] is None:
+        raise CapjaxError(
+            f"expected a header with an image and a caption column in {name} (such as image,caption), "
+            f"got {header_line.strip()[:80]!r}"
+        )
+    rows = _split_lines(lines, delimiter, columns["image"])
+    next(rows, None)  # the header
+    files = group_by_name(_rows_of_table(rows, header, columns, delimiter, name, found), found)
     return _require(files, name, "rows below the header")
 
 
+def _split_lines(lines: list[str], delimiter: str, image_column: int) -> Iterator[tuple[int, list[str]]]:
+    """Split the lines of a table into cells; give each row with the number of its last line.
+
+    A quotation mark at the start of a caption may be one of its characters. Where what it encloses is no cell, or has
+    the name of an image where a line has it, the line is taken as it is.
+    """
+    quoting = csv.QUOTE_NONE if delimiter == "|" else csv.QUOTE_MINIMAL
+    start, reader, first = 0, None, 0
+    while start < len(lines):
+        if reader is None:
+            first = start
+            rest = map(lines.__getitem__, range(start, len(lines)))
+            reader = csv.reader(rest, delimiter=delimiter, quoting=quoting, strict=True)
+        try:
+            row = next(reader, [])
+        except csv.Error:
+            row = None
+        end = first + reader.line_num
+        lines_of_row = lines[start:end]
+        runs_on = len(lines_of_row) > 1 and all(_names_an_image(line, delimiter, image_column) for line in lines_of_row)
+        if row is None or runs_on:
+            yield start + 1, lines[start].removesuffix("\n").split(delimiter)
+            start, reader = start + 1, None
+        else:
+            yield end, row
+            start = end
+
+
+def _names_an_image(line: str, delimiter: str, column: int) -> bool:
+    cells = line.split(delimiter)
+    return column < len(cells) and is_image_name(_without_number(cells[column].strip(_BLANKS)))
+
+
+def _without_number(file_name: str) -> str:
+    """Take off the number of the caption that Flickr's tokens carry behind the file name."""
+    return re.sub(r"#\d+$", "", file_name)
+
+
 def _rows_of_table(
-    rows: Any, header: list[str], columns: dict[str, int | None], delimiter: str, name: str, found: Findings
+    rows: Iterable[tuple[int, list[str]]],
+    header: list[str],
+    columns: dict[str, int | None],
+    delimiter: str,
+    name: str,
+    found: Findings,
 ) -> Iterator[CaptionedFile]:
-    for row in rows:
+    for number, row in rows:
         if not any(cell.strip() for cell in row):
             continue
         if len(row) > len(header) and columns["caption"] == len(header) - 1:
             row[len(header) - 1 :] = [delimiter.join(row[len(header) - 1 :])]
         if len(row) != len(header):
-            found.add("malformed row", f"{name}, line {rows.line_num}", f"{len(row)} of {len(header)} columns")
+            found.add("malformed row", f"{name}, line {number}", f"{len(row)} of {len(header)} columns")
             continue
         cells = {key: row[at].strip(_BLANKS) if at is not None else None for key, at in columns.items()}
-        # Flickr tokens carry the number of the caption behind the file name.
-        file_name = re.sub(r"#\d+$", "", cells["image"] or "")
+        file_name = _without_number(cells["image"] or "")
         if not file_name:
-            found.add("malformed row", f"{name}, line {rows.line_num}", "no file name")
+            found.add("malformed row", f"{name}, line {number}", "no file name")
             continue
         yield CaptionedFile(file_name, [cells["caption"] or ""], as_id(cells["id"]), cells["split"] or None)
 
@@ -288,15 +342,17 @@ def parse_tokens(data: bytes, name: str, found: Findings) -> list[CaptionedFile]
             elif line.strip():
                 found.add("malformed row", f"{name}, line {number}")
 
-    return _require(_group(rows()), name, "lines such as photo.jpg#0<tab>caption")
+    return _require(group_by_name(rows(), found), name, "lines such as photo.jpg#0<tab>caption")
 
 
-def _group(rows: Iterable[CaptionedFile]) -> list[CaptionedFile]:
-    """Join the captions of the same file, in order of first appearance."""
+def group_by_name(rows: Iterable[CaptionedFile], found: Findings) -> list[CaptionedFile]:
+    """Join the captions of the same file, in order of first appearance; it belongs to the first split that is named."""
     files: dict[str, CaptionedFile] = {}
     for row in rows:
         known = files.setdefault(row.file_name, row)
         if known is not row:
+            if known.split and row.split and known.split != row.split:
+                found.add("several splits", row.file_name, f"{row.split}, first in {known.split}")
             known.captions.extend(row.captions)
             known.split = known.split or row.split
     return list(files.values())
@@ -323,6 +379,11 @@ def as_id(value: Any) -> int | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return image_id if -(2**63) <= image_id < 2**63 else None
+
+
+def _id_key(value: Any) -> str:
+    """Write an id as it is compared: some programs write whole numbers as texts, others as 1.0."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _as_text(value: Any) -> str | None:

@@ -16,6 +16,7 @@ import pathlib
 
 import tensorflow_datasets as tfds
 
+from capjax.data import DatasetName
 from capjax.data.caption_files import CaptionedFile, parse_coco_json, read_bytes
 from capjax.data.findings import Findings
 from capjax.data.image_files import ImageFile, ImageStore, index_by_base_name, open_images, open_zip, read_member
@@ -81,38 +82,43 @@ class Coco(PhotoBuilder):
     CITATION = "Chen et al., Microsoft COCO Captions: Data Collection and Evaluation Server, arXiv:1504.00325, 2015"
 
 
-def open_source(variant: str | None, options: SourceOptions) -> Listing:
+def open_source(name: DatasetName, options: SourceOptions) -> Listing:
     """List the images and captions of a COCO variant.
 
     Args:
-        variant: "2014", "2017" or "karpathy".
+        name: coco/2014, coco/2017 or coco/karpathy.
         options: `source`, `download_dir` and `captions_only` are used.
 
     Raises:
         CapjaxError: if files are missing or broken, or a complete download does not give the published counts.
     """
     found = Findings()
-    years = ("2014", "2017") if variant == "karpathy" else (str(variant),)
+    years = ("2014", "2017") if name.variant == "karpathy" else (str(name.variant),)
     if options.source is None:
         folder, years = options.download_dir, years[:1]
         _download(years[0], folder, options.captions_only)
     else:
         folder = options.source
     present = {year: _read_annotations(folder, year, found) for year in years}
-    year, by_part = next(((year, parts) for year, parts in present.items() if parts), (years[0], {}))
+    present = {year: parts for year, parts in present.items() if parts}
+    # Of two years with annotations the one whose images are there.
+    with_images = [year for year, parts in present.items() if all(_place(folder, part) for part in parts)]
+    year = next(iter([*with_images, *present, *years]))
+    by_part = present.get(year, {})
     if not by_part:
         raise CapjaxError(
             f"expected annotations/captions_train{year}.json or annotations_trainval{year}.zip in {folder}, "
             "found neither; see --source"
         )
-    images = None if options.captions_only else _index_images(folder, list(by_part))
+    captioned = {file.file_name for files in by_part.values() for file in files}
+    images = None if options.captions_only else _index_images(folder, list(by_part), captioned)
     notes = [
         f"{part} is incomplete: {len(files):,} of {NUM_IMAGES[part]:,} images are listed."
         for part, files in by_part.items()
         if len(files) != NUM_IMAGES[part]
     ]
     notes += [f"{part} is missing." for part in (f"train{year}", f"val{year}") if part not in by_part]
-    if variant == "karpathy":
+    if name.variant == "karpathy":
         splits = split_karpathy([file for files in by_part.values() for file in files])
         counts = {split: len(files) for split, files in splits.items()}
         if not notes and counts != NUM_KARPATHY:
@@ -164,15 +170,20 @@ def _read_annotations(folder: pathlib.Path, year: str, found: Findings) -> dict[
     return by_part
 
 
-def _index_images(folder: pathlib.Path, parts: list[str]) -> dict[str, ImageFile]:
+def _place(folder: pathlib.Path, part: str) -> pathlib.Path | None:
+    """Find the folder or zip with the images of a part."""
+    places = [folder / part, folder / "images" / part, folder / f"{part}.zip"]
+    return next((place for place in places if place.exists()), None)
+
+
+def _index_images(folder: pathlib.Path, parts: list[str], captioned: set[str]) -> dict[str, ImageFile]:
     stores: list[ImageStore] = []
     for part in parts:
-        places = [folder / part, folder / "images" / part, folder / f"{part}.zip"]
-        place = next((place for place in places if place.exists()), None)
+        place = _place(folder, part)
         if place is None:
             raise CapjaxError(
                 f"expected the folder {part} or {part}.zip in {folder}, found neither; "
                 "with --captions_only images are not needed"
             )
         stores.append(open_images(place))
-    return index_by_base_name(stores)
+    return index_by_base_name(stores, captioned)

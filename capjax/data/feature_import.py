@@ -24,7 +24,7 @@ def import_npz(
     Args:
         path: an `.npz` with `file_name` [N], `pooled` [N, F] and optionally `grid` [N, P, F], the latter possibly as
             integers with `grid_scale` (value = integer × scale).
-        store_path: folder of the store to make or complete.
+        store_path: folder of the store to make, or to complete from the same file.
         dataset: its name.
         splits: the dataset's records by split; images are matched by file name.
 
@@ -37,7 +37,7 @@ def import_npz(
     try:
         check_inflated(path)
         with np.load(path, allow_pickle=False) as archive:
-            names = [str(name) for name in archive["file_name"]]
+            names = [name.decode() if isinstance(name, bytes) else str(name) for name in archive["file_name"]]
             pooled = archive["pooled"]
             grid = archive["grid"] if "grid" in archive else None
             scale = archive["grid_scale"] if "grid_scale" in archive else np.float32(1)
@@ -64,9 +64,12 @@ def import_npz(
             f"{pooled.shape}, {None if grid is None else grid.shape}"
         )
     rows_by_name = {name: i for i, name in enumerate(names)}
+    if len(rows_by_name) < len(names):
+        repeated = next(name for i, name in enumerate(names) if rows_by_name[name] != i)
+        raise CapjaxError(f"expected each file_name once in {path}, got {repeated} twice")
     store = create_store(
         store_path,
-        {"dataset": dataset, "imported": pathlib.Path(path).name, "sha256": _sha256(pooled, grid, scale)},
+        {"dataset": dataset, "imported": pathlib.Path(path).name, "sha256": _sha256(names, pooled, grid, scale)},
         pooled.shape[1],
         None if grid is None else grid.shape[1],
     )
@@ -90,8 +93,8 @@ def import_npz(
     return counts
 
 
-def _sha256(*arrays: np.ndarray | np.generic | None) -> str:
-    digest = hashlib.sha256()
+def _sha256(names: Sequence[str], *arrays: np.ndarray | np.generic | None) -> str:
+    digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogatepass"))
     for array in arrays:
         if array is not None:
             digest.update(np.ascontiguousarray(array).data)

@@ -156,17 +156,22 @@ class FeatureStore:
                 raise CapjaxError(
                     f"expected {name} features of shape {shapes[name]}, got {getattr(array, 'shape', None)}"
                 )
+            self._check_finite(split, rows, name, array, "NaN or infinity")
         if "scale" in self._names:
             arrays["grid"], arrays["scale"] = _in_eight_bits(features.grid)
         for name, array in arrays.items():
             with np.errstate(over="ignore"):
                 array = np.ascontiguousarray(array, self._dtype_of(name))
-            if not np.isfinite(array).all():
-                raise CapjaxError(
-                    f"expected finite {name} features, got values that {self.dtype} cannot hold; use float32"
-                )
+            self._check_finite(split, rows, name, array, f"values that {self.dtype} cannot hold; use float32")
             header = _npy_header(array.shape, array.dtype)
             write_atomically(self._shard(split, name, rows.start), (header, array.data.cast("B")))
+
+    def _check_finite(self, split: str, rows: range, name: str, array: np.ndarray, trouble: str) -> None:
+        finite = np.isfinite(array)
+        if not finite.all():
+            row = rows[int(np.argmin(finite.reshape(len(rows), -1).all(axis=1)))]
+            image = self.records(split)[row].file_name
+            raise CapjaxError(f"expected finite {name} features, got of {image} {trouble}")
 
     def records(self, split: str) -> CaptionRecords:
         """Open the captions of a split, in row order.
@@ -350,12 +355,11 @@ def _in_eight_bits(
     """Divide features into 255 steps; return numbers of steps, and what a step is worth.
 
     Raises:
-        CapjaxError: if a feature is negative or not finite.
+        CapjaxError: if a feature is negative.
     """
-    if not np.isfinite(grid).all() or grid.min(initial=0.0) < 0:
+    if grid.min(initial=0.0) < 0:
         raise CapjaxError(
-            "expected finite grid features of at least 0 for features.dtype=uint8, as ReLU makes them, got others; use "
-            "float16"
+            "expected grid features of at least 0 for features.dtype=uint8, as ReLU makes them, got others; use float16"
         )
     scale = grid.max(axis=1) / np.float32(255)
     steps = np.divide(grid, scale[:, None], out=np.zeros_like(grid), where=scale[:, None] > 0)

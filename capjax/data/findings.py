@@ -36,6 +36,7 @@ KINDS: dict[str, Kind] = {
     "path outside": Kind("left out", "names that lead out of the folder of images"),
     "caption without image": Kind("left out", "captions without an image file"),
     "duplicate": Kind("kept", "images that several splits contain"),
+    "several splits": Kind("kept", "rows that name another split than one before of the same image, whose split holds"),
     "repeated name": Kind("left out", "images listed again in another split"),
     "empty caption": Kind("left out", "captions without words"),
     "long caption": Kind("left out", "captions of more than 200 words"),

@@ -9,8 +9,9 @@ Captions, the first that is found in the folder or up to two levels below:
 | `Flickr8k.token.txt`, `results_20130124.token`            | official: `photo.jpg#0<tab>caption`          |
 | `captions.txt`, `results.csv`                             | Kaggle: a table, separated by `,` or `|`     |
 
-For the last two the splits come from lists of file names (`Flickr_8k.trainImages.txt`, `train.txt`, …); without such
-lists they are drawn by a hash of the file name, and that is said. Photos may lie in any folder below, or in zips.
+Files that are named after the other dataset are passed over. For the last two layouts splits come from lists of file
+names (`Flickr_8k.trainImages.txt`, `train.txt`, …); without such lists they are drawn by a hash of the file name, and
+that is said. Photos may lie in any folder below, or in zips.
 """
 
 import json
@@ -19,6 +20,7 @@ import re
 
 import tensorflow_datasets as tfds
 
+from capjax.data import DatasetName
 from capjax.data.caption_files import (
     CaptionedFile,
     as_id,
@@ -35,6 +37,11 @@ from capjax.data.ingestion import PhotoBuilder
 from capjax.data.listing import Listing, SourceOptions, build_listing, hash_share
 from capjax.errors import CapjaxError
 
+_TOKENS = {"flickr8k": ("Flickr8k.token.txt",), "flickr30k": ("Flickr30k.token.txt", "results_20130124.token")}
+_TABLES = {  # the first that is there: both have come as either
+    "flickr8k": ("captions.txt", "captions.csv", "results.csv"),
+    "flickr30k": ("results.csv", "captions.txt", "captions.csv"),
+}
 SPLIT_NAMES = {"train": ("train",), "val": ("dev", "val"), "test": ("test",)}
 # Of about 8,000 photos of Flickr8k, the official validation and test splits have 1,000 each.
 DRAWN_SHARE = 1 / 8
@@ -58,28 +65,27 @@ class Flickr30k(PhotoBuilder):
     CITATION = "Young, Lai, Hodosh and Hockenmaier, From Image Descriptions to Visual Denotations, TACL 2, 2014"
 
 
-def open_source(variant: str | None, options: SourceOptions) -> Listing:
+def open_source(name: DatasetName, options: SourceOptions) -> Listing:
     """List the photos and captions found in a folder.
 
     Args:
-        variant: none exist.
+        name: flickr8k or flickr30k.
         options: `source` and `captions_only` are used.
 
     Raises:
         CapjaxError: if there is no folder, no caption file in it, or nothing that belongs together.
     """
-    del variant
     folder = options.source
     if folder is None:
         raise CapjaxError("the Flickr datasets must be requested from their authors; name your copy with --source=DIR")
     if not folder.is_dir():
         raise CapjaxError(f"expected a folder at --source={folder}, there is none")
     found, notes = Findings(), []
-    splits = _read_split_files(folder, found)
+    splits = _read_split_files(name.source, folder, found)
     left_aside: frozenset[str] = frozenset()
     if not splits:
-        files = _read_all_captions(folder, found)
-        lists = _read_split_lists(folder, found)
+        files = _read_all_captions(name.source, folder, found)
+        lists = _read_split_lists(name.source, folder, found)
         if lists:
             splits = {split: [] for split in SPLIT_NAMES}
             for file in files:
@@ -92,9 +98,11 @@ def open_source(variant: str | None, options: SourceOptions) -> Listing:
             splits = _draw_splits(files)
             notes.append("no split lists were found: the splits are drawn by file name and are not the official ones.")
     for file in (file for files in splits.values() for file in files):
-        file.image_id = file.image_id or photo_id(file.file_name)
-    stores: list[ImageStore] = [ImageFolder(folder), *map(ImageZip, sorted(folder.glob("*.zip")))]
-    images = None if options.captions_only else index_by_base_name(stores)
+        file.image_id = photo_id(file.file_name) if file.image_id is None else file.image_id
+    images = None
+    if not options.captions_only:
+        stores: list[ImageStore] = [ImageFolder(folder), *map(ImageZip, sorted(folder.glob("*.zip")))]
+        images = index_by_base_name(stores, {file.file_name for files in splits.values() for file in files})
     return build_listing(splits, images, found, notes, left_aside)
 
 
@@ -111,13 +119,13 @@ def _find(folder: pathlib.Path, pattern: str) -> pathlib.Path | None:
     return None
 
 
-def _read_split_files(folder: pathlib.Path, found: Findings) -> dict[str, list[CaptionedFile]]:
+def _read_split_files(dataset: str, folder: pathlib.Path, found: Findings) -> dict[str, list[CaptionedFile]]:
     splits = {}
     for split, names in SPLIT_NAMES.items():
         for name in names:
             if path := _find(folder, f"captions_{name}.json"):
                 splits[split] = parse_coco_json(read_bytes(path), path.name, found)
-    if not splits and (path := _find(folder, "dataset_flickr*k.json")):
+    if not splits and (path := _find(folder, f"dataset_{dataset}.json")):
         splits = _parse_karpathy(path, found)
     return splits
 
@@ -137,25 +145,25 @@ def _parse_karpathy(path: pathlib.Path, found: Findings) -> dict[str, list[Capti
     return splits
 
 
-def _read_all_captions(folder: pathlib.Path, found: Findings) -> list[CaptionedFile]:
-    for pattern in ("Flickr*k.token.txt", "results_20130124.token"):
-        if path := _find(folder, pattern):
+def _read_all_captions(dataset: str, folder: pathlib.Path, found: Findings) -> list[CaptionedFile]:
+    for file_name in _TOKENS[dataset]:
+        if path := _find(folder, file_name):
             return parse_tokens(read_bytes(path), path.name, found)
-    for pattern in ("captions.txt", "captions.csv", "results.csv"):
-        if path := _find(folder, pattern):
+    for file_name in _TABLES[dataset]:
+        if path := _find(folder, file_name):
             return parse_table(read_bytes(path), path.name, found)
     raise CapjaxError(
-        f"expected captions in {folder} (Flickr8k.token.txt, results_20130124.token, captions.txt, results.csv or "
-        "captions_train.json), found no such file"
+        f"expected captions of {dataset} in {folder} ({', '.join((*_TOKENS[dataset], *_TABLES[dataset]))}, "
+        f"dataset_{dataset}.json or captions_train.json), found no such file"
     )
 
 
-def _read_split_lists(folder: pathlib.Path, found: Findings) -> dict[str, str]:
+def _read_split_lists(dataset: str, folder: pathlib.Path, found: Findings) -> dict[str, str]:
     """Map file name stems to splits; empty if there are no lists."""
-    split_of = {}
+    split_of, official = {}, dataset.replace("flickr", "[Ff]lickr_")
     for split, names in SPLIT_NAMES.items():
         for name in names:
-            path = _find(folder, f"[Ff]lickr_*k.{name}Images.txt") or _find(folder, f"{name}.txt")
+            path = _find(folder, f"{official}.{name}Images.txt") or _find(folder, f"{name}.txt")
             if path:
                 for line in text_lines(decode_text(read_bytes(path), path.name, found)):
                     split_of[_stem(line.strip(" \t"))] = split

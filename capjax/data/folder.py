@@ -3,16 +3,20 @@
     image,caption,split              {"file_name": "a.jpg", "captions": ["…", "…"]}
     a.jpg,A dog runs.,train          {"file_name": "sub/b.png", "caption": "…", "split": "val"}
 
-Names may be paths below the image folder, bare file names, or names without suffix, as long as they are unambiguous.
-Without a `split` column the split of an image depends on its name alone, so adding images moves no other.
+Names may be paths below the image folder or from further up, bare file names, or names without suffix, as long as they
+are unambiguous. Without a `split` column the split of an image depends on its name alone, so adding images moves no
+other, but for the one that stands in where a small dataset would have no validation.
 """
 
+import dataclasses
+import pathlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import tensorflow_datasets as tfds
 
-from capjax.data.caption_files import CaptionedFile, read_captions
+from capjax.data import DatasetName
+from capjax.data.caption_files import CaptionedFile, group_by_name, read_captions
 from capjax.data.findings import Findings
 from capjax.data.image_files import ImageFile, open_images
 from capjax.data.ingestion import PhotoBuilder
@@ -38,17 +42,17 @@ class Folder(PhotoBuilder):
     DESCRIPTION = "Images and captions of the user."
 
 
-def open_source(variant: str | None, options: SourceOptions) -> Listing:
+def open_source(name: DatasetName, options: SourceOptions) -> Listing:
     """List the user's images and captions.
 
     Args:
-        variant: the name that the user gave the dataset; the listing does not depend on it.
+        name: that the user gave the dataset; the listing does not depend on it.
         options: `images`, `captions`, `captions_only` and the shares are used.
 
     Raises:
         CapjaxError: if an option is missing or wrong, or nothing belongs together.
     """
-    del variant
+    del name
     if options.captions is None or not (options.images or options.captions_only):
         raise CapjaxError("a folder dataset needs --images=DIR and --captions=FILE (.csv, .tsv, .jsonl or COCO .json)")
     shares = (options.val_share, options.test_share)
@@ -58,13 +62,14 @@ def open_source(variant: str | None, options: SourceOptions) -> Listing:
     files = read_captions(options.captions, found)
     images = None
     if not options.captions_only:
-        images = {name: ImageFile(store, name) for store in map(open_images, options.images) for name in store.names()}
-        files = _resolve_names(files, images)
+        images = _all_images(options.images)
+        files = _resolve_names(files, images, found)
     notes: list[str] = []
     if any(file.split for file in files):
         splits = _given_splits(files, notes)
     else:
-        splits = draw_splits(files, *shares)
+        splits = draw_splits([file for file in files if images is None or file.file_name in images], *shares)
+        splits["train"] += [file for file in files if images is not None and file.file_name not in images]
         notes.append("no split column was found: the splits are drawn by file name.")
     return build_listing(splits, images, found, notes)
 
@@ -95,23 +100,52 @@ def _given_splits(files: list[CaptionedFile], notes: list[str]) -> dict[str, lis
     return splits
 
 
-def _resolve_names(files: Iterable[CaptionedFile], images: dict[str, ImageFile]) -> list[CaptionedFile]:
+def _all_images(places: Iterable[pathlib.Path]) -> dict[str, ImageFile]:
+    """Find the images of all folders and zips by their paths there."""
+    images: dict[str, ImageFile] = {}
+    place_of: dict[str, pathlib.Path] = {}
+    for place in places:
+        store = open_images(place)
+        for name in store.names():
+            if name in images:
+                raise CapjaxError(
+                    f"expected each image below one of --images, got {name} in {place_of[name]} and in {place}; put "
+                    "them into one folder under different names, or name the folder above both"
+                )
+            images[name], place_of[name] = ImageFile(store, name), place
+    return images
+
+
+def _resolve_names(
+    files: Iterable[CaptionedFile], images: Mapping[str, ImageFile], found: Findings
+) -> list[CaptionedFile]:
     """Replace the names that captions use by paths of image files, where that is unambiguous."""
-    by_alias: dict[str, set[str]] = {}
+    ending_in: dict[str, set[str]] = {}
+    whole: dict[str, set[str]] = {}
     for name in images:
-        base = unicodedata.normalize("NFC", name.rsplit("/", 1)[-1])
-        for alias in (base, base.rsplit(".", 1)[0]):
-            by_alias.setdefault(alias, set()).add(name)
-    resolved: dict[str, CaptionedFile] = {}
+        path, *ends = _ends(name)
+        for alias in (path, path.rpartition(".")[0]):
+            whole.setdefault(alias, set()).add(name)
+        for end in (path, *ends):
+            for alias in (end, end.rpartition(".")[0]):
+                ending_in.setdefault(alias, set()).add(name)
+    resolved = []
     for file in files:
         name = file.file_name.replace("\\", "/").removeprefix("./")
         if name not in images:
-            # Archives made on a Mac spell accents in two characters.
-            candidates = by_alias.get(unicodedata.normalize("NFC", name.rsplit("/", 1)[-1]), set())
+            ends = _ends(name)
+            # Paths that end as the name does, or the longest as which it ends.
+            found_at = [ending_in.get(ends[0]), *map(whole.get, ends)]
+            candidates = next(filter(None, found_at), set())
             name = next(iter(candidates)) if len(candidates) == 1 else name
-        known = resolved.setdefault(name, file)
-        if known is file:
-            file.file_name = name
-        else:
-            known.captions.extend(file.captions)
-    return list(resolved.values())
+        resolved.append(dataclasses.replace(file, file_name=name))
+    return group_by_name(resolved, found)
+
+
+def _ends(path: str) -> list[str]:
+    """Return a path, and what is left of it without its first folder, without its first two, and so on.
+
+    Archives made on a Mac spell accents in two characters; here they are one.
+    """
+    parts = unicodedata.normalize("NFC", path).split("/")
+    return ["/".join(parts[i:]) for i in range(len(parts))]

@@ -1,8 +1,10 @@
 """Where the images of a source lie: a folder, or a zip that is read without unpacking it."""
 
+import contextlib
 import pathlib
 import threading
 import zipfile
+from collections.abc import Container, Iterable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from capjax.disk import ZIP_ERRORS
@@ -91,7 +93,7 @@ class ImageZip:
             CapjaxError: if it is no zip, or an incomplete one.
         """
         self._zip = open_zip(path)
-        self._members = {info.filename: info for info in self._zip.infolist() if not info.filename.endswith("/")}
+        self._members = {name: info for info in self._zip.infolist() if not (name := _member_name(info)).endswith("/")}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
@@ -118,6 +120,21 @@ class ImageZip:
         return f"{info.file_size}-{info.CRC:08x}"
 
 
+_NAME_IS_UTF8 = 0x800
+
+
+def _member_name(info: zipfile.ZipInfo) -> str:
+    """Return a member's path with the separators that the format asks for, its accents as they were meant.
+
+    Archives of macOS' Finder have names in UTF-8 without saying so, which are read as those of MS-DOS then.
+    """
+    name = info.filename.replace("\\", "/")
+    if not info.flag_bits & _NAME_IS_UTF8:
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name
+
+
 def open_zip(path: pathlib.Path) -> zipfile.ZipFile:
     """Open a zip archive.
 
@@ -127,7 +144,8 @@ def open_zip(path: pathlib.Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except ZIP_ERRORS as error:
-        raise CapjaxError(f"expected a complete zip archive at {path}, got: {error}; download it again") from None
+        remedy = "download it again" if path.suffix.lower() == ".zip" else "unpack it, or pack it as a zip"
+        raise CapjaxError(f"expected a complete zip archive at {path}, got: {error}; {remedy}") from None
 
 
 def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
@@ -163,6 +181,27 @@ def open_images(path: pathlib.Path) -> ImageStore:
     raise CapjaxError(f"expected a folder or a zip of images at {path}, there is none")
 
 
-def index_by_base_name(stores: list[ImageStore]) -> dict[str, ImageFile]:
-    """Find the images of official layouts, whose captions name files without folders."""
-    return {name.rsplit("/", 1)[-1]: ImageFile(store, name) for store in stores for name in store.names()}
+def index_by_base_name(stores: Iterable[ImageStore], captioned: Container[str]) -> dict[str, ImageFile]:
+    """Find the images of official layouts, whose captions name files without folders.
+
+    Args:
+        stores: where they lie.
+        captioned: the names that captions use.
+
+    Raises:
+        CapjaxError: if files of different sizes have one of these names.
+    """
+    images: dict[str, ImageFile] = {}
+    for store in stores:
+        for name in store.names():
+            base = name.rsplit("/", 1)[-1]
+            file = ImageFile(store, name)
+            known = images.setdefault(base, file)
+            if known is file or base not in captioned:
+                continue
+            if (size := known.store.size(known.name)) != store.size(name):
+                raise CapjaxError(
+                    f"expected one image {base}, got {known.name} of {size:,} bytes and {name} of "
+                    f"{store.size(name):,}; move those that are not meant out of the folder"
+                )
+    return images

@@ -165,7 +165,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _read_tensors(state: Any, read_storage: ReadStorage) -> dict[str, np.ndarray]:
-    return {_plain_name(name): _materialise(t, read_storage) for name, t in _find_state_dict(state).items()}
+    return {plain_name(name): _materialise(t, read_storage) for name, t in _find_state_dict(state).items()}
 
 
 def _open_zip(archive: zipfile.ZipFile, num_bytes: int) -> tuple[Any, ReadStorage]:
@@ -222,7 +222,8 @@ def _find_state_dict(state: Any) -> dict[str, _Tensor]:
     return dict(state)
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Take off the prefix that DataParallel puts before the names of tensors."""
     return name.removeprefix("module.")
 
 

@@ -125,6 +125,40 @@ def test_many_captions_of_one_image_are_read_in_proportion():
     assert many < 30 * few, "each caption copies those before it"
 
 
+STRAY = [
+    "0.jpg\tfirst",
+    '1.jpg\t"a sign, says stop',
+    "2.jpg\ta dog",
+    '3.jpg\t"STOP" says the sign',
+    '4.jpg\tthey call it "art"',
+    '5.jpg\t"a whole cell, as it should be"',
+    '6.jpg\t"two\nlines"',
+    '7.jpg\t"open to the end',
+]
+
+
+@pytest.mark.parametrize("delimiter", "\t,;")
+@pytest.mark.parametrize("repeats", [1, 5000])
+def test_a_quotation_mark_that_opens_no_cell_swallows_no_rows(delimiter, repeats):
+    lines = [line.replace("\t", delimiter, 1).replace(".jpg", f"-{i}.jpg") for i in range(repeats) for line in STRAY]
+    found = Findings()
+    files = parse_table(("\n".join([f"image{delimiter}caption", *lines]) + "\n").encode(), "x.csv", found)
+    assert kinds(found) == {}
+    expected = [line.split("\t")[1] for line in STRAY]
+    expected[5:7] = ["a whole cell, as it should be", "two\nlines"]
+    assert [file.captions for file in files] == [[text] for text in expected] * repeats
+    assert [file.file_name for file in files[:2]] == ["0-0.jpg", "1-0.jpg"]
+
+
+def test_ids_of_cocos_layout_are_compared_as_numbers_and_taken_once(tmp_path):
+    images = [{"id": i, "file_name": name} for i, name in ((1.0, "a.jpg"), ("2", "b.jpg"), (2, "b.jpg"), (1, "c.jpg"))]
+    captions = [{"image_id": i, "caption": f"of {i}"} for i in (1, 2.0)]
+    write(tmp_path / "x.json", json.dumps({"images": images, "annotations": captions}))
+    found = Findings()
+    assert captions_of(tmp_path / "x.json", found) == {"a.jpg": ["of 1"], "b.jpg": ["of 2.0"]}
+    assert dict(found)["malformed row"] == [("x.json, image 3", "id 1 is that of a.jpg")]
+
+
 def test_what_a_terminal_would_obey_is_shown_as_escapes(tmp_path):
     found = Findings()
     read_captions(write(tmp_path / "c.csv", "image,caption\n\x1b[2J.jpg\nb.jpg,fine\n"), found)
@@ -156,7 +190,26 @@ def test_text_is_decoded_from_the_usual_encodings(data, text, kind):
 
 
 @pytest.mark.parametrize(
-    "text", ["A café in Málaga, 5 €", "“Quoted” — naïve …", "日本の犬 🐕", "Ångström à côté", "Ã la carte"]
+    "text",
+    [
+        "A café in Málaga, 5 €",
+        "“Quoted” — naïve …",
+        "日本の犬 🐕",
+        "Ångström à côté",
+        "Ã la carte",
+        "Собака бежит",
+        "một con chó nhỏ",
+        # Letters before quotation marks, dots and blanks that could be mojibake of letters which nobody writes.
+        "„Viel Spaß“",
+        "heiß…",
+        "«\xa0Le Café\xa0»",
+        "il dit café\xa0»",
+        "UN CAFÉ\xa0!",
+        "«CAFÉ»",
+        "Fuß–Ball",
+        "à\xa0«",
+        "“MAÇÔ",
+    ],
 )
 def test_good_captions_stay_as_they_are(text):
     found = Findings()

@@ -427,6 +427,32 @@ def test_importing_something_else_is_a_clear_error(tmp_path, content):
         import_npz(path, tmp_path / "store", "toys", {"train": records(2)})
 
 
+def test_importing_again_takes_no_rows_of_other_names_for_done(tmp_path):
+    pooled = np.arange(2 * F, dtype=np.float32).reshape(2, F)
+    np.savez(tmp_path / "x.npz", file_name=NAMES, pooled=pooled)
+    for _ in range(2):
+        assert import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)}) == {"train": (2, 0)}
+    np.savez(tmp_path / "x.npz", file_name=NAMES[::-1], pooled=pooled)
+    with pytest.raises(CapjaxError, match="choose another folder or delete this one"):
+        import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)})
+
+
+def test_names_as_bytes_are_read_and_repeated_ones_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", file_name=NAMES.astype("S"), pooled=np.zeros((2, F)))
+    assert import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)}) == {"train": (2, 0)}
+    np.savez(tmp_path / "y.npz", file_name=NAMES[[0, 1, 0]], pooled=np.zeros((3, F)))
+    with pytest.raises(CapjaxError, match=r"each file_name once in .*got 0\.jpg twice"):
+        import_npz(tmp_path / "y.npz", tmp_path / "other", "toys", {"train": records(2)})
+
+
+def test_what_is_not_finite_is_told_with_its_image(tmp_path):
+    pooled = np.zeros((2, F), np.float32)
+    pooled[1, 2] = np.nan
+    np.savez(tmp_path / "x.npz", file_name=NAMES, pooled=pooled)
+    with pytest.raises(CapjaxError, match=r"finite pooled features, got of 1\.jpg NaN or infinity"):
+        import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)})
+
+
 def test_importing_a_single_array_is_a_clear_error(tmp_path):
     with open(tmp_path / "x.npz", "wb") as file:
         np.save(file, np.zeros((2, 3)))

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from capjax.data import coco, folder
+from capjax.data import coco, folder, parse_name
 from capjax.data.image_files import ImageFolder, ImageZip, open_images, open_zip
 from capjax.data.listing import SourceOptions
 from capjax.errors import CapjaxError
@@ -47,6 +47,31 @@ def test_an_image_that_inflates_without_end_is_refused_in_little_memory(tmp_path
     assert peak_bytes(lambda: images.read("a.jpg")) < 2_000_000
 
 
+class UnmarkedInfo(zipfile.ZipInfo):
+    """A member whose name is UTF-8 and does not say so, as macOS' Finder writes it."""
+
+    def _encodeFilenameFlags(self):
+        return self.filename.encode("utf-8"), self.flag_bits & ~0x800
+
+
+def test_names_in_zips_of_other_systems_are_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(UnmarkedInfo("photos/cafe\u0301.jpg"), jpeg(0))
+        archive.writestr("photos\\straße.jpg", jpeg(1))
+        archive.writestr(UnmarkedInfo("photos/plain.jpg"), jpeg(2))
+    data = bytearray((tmp_path / "a.zip").read_bytes()).replace(b"plain", b"pla\x82n")  # é in MS-DOS
+    (tmp_path / "a.zip").write_bytes(data)
+    images = ImageZip(tmp_path / "a.zip")
+    assert images.names() == ["photos/cafe\u0301.jpg", "photos/plaén.jpg", "photos/straße.jpg"]
+    assert [images.read(name) for name in images.names()] == [jpeg(0), jpeg(2), jpeg(1)]
+
+
+def test_another_archive_is_no_damaged_zip(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"x" * 1000)
+    with pytest.raises(CapjaxError, match="unpack it, or pack it as a zip"):
+        open_images(tmp_path / "a.tar")
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_methods_that_inflate_without_bound_are_refused(tmp_path, method):
     images = ImageZip(write_bomb(tmp_path / "a.zip", "a.jpg", 1000, method))
@@ -58,14 +83,19 @@ def test_methods_that_inflate_without_bound_are_refused(tmp_path, method):
 @pytest.mark.parametrize("announced", [1000, 4_000_000_000])
 def test_annotations_that_inflate_without_end_are_refused_in_little_memory(tmp_path, announced):
     write_bomb(tmp_path / "annotations_trainval2017.zip", "annotations/captions_train2017.json", announced)
-    assert peak_bytes(lambda: coco.open_source("2017", SourceOptions(source=tmp_path, captions_only=True))) < 2_000_000
+    assert (
+        peak_bytes(
+            lambda: coco.open_source(parse_name("coco/2017"), SourceOptions(source=tmp_path, captions_only=True))
+        )
+        < 2_000_000
+    )
 
 
 def test_annotations_without_the_file_are_one_line(tmp_path):
     with zipfile.ZipFile(tmp_path / "annotations_trainval2017.zip", "w") as archive:
         archive.writestr("readme.txt", "nothing")
     with pytest.raises(CapjaxError, match=r"captions_train2017\.json in .*it is not there"):
-        coco.open_source("2017", SourceOptions(source=tmp_path))
+        coco.open_source(parse_name("coco/2017"), SourceOptions(source=tmp_path))
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -104,7 +134,7 @@ def test_names_in_a_zip_lead_nowhere(tmp_path):
     images = open_images(tmp_path / "a.zip")
     assert images.read("link.jpg") == b"/etc/passwd" and images.read("fine.jpg") == jpeg(1)
     options = SourceOptions(images=(tmp_path / "a.zip",), captions=tmp_path / "c.csv", val_share=0.0)
-    listed = [record.file_name for record in folder.open_source("x", options).splits["train"]]
+    listed = [record.file_name for record in folder.open_source(parse_name("folder/x"), options).splits["train"]]
     assert "fine.jpg" in listed and not [name for name in listed if name.startswith(("/", ".."))]
     assert sorted(tmp_path.rglob("*")) == before
 

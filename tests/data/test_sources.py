@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from capjax.data import coco, flickr, folder
+from capjax.data import coco, flickr, folder, parse_name
 from capjax.data.caption_files import CaptionedFile
 from capjax.data.listing import SourceOptions
 from capjax.errors import CapjaxError
@@ -29,7 +29,7 @@ def ids(listing) -> dict[str, list[int]]:
 @pytest.mark.parametrize("year", ["2014", "2017"])
 def test_coco_from_folders_and_zips(tmp_path, zipped, year):
     images = write_coco(tmp_path, {f"train{year}": [9, 25], f"val{year}": [42]}, zipped)
-    listing = coco.open_source(year, SourceOptions(source=tmp_path))
+    listing = coco.open_source(parse_name(f"coco/{year}"), SourceOptions(source=tmp_path))
     assert ids(listing) == {"train": [9, 25], "val": [42]}
     assert listing.splits["train"][1].captions == ("photo 25 once", "photo 25 twice")
     assert {name: file.read() for name, file in listing.files.items()} == images
@@ -41,7 +41,7 @@ def test_coco_from_folders_and_zips(tmp_path, zipped, year):
 @pytest.mark.parametrize("year", ["2014", "2017"])
 def test_karpathys_split_from_either_year(tmp_path, year):
     write_coco(tmp_path, {f"train{year}": [9], f"val{year}": [KARPATHY_TEST, 133, KARPATHY_VAL]})
-    listing = coco.open_source("karpathy", SourceOptions(source=tmp_path))
+    listing = coco.open_source(parse_name("coco/karpathy"), SourceOptions(source=tmp_path))
     assert ids(listing) == {"train": [9, 133], "val": [KARPATHY_VAL], "test": [KARPATHY_TEST]}
 
 
@@ -64,7 +64,7 @@ def test_shipped_ids_are_the_published_ones(real_data):
 
 
 def test_coco_mini_keeps_every_photo_and_caption(real_data):
-    listing = coco.open_source("2017", SourceOptions(source=real_data / "coco-mini"))
+    listing = coco.open_source(parse_name("coco/2017"), SourceOptions(source=real_data / "coco-mini"))
     official = json.loads((real_data / "coco-mini" / "annotations" / "captions_val2017.json").read_text())
     by_id: dict[int, list[str]] = {}
     for annotation in official["annotations"]:
@@ -76,15 +76,25 @@ def test_coco_mini_keeps_every_photo_and_caption(real_data):
 
 def test_what_coco_lacks_is_said_in_one_line(tmp_path):
     with pytest.raises(CapjaxError, match=r"captions_train2017\.json"):
-        coco.open_source("2017", SourceOptions(source=tmp_path))
+        coco.open_source(parse_name("coco/2017"), SourceOptions(source=tmp_path))
     write(tmp_path / "annotations" / "captions_val2017.json", coco_json({"000000000009.jpg": ["x"]}))
     with pytest.raises(CapjaxError, match=r"val2017 or val2017.zip.*captions_only"):
-        coco.open_source("2017", SourceOptions(source=tmp_path))
+        coco.open_source(parse_name("coco/2017"), SourceOptions(source=tmp_path))
     write(tmp_path / "val2017.zip", b"PK\x03\x04 cut short")
     with pytest.raises(CapjaxError, match="complete zip archive"):
-        coco.open_source("2017", SourceOptions(source=tmp_path))
-    listing = coco.open_source("2017", SourceOptions(source=tmp_path, captions_only=True))
+        coco.open_source(parse_name("coco/2017"), SourceOptions(source=tmp_path))
+    listing = coco.open_source(parse_name("coco/2017"), SourceOptions(source=tmp_path, captions_only=True))
     assert names(listing) == {"val": ["000000000009.jpg"]} and listing.files is None
+
+
+def test_karpathys_split_takes_the_year_whose_images_are_there(tmp_path):
+    write_coco(tmp_path, {"train2017": [9], "val2017": [KARPATHY_VAL]})
+    for part in ("train2014", "val2014"):
+        write(tmp_path / "annotations" / f"captions_{part}.json", coco_json({f"COCO_{part}_000000000009.jpg": ["x"]}))
+    listing = coco.open_source(parse_name("coco/karpathy"), SourceOptions(source=tmp_path))
+    assert ids(listing) == {"train": [9], "val": [KARPATHY_VAL]}
+    captions_only = coco.open_source(parse_name("coco/karpathy"), SourceOptions(source=tmp_path, captions_only=True))
+    assert len(captions_only.splits["train"]) >= 1
 
 
 def test_complete_coco_downloads_are_taken_without_a_network(tmp_path, monkeypatch):
@@ -95,7 +105,7 @@ def test_complete_coco_downloads_are_taken_without_a_network(tmp_path, monkeypat
         if (path := tmp_path / name).exists()
     }
     monkeypatch.setattr(coco, "DOWNLOADS", written)
-    listing = coco.open_source("2017", SourceOptions(download_dir=tmp_path))
+    listing = coco.open_source(parse_name("coco/2017"), SourceOptions(download_dir=tmp_path))
     assert ids(listing) == {"train": [9], "val": [42]}
 
 
@@ -114,7 +124,7 @@ def write_flickr8k(path) -> None:
 
 def test_official_flickr8k(tmp_path):
     write_flickr8k(tmp_path)
-    listing = flickr.open_source(None, SourceOptions(source=tmp_path))
+    listing = flickr.open_source(parse_name("flickr8k"), SourceOptions(source=tmp_path))
     assert names(listing) == {"train": FLICKR_NAMES[:1], "val": FLICKR_NAMES[1:2], "test": FLICKR_NAMES[2:3]}
     assert listing.splits["train"][0].image_id == 1000268201
     assert listing.splits["train"][0].captions == tuple(f"Caption {i} of {FLICKR_NAMES[0]} ." for i in range(2))
@@ -128,11 +138,11 @@ def test_kaggle_flickr8k_with_images_in_a_zip(tmp_path):
     with zipfile.ZipFile(tmp_path / "Images.zip", "w") as archive:
         for i, name in enumerate(FLICKR_NAMES):
             archive.writestr(f"Images/{name}", jpeg(i))
-    listing = flickr.open_source(None, SourceOptions(source=tmp_path))
+    listing = flickr.open_source(parse_name("flickr8k"), SourceOptions(source=tmp_path))
     assert sorted(name for part in names(listing).values() for name in part) == sorted(FLICKR_NAMES)
     assert listing.files[FLICKR_NAMES[2]].read() == jpeg(2)
     assert any("not the official ones" in note for note in listing.notes)
-    again = flickr.open_source(None, SourceOptions(source=tmp_path))
+    again = flickr.open_source(parse_name("flickr8k"), SourceOptions(source=tmp_path))
     assert again.splits == listing.splits
 
 
@@ -143,7 +153,7 @@ def test_kaggle_flickr30k_with_split_lists(tmp_path):
     for split, i in (("train", 11), ("val", 12), ("test", 13)):
         write(tmp_path / f"{split}.txt", f"{i}\n")
         write(tmp_path / "flickr30k_images" / "flickr30k_images" / f"{i}.jpg", jpeg(i))
-    listing = flickr.open_source(None, SourceOptions(source=tmp_path))
+    listing = flickr.open_source(parse_name("flickr30k"), SourceOptions(source=tmp_path))
     assert ids(listing) == {"train": [11], "val": [12], "test": [13]}
     assert listing.splits["val"][0].captions == ("Caption 0, of 12 .", "Caption 1, of 12 .")
     assert [kind for kind, _ in listing.found] == ["malformed row"]
@@ -155,8 +165,44 @@ def test_karpathys_flickr_file(tmp_path):
         for i, split in ((1, "train"), (2, "val"), (3, "test"))
     ]
     write(tmp_path / "dataset_flickr30k.json", json.dumps({"images": images}))
-    listing = flickr.open_source(None, SourceOptions(source=tmp_path, captions_only=True))
+    listing = flickr.open_source(parse_name("flickr30k"), SourceOptions(source=tmp_path, captions_only=True))
     assert ids(listing) == {"train": [1], "val": [2], "test": [3]}
+    with pytest.raises(CapjaxError, match=r"captions of flickr8k.*dataset_flickr8k\.json"):
+        flickr.open_source(parse_name("flickr8k"), SourceOptions(source=tmp_path, captions_only=True))
+
+
+@pytest.mark.parametrize("files", [("Flickr8k.token.txt", "results_20130124.token"), ("captions.txt", "results.csv")])
+def test_the_two_flickr_datasets_may_lie_in_one_folder(tmp_path, files):
+    for i, name in enumerate(files):
+        content = f"{i}.jpg#0\ttext\n" if "token" in name else f"image,caption\n{i}.jpg,text\n"
+        write(tmp_path / f"set{i}" / name, content)
+        write(tmp_path / f"set{i}" / f"Flickr_{('8k', '30k')[i]}.trainImages.txt", f"{i}.jpg\n")
+    for i, name in enumerate(("flickr8k", "flickr30k")):
+        listing = flickr.open_source(parse_name(name), SourceOptions(source=tmp_path, captions_only=True))
+        assert names(listing) == {"train": [f"{i}.jpg"]}
+
+
+def test_flickr_in_cocos_layout_keeps_ids_and_the_captions_of_files_listed_more_than_once(tmp_path):
+    images = [{"id": i, "file_name": name} for i, name in enumerate(["7_aa.jpg", "8_bb.jpg", "8_bb.jpg"])]
+    captions = [{"image_id": i, "caption": f"caption {i}"} for i in range(3)]
+    write(tmp_path / "captions_train.json", json.dumps({"images": images, "annotations": captions}))
+    listing = flickr.open_source(parse_name("flickr8k"), SourceOptions(source=tmp_path, captions_only=True))
+    assert ids(listing) == {"train": [0, 1]} and list(listing.found) == []
+    assert [record.captions for record in listing.splits["train"]] == [("caption 0",), ("caption 1", "caption 2")]
+
+
+def test_photos_that_several_files_could_be_are_not_guessed(tmp_path):
+    write_flickr8k(tmp_path)
+    write(tmp_path / "copies" / FLICKR_NAMES[0], jpeg(0))  # the same once more
+    write(tmp_path / "thumbs" / "readme.jpg", jpeg(1))
+    write(tmp_path / "other" / "readme.jpg", jpeg(1) + b"longer")  # which no caption names
+    flickr.open_source(parse_name("flickr8k"), SourceOptions(source=tmp_path))
+    write(tmp_path / "thumbs" / FLICKR_NAMES[1], jpeg(1) + b"longer")
+    with pytest.raises(CapjaxError, match=rf"Flicker8k_Dataset/{FLICKR_NAMES[1]} of .* bytes and thumbs/"):
+        flickr.open_source(parse_name("flickr8k"), SourceOptions(source=tmp_path))
+    write(tmp_path / "broken.zip", b"PK\x03\x04 half a download")
+    captions_only = flickr.open_source(parse_name("flickr8k"), SourceOptions(source=tmp_path, captions_only=True))
+    assert names(captions_only)["train"] == FLICKR_NAMES[:1]
 
 
 @pytest.mark.parametrize(
@@ -174,14 +220,14 @@ def test_karpathys_flickr_file(tmp_path):
 def test_karpathys_layout_with_something_else_in_it_is_one_line(tmp_path, content):
     write(tmp_path / "dataset_flickr8k.json", content)
     with pytest.raises(CapjaxError, match="expected Karpathy's layout") as caught:
-        flickr.open_source(None, SourceOptions(source=tmp_path, captions_only=True))
+        flickr.open_source(parse_name("flickr8k"), SourceOptions(source=tmp_path, captions_only=True))
     assert "\n" not in str(caught.value)
 
 
 def test_numbers_of_photos_that_no_id_can_be_are_replaced(tmp_path):
     names_of_photos = ["9" * 5000 + ".jpg", "9" * 30 + "_aa.jpg", "7_aa.jpg"]
     write(tmp_path / "Flickr8k.token.txt", "".join(f"{name}#0\ttext\n" for name in names_of_photos))
-    listing = flickr.open_source(None, SourceOptions(source=tmp_path, captions_only=True))
+    listing = flickr.open_source(parse_name("flickr8k"), SourceOptions(source=tmp_path, captions_only=True))
     found = {record.file_name: record.image_id for part in listing.splits.values() for record in part}
     assert found["7_aa.jpg"] == 7 and all(0 < image_id < 2**48 for image_id in found.values()) and len(found) == 3
 
@@ -196,29 +242,92 @@ def test_karpathys_names_do_not_lead_out_of_the_folder(tmp_path, name):
     write(tmp_path / "secret.jpg", jpeg(0))
     write(tmp_path / "flickr" / "a.jpg", jpeg(1))
     for captions_only in (False, True):
-        listing = flickr.open_source(None, SourceOptions(source=tmp_path / "flickr", captions_only=captions_only))
+        listing = flickr.open_source(
+            parse_name("flickr8k"), SourceOptions(source=tmp_path / "flickr", captions_only=captions_only)
+        )
         assert names(listing) == {"train": ["a.jpg"]} and listing.found.count("path outside") == 1
 
 
 def test_flickr8k_with_the_photos_that_are_there(real_data):
     source = real_data / "flickr8k"
-    listing = flickr.open_source(None, SourceOptions(source=source))
+    listing = flickr.open_source(parse_name("flickr8k"), SourceOptions(source=source))
     folders = {"train": "train", "val": "dev"}
     present = {split: len(list((source / "images" / name).glob("*.jpg"))) for split, name in folders.items()}
     assert {split: len(records) for split, records in listing.splits.items()} == present
     assert listing.found.count("caption without image") == 5997 + 1000 - sum(present.values())
-    captions_only = flickr.open_source(None, SourceOptions(source=source, captions_only=True))
+    captions_only = flickr.open_source(parse_name("flickr8k"), SourceOptions(source=source, captions_only=True))
     assert {split: len(records) for split, records in captions_only.splits.items()} == {"train": 5997, "val": 1000}
 
 
 def test_flickr_without_files_is_one_line(tmp_path):
     for source, expected in ((None, "--source"), (tmp_path / "no", "there is none"), (tmp_path, "Flickr8k.token.txt")):
         with pytest.raises(CapjaxError, match=expected):
-            flickr.open_source(None, SourceOptions(source=source))
+            flickr.open_source(parse_name("flickr8k"), SourceOptions(source=source))
 
 
 def folder_options(tmp_path, name="captions.csv", **changes) -> SourceOptions:
     return SourceOptions(images=(tmp_path / "images",), captions=tmp_path / name, **changes)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("cats/1.jpg", "cats/1.jpg"),
+        ("dogs/1.jpg", None),  # another photo than cats/1.jpg
+        ("cats/1", "cats/1.jpg"),
+        ("photos/cats/1.jpg", "cats/1.jpg"),
+        ("/home/me/photos/cats/1.jpg", "cats/1.jpg"),
+        ("C:\\photos\\cats\\1.jpg", "cats/1.jpg"),
+        ("2.jpg", "birds/small/2.jpg"),
+        ("small/2.jpg", "birds/small/2.jpg"),
+        ("birds/2.jpg", None),
+        ("3.jpg", None),  # one of two
+        ("all/a/3.jpg", "a/3.jpg"),
+        ("4.jpg", "4.jpg"),  # though there is b/4.jpg
+        ("b/4.jpg", "b/4.jpg"),
+        ("c/b/4.jpg", "b/4.jpg"),
+        ("c/4.jpg", "4.jpg"),
+    ],
+)
+def test_a_caption_goes_to_the_photo_that_its_path_can_mean(tmp_path, name, expected):
+    photos = ["cats/1.jpg", "birds/small/2.jpg", "a/3.jpg", "b/3.jpg", "4.jpg", "b/4.jpg", "sure.jpg"]
+    for i, photo in enumerate(photos):
+        write(tmp_path / "images" / photo, jpeg(i))
+    write(tmp_path / "captions.csv", f"image,caption\nsure.jpg,a photo\n{name},the photo\n")
+    listing = folder.open_source(parse_name("folder/mine"), folder_options(tmp_path, val_share=0.0))
+    captioned = {record.file_name: record.captions for record in listing.splits["train"]}
+    assert captioned == {"sure.jpg": ("a photo",)} | ({expected: ("the photo",)} if expected else {})
+    assert listing.found.count("caption without image") == (expected is None)
+
+
+def test_one_name_in_two_folders_of_images_is_refused(tmp_path):
+    for place in ("one", "two"):
+        write(tmp_path / place / "a.jpg", jpeg(0))
+    write(tmp_path / "captions.csv", "image,caption\na.jpg,text\n")
+    options = SourceOptions(images=(tmp_path / "one", tmp_path / "two"), captions=tmp_path / "captions.csv")
+    with pytest.raises(CapjaxError, match=r"got a\.jpg in .*one and in .*two"):
+        folder.open_source(parse_name("folder/mine"), options)
+
+
+def test_the_image_that_stands_in_for_validation_has_a_file(tmp_path):
+    for i in range(3):
+        write(tmp_path / "images" / f"{i}.jpg", jpeg(i))
+    for gone in range(20):  # whatever is drawn
+        write(tmp_path / "captions.csv", "image,caption\n" + "".join(f"{n}.jpg,x\n" for n in (0, 1, 2, 100 + gone)))
+        listing = folder.open_source(parse_name("folder/mine"), folder_options(tmp_path, val_share=0.01))
+        assert len(listing.splits["val"]) == 1 and listing.found.count("caption without image") == 1
+
+
+def test_rows_of_one_image_that_name_two_splits_are_told(tmp_path):
+    rows = ["a.jpg,once,train", "a.jpg,twice,test", "images/a.jpg,thrice,val", "b.jpg,x,val", "b.jpg,y,"]
+    write(tmp_path / "captions.csv", "image,caption,split\n" + "\n".join(rows))
+    for name in ("a.jpg", "b.jpg"):
+        write(tmp_path / "images" / name, jpeg(0))
+    listing = folder.open_source(parse_name("folder/mine"), folder_options(tmp_path))
+    assert names(listing) == {"train": ["a.jpg"], "val": ["b.jpg"]}
+    assert listing.splits["train"][0].captions == ("once", "twice", "thrice")
+    found = [name_and_detail for kind, items in listing.found for name_and_detail in items if kind == "several splits"]
+    assert found == [("a.jpg", "test, first in train"), ("a.jpg", "val, first in train")]
 
 
 def test_a_folder_finds_names_by_path_base_name_and_stem(tmp_path):
@@ -227,7 +336,7 @@ def test_a_folder_finds_names_by_path_base_name_and_stem(tmp_path):
     write(tmp_path / "images" / "notes.doc", "no image")
     rows = ["images/a.jpg", "b.png", "c", "./x/twin.jpg", "twin.jpg", "gone.jpg"]
     write(tmp_path / "captions.csv", "image,caption\n" + "".join(f"{name},Of {name}\n" for name in rows))
-    listing = folder.open_source("mine", folder_options(tmp_path, val_share=0.0))
+    listing = folder.open_source(parse_name("folder/mine"), folder_options(tmp_path, val_share=0.0))
     assert names(listing) == {"train": ["a.jpg", "sub/b.png", "sub/c.webp", "x/twin.jpg"]}
     found = {kind: [name for name, _ in items] for kind, items in listing.found}
     assert found == {
@@ -239,7 +348,7 @@ def test_a_folder_finds_names_by_path_base_name_and_stem(tmp_path):
 def test_names_that_are_spelt_in_two_ways_are_one(tmp_path):
     write(tmp_path / "images" / "cafe\u0301.jpg", jpeg(0))
     write(tmp_path / "captions.csv", "image,caption\ncaf\u00e9.jpg,A coffee house\n")
-    listing = folder.open_source("mine", folder_options(tmp_path, val_share=0.0))
+    listing = folder.open_source(parse_name("folder/mine"), folder_options(tmp_path, val_share=0.0))
     assert names(listing) == {"train": ["cafe\u0301.jpg"]} and list(listing.found) == []
 
 
@@ -249,11 +358,11 @@ def test_given_splits_are_used(tmp_path):
     write(tmp_path / "captions.csv", "image,caption,split\n" + rows)
     for i in range(4):
         write(tmp_path / "images" / f"{i}.jpg", jpeg(i))
-    listing = folder.open_source("mine", folder_options(tmp_path))
+    listing = folder.open_source(parse_name("folder/mine"), folder_options(tmp_path))
     assert names(listing) == {"train": ["0.jpg", "3.jpg"], "val": ["1.jpg"], "test": ["2.jpg"]}
     write(tmp_path / "captions.csv", "image,caption,split\n0.jpg,x,holdout\n")
     with pytest.raises(CapjaxError, match="holdout"):
-        folder.open_source("mine", folder_options(tmp_path))
+        folder.open_source(parse_name("folder/mine"), folder_options(tmp_path))
 
 
 def test_drawn_splits_depend_on_the_name_alone():
@@ -271,21 +380,21 @@ def test_drawn_splits_depend_on_the_name_alone():
 
 def test_a_folder_without_anything_to_use_is_one_line(tmp_path):
     with pytest.raises(CapjaxError, match="--images=DIR"):
-        folder.open_source("mine", SourceOptions())
+        folder.open_source(parse_name("folder/mine"), SourceOptions())
     write(tmp_path / "captions.csv", "image,caption\na.jpg,A\n")
     with pytest.raises(CapjaxError, match="there is none"):
-        folder.open_source("mine", folder_options(tmp_path))
+        folder.open_source(parse_name("folder/mine"), folder_options(tmp_path))
     (tmp_path / "images").mkdir()
     with pytest.raises(CapjaxError, match="1 captioned names without an image file"):
-        folder.open_source("mine", folder_options(tmp_path))
+        folder.open_source(parse_name("folder/mine"), folder_options(tmp_path))
     write(tmp_path / "images" / "a.jpg", jpeg(0))
     with pytest.raises(CapjaxError, match="leave something to train on"):
-        folder.open_source("mine", folder_options(tmp_path, val_share=1.0))
+        folder.open_source(parse_name("folder/mine"), folder_options(tmp_path, val_share=1.0))
 
 
 def test_ids_given_twice_are_replaced_by_ids_of_the_name(tmp_path):
     write(tmp_path / "captions.csv", "id,image,caption,split\n1,a.jpg,A,train\n1,b.jpg,B,train\n")
-    listing = folder.open_source("mine", folder_options(tmp_path, captions_only=True))
+    listing = folder.open_source(parse_name("folder/mine"), folder_options(tmp_path, captions_only=True))
     first, second = ids(listing)["train"]
     assert first == 1 and second > 1
 
@@ -293,9 +402,11 @@ def test_ids_given_twice_are_replaced_by_ids_of_the_name(tmp_path):
 def test_names_with_halves_of_characters_are_left_out_or_replaced(tmp_path):
     write(tmp_path / "captions.jsonl", '{"image": "\\ud800.jpg", "caption": "A"}\n{"image": "b.jpg", "caption": "B"}\n')
     write(tmp_path / "images" / "b.jpg", jpeg(0))
-    listing = folder.open_source("mine", folder_options(tmp_path, "captions.jsonl", val_share=0.0))
+    listing = folder.open_source(parse_name("folder/mine"), folder_options(tmp_path, "captions.jsonl", val_share=0.0))
     assert names(listing) == {"train": ["b.jpg"]}
-    listing = folder.open_source("mine", folder_options(tmp_path, "captions.jsonl", captions_only=True))
+    listing = folder.open_source(
+        parse_name("folder/mine"), folder_options(tmp_path, "captions.jsonl", captions_only=True)
+    )
     assert sorted(name for part in names(listing).values() for name in part) == ["?.jpg", "b.jpg"]
 
 
@@ -307,6 +418,6 @@ def test_two_names_that_are_stored_alike_are_not_one_image(tmp_path):
             file.write(jpeg(seed))
     lines = '{"image": "\\udcff.jpg", "caption": "A"}\n{"image": "\\udcfe.jpg", "caption": "B"}\n'
     write(tmp_path / "captions.jsonl", lines)
-    listing = folder.open_source("mine", folder_options(tmp_path, "captions.jsonl", val_share=0.0))
+    listing = folder.open_source(parse_name("folder/mine"), folder_options(tmp_path, "captions.jsonl", val_share=0.0))
     assert names(listing) == {"train": ["?.jpg"]} and listing.found.count("repeated name") == 1
     assert listing.files["?.jpg"].read() == jpeg(1)
