@@ -344,7 +344,7 @@ def _fields(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 def _parse(name: str, text: str, old: Any) -> Any:
     """Read `text` as a value of the type of `old`."""
     if isinstance(old, str):
-        return text
+        return os.path.expanduser(text)  # no shell does so in the middle of a word
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
         if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):

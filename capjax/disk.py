@@ -115,7 +115,7 @@ def local_path(text: str) -> pathlib.Path:
             f"expected a folder on a mounted file system, got {text!r}; mount the bucket (gcsfuse for {scheme[1]}:) "
             "and name the folder"
         )
-    return pathlib.Path(text).expanduser()
+    return pathlib.Path(os.path.expanduser(text))
 
 
 def inside(folder: pathlib.Path, name: str) -> pathlib.Path | None:

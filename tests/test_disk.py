@@ -12,8 +12,9 @@ import time
 import numpy as np
 import pytest
 
+from capjax.config import load_config
 from capjax.data.feature_store import create_store
-from capjax.disk import exclusive, inside, remove_leftovers, write_atomically
+from capjax.disk import exclusive, inside, local_path, remove_leftovers, write_atomically
 from capjax.errors import CapjaxError
 from capjax.model_directory import ModelDirectory, save_model
 from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary
@@ -26,6 +27,16 @@ def test_writes_replace_and_leave_nothing_beside(tmp_path: pathlib.Path) -> None
     write_atomically(target, b"second")
     assert target.read_bytes() == b"second"
     assert [path.name for path in target.parent.iterdir()] == ["page.html"]
+
+
+def test_the_home_directory_is_found_where_no_shell_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config("flickr8k", ["features.dir=~/features"])
+    assert [str(local_path("~/a")), config.features.dir] == ["/home/me/a", "/home/me/features"]
+    assert [str(local_path(text)) for text in ("~nobody-of-this/a", "a/~/b")] == [
+        "~nobody-of-this/a",
+        "a/~/b",
+    ]
 
 
 def test_files_are_as_readable_as_any_other(tmp_path: pathlib.Path) -> None:
