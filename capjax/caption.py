@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import pathlib
 import sys
 from typing import Any
@@ -42,7 +43,8 @@ def _print(file: pathlib.Path, caption: Caption | CapjaxError, as_json: bool) ->
         if isinstance(caption, CapjaxError):
             row["error"] = str(caption)
         else:
-            row |= {"caption": caption.text, "log_prob": caption.log_prob}
+            found = math.isfinite(caption.log_prob)  # or the search came to nothing, and JSON has no infinity
+            row |= {"caption": caption.text, "log_prob": caption.log_prob if found else None}
             if caption.alternatives:
                 row["alternatives"] = [{"caption": text, "log_prob": score} for text, score in caption.alternatives]
         print(json.dumps(row, ensure_ascii=False), flush=True)

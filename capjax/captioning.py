@@ -125,7 +125,7 @@ class Generator:
         del shapes
         for model in self._models:
             check_length(model, settings)
-        search = build_search(settings.with_token_ids(self._vocabulary.ids), SPECIAL_IDS)
+        search = build_search(settings.with_token_ids(self._vocabulary.ids, self._vocabulary.unused_ids), SPECIAL_IDS)
 
         def generate(variables: Sequence[Any], visual: Any, keys: jax.Array) -> Hypotheses:
             steps, carries = [], []

@@ -93,7 +93,8 @@ def program() -> None:
         sys.exit(status)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
-            stream.flush()
+            if stream is not None:  # a shell can close them
+                stream.flush()
     os._exit(status)
 
 

@@ -245,6 +245,7 @@ def check(config: ConfigDict) -> None:
         raise CapjaxError(f"expected {empty[0]} to have a value, got None")
     # Whole numbers of a decoder are sizes and numbers of parts.
     least |= {name: 1 for name, value in fields.items() if name.startswith("decoder.") and type(value) is int}
+    least |= {name: 0 for name, value in fields.items() if name.startswith("decoder.") and type(value) is float}
     for name, low in least.items():
         if not fields[name] >= low:
             raise CapjaxError(f"expected {name} of at least {low}, got {fields[name]}")

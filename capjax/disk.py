@@ -57,19 +57,25 @@ def write_atomically(path: str | os.PathLike[str], content: Piece | Iterable[Pie
     """Write a file, in one piece or many, through a temporary one beside it.
 
     It appears whole, and a failure leaves an earlier one. Processes that write the same file do not disturb each other;
-    the last one wins. Missing folders are created.
+    the last one wins. Missing folders are created. A link stays one, and what is no file, such as a pipe or /dev/null,
+    is written into.
 
     Raises:
         CapjaxError: the folder cannot be written, or the disk is full.
     """
     path = pathlib.Path(path)
+    if path.is_symlink() and path.is_file():
+        path = path.resolve()
+    is_special = path.exists() and not (path.is_file() or path.is_dir())
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
+        with open(path, "wb") if is_special else open(temporary, "xb") as file:
             pieces = (content,) if isinstance(content, (bytes, memoryview, str)) else content
             file.writelines(piece.encode("utf-8") if isinstance(piece, str) else piece for piece in pieces)
             file.flush()
+            if is_special:
+                return
             os.fsync(file.fileno())  # or the new name could outlive a power cut, and the content not
         os.replace(temporary, path)
     except BaseException as error:

@@ -58,6 +58,7 @@ from capjax.report import (
 )
 from capjax.report.ledger import append_row, asked_of, config_sha256, provenance
 from capjax.split_captioning import decode_split, open_split
+from capjax.text.ptb_tokenizer import tokenize
 from capjax.types import CaptionRecord
 
 _SHEET_SIZE = 24
@@ -114,6 +115,8 @@ def evaluate(
             raise CapjaxError(f"expected {name} of at least {least}, got {value}")
     if bootstrap_samples < 0 or bootstrap_samples == 1:
         raise CapjaxError(f"expected bootstrap_samples of 0 (none) or at least 2, got {bootstrap_samples}")
+    if rival and rival.resolve() == out.resolve():
+        raise CapjaxError(f"expected another folder to write than {rival}, which it is compared with; set --out")
     config = config.copy_and_resolve_references()  # whose features and grid are going to be those of this evaluation
     records, rows = open_split(models, config, split, other_features=other_features)
     records = records[: max_images or None]
@@ -144,7 +147,8 @@ def evaluate(
         report["models"] = [{"recipe": model.config.recipe, "scores": model.scores} for model in models]
         report["command"] = _command()
         report["captions_per_second"] = len(captions) / seconds
-        report["exact_match"] = sum(hypotheses[i] in texts for i, texts in known.items()) / len(known)
+        pairs = zip(references.image_ids, references.tokens, strict=True)
+        report["exact_match"] = sum(tokenize(hypotheses[i]) in sentences for i, sentences in pairs) / len(known)
         if judge:
             report["right"] = verdicts.count("right") / len(verdicts)
         if rival:
@@ -187,6 +191,10 @@ def evaluate(
         replace(row, explanation=looks[row.image_id].explanation, crop=crop) if row.image_id in looks else row
         for row in captioned
     ]
+    # What an earlier evaluation left here and this one does not write.
+    for name, is_written in {"metrics.json": known, "explained.png": explainer}.items():
+        if not is_written:
+            (out / name).unlink(missing_ok=True)
     write_per_image(out / "per_image.jsonl", captioned)
     title = f"{config.dataset.name}, {split}"
     note = judge.note(records) if judge else "Captions that a model wrote, with what people wrote of the same images."
@@ -335,8 +343,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate a model directory."""
     metrics = metric_names(args.metrics)
-    for path in (args.data_dir, args.features_dir):
-        local_path(path or "")
+    for name in ("data_dir", "features_dir"):
+        if getattr(args, name):
+            setattr(args, name, str(local_path(getattr(args, name))))
+    if args.images and not args.images.is_dir():
+        raise CapjaxError(f"expected the photos in a folder, there is none at --images={args.images}")
     join_processes(args)
     models = load_ensemble(args.model)
     config = models[0].config.copy_and_resolve_references()

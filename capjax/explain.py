@@ -7,8 +7,10 @@ For each word: how likely it was, what else was, and where the model looked; and
 
 import argparse
 import hashlib
+import os
 import pathlib
 import sys
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +26,8 @@ from capjax.explaining import Explainer, WatchedSearch
 from capjax.images import ImageError
 from capjax.photo_captioning import find_photos, read_photos
 from capjax.report import Look, write_explanation_page, write_explanation_sheet
+
+_LONGEST_STEM = 200  # bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,9 +110,18 @@ class PhotoExplainer:
 
 
 def names_of(files: Sequence[pathlib.Path]) -> list[str]:
-    """Name what is written after the photos; of photos with one name in several folders, after where they lie too."""
+    """Name what is written after the photos; of photos with one name in several folders, after where they lie too.
+
+    So are those whose names leave no room for another suffix, of 255 bytes that a name may have.
+    """
     stems = [file.stem for file in files]
-    return [
-        stem if stems.count(stem) == 1 else f"{stem}-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-        for stem, file in zip(stems, files, strict=True)
-    ]
+    twice = {stem for stem, count in Counter(stems).items() if count > 1}
+    names = []
+    for stem, file in zip(stems, files, strict=True):
+        start = stem
+        while len(os.fsencode(start)) > _LONGEST_STEM:
+            start = start[:-1]
+        if stem in twice or start != stem:
+            start += f"-{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
+        names.append(start)
+    return names

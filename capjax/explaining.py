@@ -116,7 +116,7 @@ class WatchedSearch:
         self._vocabulary, self._seed = model.vocabulary, settings.seed
         self._steps: list[Candidates] = []
         search = build_search(
-            settings.with_token_ids(model.vocabulary.ids),
+            settings.with_token_ids(model.vocabulary.ids, model.vocabulary.unused_ids),
             SPECIAL_IDS,
             watch=lambda selector: WatchedSelector(selector, self._steps.append),
         )

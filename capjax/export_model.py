@@ -72,7 +72,7 @@ def export_program(
             "pixels to export from"
         )
     check_length(model.captioner, settings)
-    search = build_search(settings.with_token_ids(model.vocabulary.ids), SPECIAL_IDS)
+    search = build_search(settings.with_token_ids(model.vocabulary.ids, model.vocabulary.unused_ids), SPECIAL_IDS)
     leaves, tree = jax.tree.flatten(model.variables)
 
     def caption(weights: list[jax.Array], pixels: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:

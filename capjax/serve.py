@@ -1,6 +1,7 @@
 """The job `capjax serve`: one process with a page for people and a JSON API for programs, around one model."""
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -49,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
                 return
             # Searches that strangers ask for are not to fill the disk with compiled programs.
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
-            print(f"capjax serves {args.model} at {address}", flush=True)
+            with contextlib.suppress(OSError):  # it serves whether or not anybody reads that
+                print(f"capjax serves {args.model} at {address}", flush=True)
 
         server = make_server(build_app(service, own_hosts(args.host), on_ready), limits)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -58,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if failures:
         raise failures[0]
     if not service.close(0.0):  # a program still compiles, which Python would wait for
-        sys.stdout.flush()
+        with contextlib.suppress(OSError, AttributeError):  # no output, or none at all
+            sys.stdout.flush()
         os._exit(0)
     return 0
 

@@ -28,4 +28,5 @@ def get_config(recipe: str = "coco_att2in") -> ConfigDict:
     config.optimizer.learning_rate = 5e-5
     config.optimizer.weight_decay = 0.0
     config.optimizer.warmup_steps = 0
+    config.eval.best_metric = "CIDEr-D"  # the loss of people's captions rises
     return config

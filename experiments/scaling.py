@@ -14,8 +14,8 @@ u is not known without the chip; the table has 10 % and 40 %. What the devices t
 images, over C + R, times the bytes of one.
 """
 
+import argparse
 import pathlib
-import sys
 from typing import NamedTuple
 
 from capjax.config import load_config
@@ -48,12 +48,15 @@ def bytes_of_image(recipe: str) -> float:
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", type=pathlib.Path, help="what compile_for_pod.py wrote")
+    table = parser.parse_args().table
     print(
         "\n| recipe | topology | compute, ms (10 %, 40 % of peak) | all-reduce, ms | efficiency | images/s a device |",
         end="",
     )
     print(" MB/s a device |\n| --- | --- | ---: | ---: | ---: | ---: | ---: |")
-    for line in pathlib.Path(sys.argv[1]).read_text().splitlines():
+    for line in table.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) < 11 or cells[1] not in ("training", "reinforcement") or not cells[3].endswith("× 1"):
             continue

@@ -150,6 +150,10 @@ def test_two_evaluations_are_compared_as_results_files_are(toys, tmp_path, capsy
     for name, of_metric in found["metrics"]["CIDEr-D"].items():
         assert of_metric == pytest.approx(expected["CIDEr-D"][name])
     assert found["metrics"]["CIDEr-D"]["difference"] > 0
+    kept = (root / "short" / "results.json").read_bytes()
+    assert main([*evaluation, f"--out={root / 'short'}", f"--compare={root / 'long' / '..' / 'short'}"]) == 1
+    assert "expected another folder to write than" in capsys.readouterr().err
+    assert (root / "short" / "results.json").read_bytes() == kept
     untested = [f"--out={root / 'untested'}", f"--compare={root / 'short'}", "--bootstrap_samples=0"]
     assert main([*evaluation, *untested]) == 0
     assert json.loads((root / "untested" / "metrics.json").read_text())["comparison"]["metrics"] == {}
@@ -200,9 +204,11 @@ def test_a_model_is_shown_and_its_card_has_its_evaluations(toys, tmp_path, capsy
 
     assert main(["evaluate", f"--model={model.path}", "--split=val"]) == 0
     assert main(["evaluate", f"--model={GOLDEN / 'model'}", "--split=val", *_other(root)]) == 0
+    (root / "run" / "evaluation-ended").mkdir()
     capsys.readouterr()
     assert main(["model", "card", model.path]) == 0
-    assert "with 1 evaluation(s)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "with 1 evaluation(s)" in told and re.search(r"left out .*evaluation-ended: it has no metrics\.json", told)
     card = (root / "run" / "model" / "README.md").read_text()
     (result,) = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
     stored = json.loads((root / "run" / "evaluation-val" / "metrics.json").read_text())

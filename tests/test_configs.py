@@ -127,8 +127,9 @@ def test_defaults_are_the_reference_system():
         (["decoder.hidden_size=-3"], r"decoder\.hidden_size of at least 1, got -3"),
         (["decoder.name=transformer", "decoder.num_heads=0"], r"decoder\.num_heads of at least 1, got 0"),
         (["decoder.dropout_rate=1.0"], r"decoder\.dropout_rate in \[0, 1\), got 1\.0"),
-        (["decoder.dropout_rate=-0.1"], r"decoder\.dropout_rate in \[0, 1\), got -0\.1"),
+        (["decoder.dropout_rate=-0.1"], r"decoder\.dropout_rate of at least 0, got -0\.1"),
         (["optimizer.warmup_steps=-1"], r"optimizer\.warmup_steps of at least 0, got -1"),
+        (["decoder.name=soft_attention", "decoder.doubly_stochastic_weight=-1.0"], r"stochastic_weight of at least 0"),
         (["optimizer.decay_steps=-1"], r"optimizer\.decay_steps of at least 0, got -1"),
         (["encoder.image_size=0"], r"encoder\.image_size of at least 1, got 0"),
         (["search.method=zzz"], r"search: unknown decoding method 'zzz'"),
@@ -230,3 +231,9 @@ def test_broken_files_are_clear_errors(tmp_path, content, message):
     with pytest.raises(CapjaxError, match=message) as error:
         load_config(str(path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("decay_rate", [-0.5, 0.0, 1.5, float("nan")])
+def test_a_decay_that_is_none_is_refused(decay_rate):
+    with pytest.raises(CapjaxError, match=r"optimizer\.decay_rate in \(0, 1\]"):
+        make_schedule("exponential", 1e-3, 10, decay_steps=1, decay_rate=decay_rate)

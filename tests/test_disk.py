@@ -56,6 +56,19 @@ def test_failing_writes_leave_what_was_there(tmp_path: pathlib.Path) -> None:
         write_atomically(tmp_path / "taken" / "earlier" / "below a file", b"x")
 
 
+def test_links_stay_links_and_what_is_no_file_is_written_into(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "target").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("target")
+    write_atomically(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(tmp_path / "pipe", ["one", b"two"])
+    assert os.read(reader, 100) == b"onetwo" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+    assert {path.name for path in tmp_path.iterdir()} == {"target", "link", "pipe"}
+
+
 def test_interrupted_writes_leave_nothing_beside(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -88,6 +88,9 @@ def test_evaluation_scores_every_image_once(project, tmp_path):
     assert metrics["CIDEr-D"] == pytest.approx(np.mean([row["CIDEr-D"] for row in per_image]))
     assert metrics["settings"]["decoder"]["method"] == "greedy"
     assert metrics["settings"]["num_images"] == 8
+    # Written as people do, with capitals and full stops, which a captioner leaves out.
+    said = [[text.lower().rstrip(".") for text in (row["caption"], *row["references"])] for row in per_image]
+    assert metrics["exact_match"] == np.mean([caption in references for caption, *references in said]) > 0.5
     page = (tmp_path / "report.html").read_text()
     assert "data:image/jpeg" in page and "CIDEr-D" in page
     assert (tmp_path / "sheet.png").exists()
@@ -151,6 +154,7 @@ def test_fine_tuning_changes_the_encoder_and_freezing_does_not(project, tmp_path
         (["evaluate", "--model={model}", "--split=val", "--max_images=-1"], "max_images of at least 0"),
         (["evaluate", "--model={model}", "--split=val", "--bootstrap_samples=1"], "bootstrap_samples of"),
         (["evaluate", "--model={model}", "--split=val", "--features_dir=gs://x"], "mount the bucket"),
+        (["evaluate", "--model={model}", "--split=val", "--images={empty}/none"], "none at --images="),
         (["train", "--config=nowhere.py", "--workdir={empty}"], "nowhere.py"),
         (["train", "--config=scenes", "--workdir={empty}", "--config.train.num_stepz=1"], "train.num_steps"),
         (["features", "--config=scenes", *ENCODER, "--config.dataset.name=senes"], "senes"),

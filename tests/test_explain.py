@@ -1,6 +1,7 @@
 """`capjax explain`: the same captions as `capjax caption`, trees that tell what the beams did, sheets and pages."""
 
 import json
+import pathlib
 import re
 import shutil
 
@@ -178,6 +179,9 @@ def test_names_of_photos_do_not_overwrite_each_other(tmp_path):
     files = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.jpg", tmp_path / "a" / "y.png"]
     names = names_of(files)
     assert len(set(names)) == 3 and names[2] == "y" and names[0].startswith("x-") and names[1].startswith("x-")
+    long = [pathlib.Path("図" * 83 + f"{i}.jpg") for i in range(2)]  # of 255 bytes at most, as file systems want it
+    names = names_of(long)
+    assert len(set(names)) == 2 and all(name.startswith("図" * 60) and len(name.encode()) < 230 for name in names)
 
 
 @pytest.fixture(scope="module")

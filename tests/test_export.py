@@ -88,6 +88,15 @@ def test_broken_photos_are_told_and_passed_over(bare, exported, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("output", "status"), [("| true; exit ${PIPESTATUS[0]}", 141), ("> /dev/full", 1), (">&-", 0)])
+def test_an_output_that_ends_is_no_traceback(exported, output, status):
+    command = f'"$0" "$1" --json --batch_size=1 "$2" "$2" {output}'
+    shell = ["bash", "-c", command, sys.executable, str(exported), PHOTOS[0]]
+    done = subprocess.run(shell, stderr=subprocess.PIPE, text=True, timeout=240)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+
+
 def test_without_pillow_it_says_what_to_install(exported):
     done = subprocess.run(
         [sys.executable, "-S", str(exported), PHOTOS[0]], env={"PATH": ""}, capture_output=True, text=True

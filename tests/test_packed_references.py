@@ -36,6 +36,18 @@ def test_references_of_a_batch_are_those_of_its_images(captions, data):
     assert unknown not in batch["references"], "no reference holds what a model calls unknown"
 
 
+def test_images_without_captions_change_no_reward():
+    captions = [["a b c", "a d"], ["b c"], ["a b", "c d d"]]
+    vocabulary = Vocabulary.build("a b c d".split(), "words", 1)
+    plain, others = (
+        pack_references(tokenized(c), vocabulary) for c in (captions, [[], captions[0], [], *captions[1:]])
+    )
+    norms = [
+        packed.of_images(images)["reference_norms"] for packed, images in ((plain, [0, 1, 2]), (others, [1, 3, 4]))
+    ]
+    np.testing.assert_array_equal(*norms)
+
+
 def test_a_long_split_is_packed_without_a_string_for_each_word():
     rng = np.random.default_rng(0)
     words = [f"w{i}" for i in range(500)]

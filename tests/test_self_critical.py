@@ -136,6 +136,7 @@ def test_any_objective_may_start_from_a_model_with_its_words(store, start, tmp_p
         ({"train.init_from": ""}, "train.init_from"),
         ({"train.init_from": "nowhere"}, "expected a model directory"),
         ({"train.label_smoothing": 0.1}, "label_smoothing"),
+        ({"eval.best_metric": "loss"}, r"eval\.best_metric to be a score"),
         ({"self_critical.baseline": "best"}, "self_critical.baseline"),
         ({"self_critical.num_samples": 1}, "num_samples of at least 2"),
         ({"self_critical.xe_weight": -1.0}, "self_critical.xe_weight"),
@@ -153,4 +154,6 @@ def test_what_makes_no_sense_is_a_clear_error(store, start, tmp_path, change, me
 def test_the_recipe_changes_any_other():
     plain, changed = load_config("flickr8k_att2in:imported"), load_config(f"{RECIPE}:flickr8k_att2in:imported")
     assert changed.train.objective == "self_critical"
+    assert load_config("scenes").eval.best_metric == "loss"
+    assert load_config(f"{RECIPE}:scenes").eval.best_metric == "CIDEr-D", "loss rises"
     assert changed.decoder == plain.decoder and changed.dataset == plain.dataset

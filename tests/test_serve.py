@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -90,6 +91,36 @@ def test_a_stop_while_it_compiles_ends_it_well(tmp_path: pathlib.Path, number: i
         out, err = running.communicate(timeout=60)
     assert (running.returncode, out) == (0, "")
     assert "capjax" not in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("output", ["> /dev/full", ">&-"])
+def test_it_serves_whether_or_not_its_output_is_read(output: str) -> None:
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "capjax",
+        "serve",
+        f"--model={GOLDEN / 'model'}",
+        f"--port={port}",
+        "--max_batch=1",
+    ]
+    shell = ["bash", "-c", f'exec "$0" "$@" {output}', *command]
+    running = subprocess.Popen(shell, stderr=subprocess.PIPE, text=True, env=SMALL)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{address}/readyz").status_code == 200:
+                    break
+            time.sleep(0.2)
+        assert httpx.get(f"{address}/healthz").status_code == 200
+        answer = httpx.post(f"{address}/v1/captions?", files={"image": PHOTOS[0].read_bytes()}, data={"beam_size": 2})
+        assert answer.status_code in (200, 503), answer.text
+        running.terminate()
+        assert "Traceback" not in running.communicate(timeout=60)[1]
+    finally:
+        running.kill()
 
 
 def test_who_never_ends_a_request_does_not_keep_it_from_ending() -> None:

@@ -32,7 +32,7 @@ def prepare(root: pathlib.Path, *options: str) -> None:
         draw(root / "photos" / f"{i:02d}.png", colour, shape)
         noun = {"ellipse": "circle", "rectangle": "box"}[shape]
         split = "val" if i >= 24 else "train"
-        rows += [f"{i:02d}.png,a {colour} {noun},{split}", f"{i:02d}.png,there is a {colour} {noun},{split}"]
+        rows += [f"{i:02d}.png,A {colour} {noun}.,{split}", f"{i:02d}.png,there is a {colour} {noun},{split}"]
     (root / "captions.csv").write_text("\n".join(rows) + "\n")
     assert prepare_again(root, *options) == 0
 

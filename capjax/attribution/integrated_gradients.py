@@ -4,6 +4,10 @@ Sundararajan, Taly & Yan 2017, "Axiomatic Attribution for Deep Networks", equati
 gradient on the straight line from x' to x, here of the log-probability of a word, through decoder and encoder. The
 baseline x' is a picture of the mean colour of x. The heat of a cell is the sum over its pixels and channels, in nats;
 the heat of all cells sums to log p(word | x) - log p(word | x'), but for the error of the `NUM_STEPS` midpoints.
+
+That error is not small, as rectifiers have no smooth gradients: of 48 words of six scenes the sums are off by 27 %
+(median; 11 % with 32 steps, 4 % with 64), and the hottest cell is another than with 256 steps for 29 % (13 %, 8 %).
+The heat is for showing where, not for adding up. The points of Gauss and Legendre do worse than midpoints (35 %).
 """
 
 from typing import Any

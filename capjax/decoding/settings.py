@@ -5,8 +5,7 @@ Configs, command-line flags and `metrics.json` all speak these field names.
 
 import dataclasses
 import difflib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +55,7 @@ class DecoderSettings:
     max_length: int = _setting(20, _ALL, "tokens per caption at most")
     min_length: int = _setting(0, _ALL, "words per caption at least")
     no_repeat_ngram_size: int = _setting(0, _ALL, "no n-gram of this size occurs twice in a caption; 0: no limit")
-    allow_unk: bool = _setting(False, _ALL, "let the unknown word into captions")
+    allow_unk: bool = _setting(False, _ALL, "let the search take the unknown word, without which captions are shown")
     must_not_contain: tuple[str | int, ...] = _setting((), _ALL, "words that no caption contains")
     num_captions: int = _setting(1, (*_SAMPLE, *_BEAM), "captions per image, best first")
     seed: int = _setting(0, _SAMPLE, "seed of the samples; with the image id it fixes a caption")
@@ -133,11 +132,12 @@ class DecoderSettings:
         changed = (name for name, value in self.to_dict().items() if value != usual[name] or name == "beam_size")
         return ", ".join([self.method, *(f"{name} {getattr(self, name)}" for name in changed)])
 
-    def with_token_ids(self, token_ids: Mapping[str, int]) -> "DecoderSettings":
+    def with_token_ids(self, token_ids: Mapping[str, int], unused_ids: Iterable[int] = ()) -> "DecoderSettings":
         """Return the settings with the words of `must_contain` and `must_not_contain` replaced by their token ids.
 
         Args:
           token_ids: the vocabulary, word -> id.
+          unused_ids: its entries that are no words, which must not be contained either.
 
         Raises:
           CapjaxError: a word, or an id, that is not in the vocabulary.
@@ -154,7 +154,7 @@ class DecoderSettings:
 
         return dataclasses.replace(
             self,
-            must_not_contain=tuple(resolve(word) for word in self.must_not_contain),
+            must_not_contain=(*(resolve(word) for word in self.must_not_contain), *unused_ids),
             must_contain=tuple(tuple(resolve(word) for word in _alternatives(item)) for item in self.must_contain),
         )
 
@@ -171,7 +171,8 @@ class DecoderSettings:
         _require(0 <= self.top_k < 2**31, "top_k lies in 0..2^31-1", self.top_k)
         _require(0 < self.top_p <= 1, "top_p lies in (0, 1]", self.top_p)
         _require(1 <= self.beam_size <= _MOST, f"beam_size lies in 1..{_MOST}", self.beam_size)
-        _require(math.isfinite(self.length_penalty), "length_penalty is a number", self.length_penalty)
+        # At far larger ones what scores are divided by leaves the range of float32.
+        _require(abs(self.length_penalty) <= 10, "length_penalty lies in -10..10", self.length_penalty)
         if self.length_formula not in ("gnmt", "plain"):
             raise CapjaxError(_unknown("length_formula", self.length_formula, ("gnmt", "plain")))
         _require(self.diversity_strength >= 0, "diversity_strength is 0 or more", self.diversity_strength)

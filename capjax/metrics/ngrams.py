@@ -158,13 +158,13 @@ class DocumentFrequencies:
     def of_references(
         cls, references: CountedCaptions, image_of_caption: Int[np.ndarray, " B"]
     ) -> "DocumentFrequencies":
-        """Count in how many images each n-gram of the references occurs."""
+        """Count in how many images each n-gram of the references occurs; images without references do not count."""
         counts = []
         for order, keys in zip(references.orders, references.table.keys, strict=True):
             keys_of_images = np.sort(group_keys(image_of_caption[order.caption], order.ngram))
             once_an_image = keys_of_images[np.flatnonzero(np.diff(keys_of_images, prepend=-1))]
             counts.append(np.bincount(ungroup_ngrams(once_an_image), minlength=len(keys)))
-        return cls(references.table, tuple(counts), int(image_of_caption.max(initial=-1)) + 1)
+        return cls(references.table, tuple(counts), len(np.unique(image_of_caption)))
 
     def inverse(self, captions: CountedCaptions) -> tuple[Float[np.ndarray, " _"], ...]:
         """Return log(images / df) of every n-gram that `captions` numbers, by order; df is 1 for one never seen."""

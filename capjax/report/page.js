@@ -111,7 +111,7 @@
     if (row.rival !== null) {
       const score = row.rival_scores[0] === null ? "" : number(100 * row.rival_scores[0]);
       const said = highlighted(row.rival || "(empty caption)", inCaption);
-      const other = element("p", "rival", element("span", "", `${rival}:`), " ", ...said, " ", element("b", "", score));
+      const other = element("p", "rival", element("span", "", `${rival}:`), " ", element("bdi", "", ...said), " ", element("b", "", score));
       other.dir = "auto";
       words.append(other);
     }

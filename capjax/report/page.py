@@ -266,8 +266,8 @@ def _card(row: CaptionRow, picture: str, metric: str, rival: str) -> str:
     if row.rival is not None:
         score = _hundredfold(row.rival_scores.get(metric))
         caption += (
-            f'<p class="rival" dir="auto"><span>{escape(rival)}:</span> {escape(row.rival) or "(empty caption)"} '
-            f"<b>{score}</b></p>"
+            f'<p class="rival" dir="auto"><span>{escape(rival)}:</span> '
+            f"<bdi>{escape(row.rival) or '(empty caption)'}</bdi> <b>{score}</b></p>"
         )
     return (
         f'<li class="card"><div class="picture">{image}</div>'

@@ -85,7 +85,7 @@ class Guard:
         if method in ("GET", "HEAD", "OPTIONS"):
             return
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-        if site not in ("none", "same-origin") or (origin is not None and urlsplit(origin).netloc != host):
+        if site not in ("none", "same-origin") or (origin is not None and _place_of(origin) != host):
             raise Problem(403, "expected a request of this server's own page or of a program, got one of another site")
 
 
@@ -93,6 +93,14 @@ def _name_of(host: str) -> str:
     """Return the name or address in a Host header, without its port."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _place_of(origin: str) -> str:
+    """Return the name or address in an Origin header, with its port."""
+    try:
+        return urlsplit(origin).netloc
     except ValueError:
         return ""
 

@@ -4,8 +4,9 @@
 (() => {
   const get = (id) => document.getElementById(id);
   const [cards, status, fields, settings] = ["cards", "status", "fields", "settings"].map(get);
-  const AT_ONCE = 4; // requests; a server refuses more of one client than it is told to take
-  const KEPT = 60; // cards, so that an afternoon of pictures does not fill the memory
+  const AT_ONCE = 4; // requests, if the server takes as many of one client
+  const KEPT = 60; // cards, and those of pictures that wait, so that an afternoon does not fill the memory
+  const PATIENCE = 120_000; // milliseconds in which a picture is sent again to a server that is busy
   const waiting = [];
   let running = 0;
   let model = null;
@@ -85,10 +86,15 @@
 
   const ask = async (path, options) => {
     let response;
-    try {
-      response = await fetch(path, options);
-    } catch {
-      throw new Error("The server does not answer. Is it still running?");
+    for (const start = Date.now(); ; ) {
+      try {
+        response = await fetch(path, options);
+      } catch {
+        throw new Error("The server does not answer. Is it still running?");
+      }
+      const seconds = Number(response.headers.get("Retry-After"));
+      if (response.ok || !seconds || Date.now() - start > PATIENCE) break;
+      await new Promise((resolve) => { setTimeout(resolve, 1000 * seconds); });
     }
     let answer;
     try {
@@ -139,7 +145,8 @@
     card.classList.add("busy");
     show(card, ".caption", "Looking …");
     cards.prepend(card);
-    while (cards.children.length > KEPT) discard(cards.lastElementChild);
+    const done = [...cards.children].filter((other) => !other.classList.contains("busy"));
+    while (cards.children.length > KEPT && done.length > 0) discard(done.pop());
     get("clear").hidden = false;
     return card;
   };
@@ -245,7 +252,7 @@
     }
   };
   const next = async () => {
-    if (running >= AT_ONCE || waiting.length === 0) return;
+    if (running >= Math.min(AT_ONCE, model?.limits.max_requests_per_client ?? AT_ONCE) || waiting.length === 0) return;
     running += 1;
     const job = waiting.shift();
     if (job.card.isConnected) await work(job);

@@ -22,11 +22,12 @@ def make_server(app: Any, limits: Limits) -> uvicorn.Server:
         ws="none",
         loop="asyncio",
         lifespan="on",
+        log_config=None,  # Python's own: errors alone, on stderr
         log_level="error",
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=int(limits.answer_seconds) + 1,
+        timeout_graceful_shutdown=int(limits.body_seconds + limits.answer_seconds) + 1,
     )
     return uvicorn.Server(config)
 

@@ -21,6 +21,7 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import pathlib
 import sys
 import zipfile
@@ -178,7 +179,7 @@ def _print(name: str, found: list[ExportedCaption] | CapjaxError, as_json: bool)
             row["error"] = str(found)
         else:
             best, *others = found
-            row |= {"caption": best.text, "log_prob": best.log_prob}
+            row |= {"caption": best.text, "log_prob": best.log_prob if math.isfinite(best.log_prob) else None}
             if others:
                 row["alternatives"] = [{"caption": text, "log_prob": score} for text, score in others]
         print(json.dumps(row, ensure_ascii=False), flush=True)

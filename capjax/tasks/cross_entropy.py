@@ -35,6 +35,7 @@ class CrossEntropy:
             label_smoothing=config.train.label_smoothing,
             accumulate_steps=config.train.accumulate_steps,
             teacher_share=make_teacher_share(**config.scheduled_sampling.to_dict()),
+            unused_ids=setup.vocabulary.unused_ids,
             ema_decay=config.train.ema_decay,
         )
 

@@ -26,7 +26,11 @@ class SelfCritical:
             CapjaxError: if the configuration does not fit the devices or itself.
         """
         config, train = setup.config, setup.config.train
-        settings = SelfCriticalSettings(**config.self_critical.to_dict(), max_length=config.search.max_length)
+        settings = SelfCriticalSettings(
+            **config.self_critical.to_dict(),
+            max_length=config.search.max_length,
+            unsayable=setup.vocabulary.unused_ids,
+        )
         _check(settings)
         if not train.init_from:
             raise CapjaxError(
@@ -36,6 +40,11 @@ class SelfCritical:
             raise CapjaxError(
                 "train.label_smoothing and scheduled_sampling have no meaning for train.objective=self_critical: set "
                 "--config.train.label_smoothing=0.0 --config.scheduled_sampling.schedule="
+            )
+        if config.eval.best_metric == "loss":
+            raise CapjaxError(
+                "expected eval.best_metric to be a score for train.objective=self_critical, under which the loss of "
+                "people's captions rises, got 'loss'; set --config.eval.best_metric=CIDEr-D"
             )
         self._setup = setup
         num_images = train.batch_size // train.captions_per_image

@@ -60,6 +60,7 @@ class Vocabulary:
         tokenizer: the name of the tokeniser, a key of `TOKENIZERS`.
         ids: the id of every word that a caption may hold, the specials excluded: a caption in which somebody wrote
             "<end>" neither ends there nor is padded, it holds an unknown word.
+        unused_ids: of the entries that only fill the vocabulary up.
     """
 
     def __init__(self, words: Sequence[str], tokenizer: str) -> None:
@@ -76,6 +77,7 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self._tokenize = tokenizer_named(tokenizer)
         self.ids = {word: i for i, word in enumerate(self.words) if i >= len(SPECIAL_WORDS) and not is_unused(word)}
+        self.unused_ids = tuple(i for i, word in enumerate(self.words) if is_unused(word))
         if self.words[:4] != SPECIAL_WORDS:
             raise CapjaxError(f"expected a vocabulary to begin with {SPECIAL_WORDS}, got {self.words[:4]}")
         if len(set(self.words)) != len(self.words):

@@ -40,10 +40,14 @@ def make_teacher_share(schedule: str, k: float, slope: float = 0.0, minimum: flo
         return None
     if schedule not in SCHEDULES:
         raise CapjaxError(f"expected scheduled_sampling.schedule out of {list(SCHEDULES)} or '', got {schedule!r}")
-    fits = {"linear": 0 <= minimum <= k <= 1 and slope >= 0, "exponential": 0 < k < 1, "inverse_sigmoid": k >= 1}
+    fits = {
+        "linear": 0 <= minimum <= k <= 1 and slope >= 0 and (slope > 0 or k < 1),  # or it would change nothing
+        "exponential": 0 < k < 1,
+        "inverse_sigmoid": k >= 1,
+    }
     if not fits[schedule]:
         raise CapjaxError(
-            "expected 0 <= minimum <= k <= 1 and slope >= 0 (linear), 0 < k < 1 (exponential) or k >= 1 "
+            "expected 0 <= minimum <= k <= 1 and slope > 0 (linear; 0 with k < 1), 0 < k < 1 (exponential) or k >= 1 "
             f"(inverse_sigmoid) in scheduled_sampling, got {schedule} with k {k}, slope {slope}, minimum {minimum}"
         )
 
@@ -65,6 +69,7 @@ def mix_in_samples(
     tokens: Int[Array, "B L"],
     keys: RowKeys,
     teacher_share: Float[Array, ""],
+    unused_ids: tuple[int, ...] = (),
 ) -> Int[Array, "B L"]:
     """Replace some words of captions by what the model says there, given the words before as replaced.
 
@@ -78,12 +83,14 @@ def mix_in_samples(
         tokens: the captions without their last id.
         keys: of the captions.
         teacher_share: probability that a word stays.
+        unused_ids: of the vocabulary, that are no words.
     """
     num_captions, length = tokens.shape
     context, carry = model.apply(variables, inputs, method="start")
     keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, _SITE), length))(keys)
     is_word = (tokens != SPECIAL_IDS.pad) & (tokens != SPECIAL_IDS.end)
-    special = jnp.zeros((1, model.decoder.vocab_size), bool).at[0, jnp.asarray([*vars(SPECIAL_IDS).values()])].set(True)
+    no_words = jnp.asarray([*vars(SPECIAL_IDS).values(), *unused_ids])
+    is_no_word = jnp.zeros((1, model.decoder.vocab_size), bool).at[0, no_words].set(True)
 
     def say_next(state: tuple[Any, Array], position: tuple[Array, Array, Array]) -> tuple[tuple[Any, Array], Array]:
         carry, said = state
@@ -92,7 +99,7 @@ def mix_in_samples(
         replaces = jax.vmap(lambda k: jax.random.uniform(k) >= teacher_share)(replace) & is_word
         word = jnp.where(replaces, said, written)
         carry, logits = model.apply(variables, context, carry, word, method="decode_step")
-        said = jax.vmap(jax.random.categorical)(draw, jnp.where(special, -jnp.inf, logits))
+        said = jax.vmap(jax.random.categorical)(draw, jnp.where(is_no_word, -jnp.inf, logits))
         return (carry, said.astype(tokens.dtype)), word
 
     # START is always fed as it is.

@@ -35,6 +35,8 @@ def make_schedule(
     elif name == "exponential":
         if decay_steps < 1:
             raise CapjaxError("expected optimizer.decay_steps of 1 or more for the exponential schedule, got 0")
+        if not 0 < decay_rate <= 1:
+            raise CapjaxError(f"expected optimizer.decay_rate in (0, 1] for the exponential schedule, got {decay_rate}")
         main = optax.exponential_decay(learning_rate, decay_steps, decay_rate, staircase=True)
     else:
         raise CapjaxError(f"expected optimizer.schedule out of ['constant', 'cosine', 'exponential'], got {name!r}")

@@ -55,6 +55,7 @@ def train_step(
     label_smoothing: float = 0.0,
     accumulate_steps: int = 1,
     teacher_share: TeacherShare | None = None,
+    unused_ids: tuple[int, ...] = (),
     ema_decay: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """Do one update on the global batch.
@@ -71,6 +72,7 @@ def train_step(
         accumulate_steps: microbatches that the batch is cut into to save memory. The update is the same as from the
             whole batch (but for BatchNorm that is trained, whose statistics are those of a microbatch).
         teacher_share: for scheduled sampling, the share of words that are fed as people wrote them, by step.
+        unused_ids: of the vocabulary that are no words, which then are never fed.
         ema_decay: of the moving average of the parameters, 0 for none; shorter at first, (1 + step) / (10 + step).
 
     Returns:
@@ -86,7 +88,7 @@ def train_step(
         variables, keys = {"params": params, "batch_stats": batch_stats}, row_keys(step_key, part["row"])
         inputs, words = visual_input(part), part["tokens"][:, :-1]
         if teacher_share is not None:
-            words = mix_in_samples(model, variables, inputs, words, keys, teacher_share(state.step))
+            words = mix_in_samples(model, variables, inputs, words, keys, teacher_share(state.step), unused_ids)
         output, updates = model.apply(variables, inputs, words, keys, mutable=["batch_stats"])
         weights = part["mask"].astype(jnp.float32)
         sums = sum_words(output, part["tokens"][:, 1:], weights, mesh=mesh, label_smoothing=label_smoothing)

@@ -6,8 +6,8 @@ On an accelerator the library is PyTorch's (XLA would compile for seconds for ev
 line, as a program's would.
 """
 
+import argparse
 import functools
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -77,7 +77,8 @@ def _best(program: Callable[[], object], repeats: int = 15) -> float:
 
 
 if __name__ == "__main__":
-    for shape in sys.argv[1:]:
-        m, k, n = map(int, shape.split(","))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shapes", nargs="+", type=lambda text: tuple(map(int, text.split(","))), metavar="M,K,N")
+    for m, k, n in parser.parse_args().shapes:
         rates = {name: 2e-9 * m * k * n / seconds for name, seconds in seconds_by_library(m, k, n).items()}
         print(f"{m} × {k} × {n}:", ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))

@@ -71,8 +71,8 @@ def test_round_trip_through_json(settings):
         ({"method": "sample", "num_captions": 10**30}, r"num_captions lies in 1\.\.10000"),
         ({"no_repeat_ngram_size": 10**30}, "no_repeat_ngram_size"),
         ({"top_k": 10**30}, "top_k"),
-        ({"length_penalty": float("nan")}, "length_penalty is a number"),
-        ({"length_penalty": float("inf")}, "length_penalty is a number"),
+        ({"length_penalty": float("nan")}, r"length_penalty lies in -10\.\.10"),
+        ({"length_penalty": float("inf")}, r"length_penalty lies in -10\.\.10"),
         ({"max_length": 5, "min_length": 6}, "min_length"),
         ({"beam_size": "3"}, "beam_size is of type int"),
         ({"beam_size": True}, "beam_size is of type int"),
@@ -100,6 +100,7 @@ def test_words_become_token_ids():
     assert resolved.must_not_contain == (6,)
     with pytest.raises(CapjaxError, match=r"'cat'.*did you mean cats"):
         settings.with_token_ids({"cats": 4})
+    assert settings.with_token_ids({"dog": 4, "puppy": 9, "grass": 5, "cat": 6}, [7, 8]).must_not_contain[-2:] == (7, 8)
 
 
 @pytest.mark.parametrize(

@@ -334,7 +334,9 @@ def test_the_gallery_sorts_by_the_lead_over_the_other_model(browser: str, tmp_pa
     ]
     write_page(tmp_path / "page.html", Report("title", "note", {}, rows, rival="runs/other"))
     gallery = opened(browser, tmp_path / "page.html", "#sort=lead").split('<ol id="cards"')[1]
-    found = re.findall(r'class="rival" dir="auto"><span>runs/other:</span> theirs (\d) <b>([\d.]+)</b>', gallery)
+    found = re.findall(
+        r'class="rival" dir="auto"><span>runs/other:</span> <bdi>theirs (\d)</bdi> <b>([\d.]+)</b>', gallery
+    )
     assert found == [("2", "10.0"), ("3", "240.0"), ("1", "90.0")]
     searched = opened(browser, tmp_path / "page.html", "#query=theirs+2&field=caption").split('<ol id="cards"')[1]
     assert re.findall(r"(\d)\.jpg</span>", searched) == ["2"]

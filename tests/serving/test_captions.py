@@ -161,7 +161,7 @@ def test_searches_that_cannot_be_are_refused_in_one_line(server: Server, fields:
     [
         {"temperature": "0.001"},
         {"temperature": "1000"},
-        {"length_penalty": "1e300", "beam_size": "2"},
+        {"length_penalty": "-10", "beam_size": "2"},
         {"no_repeat_ngram_size": "9999"},
         {"top_k": "2147483647"},
         {"max_length": "1"},

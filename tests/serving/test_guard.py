@@ -83,6 +83,12 @@ def test_pages_of_other_sites_send_nothing(server: Server, headers: dict[str, st
     check_problem(server.client.post("/v1/captions", headers=headers, **FILES), 403, "of another site")
 
 
+@pytest.mark.parametrize("origin", ["http://[", "null", "http://[::1", "\x7f"])
+def test_an_origin_that_is_none_is_another_site(server: Server, origin: str) -> None:
+    answer = server.client.post("/v1/captions", headers={"Origin": origin}, files={"image": b"x"})
+    assert answer.status_code == 403
+
+
 def test_our_own_page_and_programs_may_send(server: Server) -> None:
     for headers in ({}, {"Origin": server.url}, {"Origin": server.url, "Sec-Fetch-Site": "same-origin"}):
         assert server.client.post("/v1/captions", headers=headers, **FILES).status_code == 200

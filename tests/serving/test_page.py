@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, FilePayload, Page, TimeoutError, expect
+from playwright.sync_api import Browser, ConsoleMessage, FilePayload, Page, Route, TimeoutError, expect
 
 from tests.serving.running import PHOTOS, Server, picture
 
@@ -74,6 +74,30 @@ def test_chosen_pictures_get_their_captions_newest_first(visit: Visit, server: S
     visit.page.get_by_role("button", name="Clear").click()
     expect(cards).to_have_count(0)
     expect(visit.page.get_by_role("button", name="Choose pictures")).to_be_focused()
+
+
+def test_no_picture_of_many_is_dropped_unless_it_has_its_caption(visit: Visit) -> None:
+    visit.choose(*(in_memory(f"{i}.png", PHOTOS[i % len(PHOTOS)].read_bytes()) for i in range(65)))
+    expect(visit.page.locator(".card.busy")).to_have_count(0)
+    assert visit.page.locator(".card .caption").count() == 65
+    visit.choose(PHOTOS[0])
+    expect(visit.page.locator(".card")).to_have_count(60)  # the oldest went, all of which had their captions
+
+
+def test_a_busy_server_is_asked_again(visit: Visit) -> None:
+    answers = iter([429, 503])
+
+    def refuse(route: Route) -> None:
+        status = next(answers, None)
+        if status is None:
+            route.continue_()
+        else:
+            route.fulfill(status=status, headers={"Retry-After": "1"}, json={"detail": "too many"})
+
+    visit.page.route("**/v1/captions", refuse)
+    visit.choose(PHOTOS[0])
+    expect(visit.page.locator(".card .caption")).to_have_text(SENTENCE)
+    visit.complaints[:] = [complaint for complaint in visit.complaints if "status of 503" not in complaint]
 
 
 def test_a_picture_is_pasted(visit: Visit) -> None:

@@ -34,7 +34,14 @@ def test_schedules_by_hand(settings, step, expected):
 
 @pytest.mark.parametrize(
     "settings",
-    [("cosine", 0.5), ("linear", 1.5), ("exponential", 1.0), ("inverse_sigmoid", 0.5), ("linear", 0.1, 0, 0.2)],
+    [
+        ("cosine", 0.5),
+        ("linear", 1.5),
+        ("exponential", 1.0),
+        ("inverse_sigmoid", 0.5),
+        ("linear", 0.1, 0, 0.2),
+        ("linear", 1.0),
+    ],
 )
 def test_schedules_that_make_no_sense_are_refused(settings):
     with pytest.raises(CapjaxError, match="scheduled_sampling"):
@@ -62,6 +69,9 @@ def test_words_are_replaced_as_often_as_scheduled_and_specials_never(model):
     is_word = np.asarray(tokens) > 3
     np.testing.assert_array_equal(np.where(is_word, 0, own), np.where(is_word, 0, tokens))
     assert own[is_word].min() > 3, "no special is drawn"
+    mix = jax.jit(lambda: mix_in_samples(captioner, variables, features, tokens, keys, jnp.float32(0.0), (5, 8)))
+    drawn = set(np.asarray(mix())[is_word][600:].tolist())
+    assert {5, 8} & set(own[is_word].tolist()) and not {5, 8} & drawn, "nor what is no word"
     changed = [float((mixed != tokens)[is_word].mean()) for mixed in (half, own)]
     assert 0.5 < changed[1] < 1.0
     assert changed[0] == pytest.approx(changed[1] / 2, abs=0.04)
@@ -99,7 +109,7 @@ def test_the_step_is_the_same_on_any_devices_and_in_microbatches():
     whole = updated(model, 1, **share)
     parted = updated(model, 2, accumulate_steps=2, **share)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), whole.params, parted.params)
-    plain, always = updated(model, 1), updated(model, 1, teacher_share=make_teacher_share("linear", 1.0))
+    plain, always = updated(model, 1), updated(model, 1, teacher_share=lambda step: jnp.float32(1.0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain.params, always.params)
     differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), plain.params, whole.params)
     assert max(jax.tree.leaves(differences)) > 1e-4

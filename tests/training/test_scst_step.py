@@ -1,5 +1,7 @@
 """Self-critical training: the gradient of the expected reward, wherever it is computed, and what comes of it."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -102,6 +104,18 @@ def published_rewards(tokens, bleu_weight):
         bleu = np.asarray(Bleu(4).compute_score(gts, res, verbose=0)[1][3])
         rewards.append(Cider().compute_score(gts, res)[1] + bleu_weight * bleu)
     return np.transpose(rewards)
+
+
+@pytest.mark.parametrize("baseline", ["mean", "greedy"])
+def test_what_is_no_word_is_neither_drawn_nor_learnt(model, variables, baseline):
+    """Such as the entries that fill a vocabulary up."""
+    drawn = {int(t) for t in np.unique(drawn_captions(model, variables, SETTINGS).tokens)}
+    no_words = tuple(sorted(drawn - set(vars(SPECIAL_IDS).values())))[:3]
+    settings = dataclasses.replace(SETTINGS, baseline=baseline, unsayable=no_words)
+    assert not set(no_words) & {int(t) for t in np.unique(drawn_captions(model, variables, settings).tokens)}
+    state, _ = one_update(model, variables, make_batch(), settings=settings)
+    change = np.asarray(state.params["decoder"]["logits"]["bias"] - variables["params"]["decoder"]["logits"]["bias"])
+    assert not change[list(no_words)].any() and np.count_nonzero(change) > 5
 
 
 @pytest.mark.parametrize(
