@@ -64,9 +64,9 @@ def write_atomically(path: str | os.PathLike[str], content: Piece | Iterable[Pie
         CapjaxError: the folder cannot be written, or the disk is full.
     """
     path = pathlib.Path(path)
-    if path.is_symlink() and path.is_file():
+    if os.path.islink(path) and os.path.isfile(path):
         path = path.resolve()
-    is_special = path.exists() and not (path.is_file() or path.is_dir())
+    is_special = os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

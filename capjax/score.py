@@ -8,6 +8,7 @@ and writes `metrics.json`, `per_image.jsonl` and `comparison.json`.
 
 import argparse
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -30,8 +31,9 @@ from capjax.metrics.score_report import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `capjax score`."""
-    parser.add_argument("--references", required=True, help="COCO annotation file with the reference captions")
-    parser.add_argument("--results", required=True, action="append", help="COCO results file; repeat it to compare")
+    file = {"type": os.path.expanduser, "required": True}
+    parser.add_argument("--references", **file, help="COCO annotation file with the reference captions")
+    parser.add_argument("--results", **file, action="append", help="COCO results file; repeat it to compare")
     parser.add_argument(
         "--out",
         type=local_path,

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from capjax import assembly, evaluate
-from capjax.captioning import Generator, load_ensemble, load_model
+from capjax import assembly, caption, evaluate
+from capjax.captioning import Caption, Generator, load_ensemble, load_model
 from capjax.cli import main
 from capjax.config import load_config, to_dict
 from capjax.decoding.settings import DecoderSettings
@@ -23,6 +24,7 @@ from capjax.model_directory import ModelDirectory, save_model
 from capjax.models import DECODERS, Captioner
 from capjax.photo_captioning import find_photos, photo_batch, read_photos
 from capjax.sharding import make_mesh, replicate
+from capjax.standalone import exported_captioner
 from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary
 from capjax.types import Features
 from tests.models.test_decoders import images, small
@@ -35,6 +37,13 @@ def golden(tmp_path):
     """A copy of the model directory that capjax 0.1 wrote."""
     shutil.copytree(GOLDEN / "model", tmp_path / "model")
     return tmp_path / "model"
+
+
+def test_a_search_that_came_to_nothing_is_json_all_the_same(capsys):
+    caption._print(pathlib.Path("a.jpg"), Caption(0, "", -math.inf), True)
+    exported_captioner._print("a.jpg", [exported_captioner.ExportedCaption("", -math.inf)], True)
+    here, there = (json.loads(line, parse_constant=pytest.fail) for line in capsys.readouterr().out.splitlines())
+    assert here == there == {"file": "a.jpg", "caption": "", "log_prob": None}
 
 
 def test_a_model_of_capjax_0_1_says_what_it_said(capsys, monkeypatch):

@@ -50,10 +50,12 @@ def test_pth_and_safetensors_give_the_same_encoder(torchvision_file, tmp_path):
     torch = pytest.importorskip("torch")
     state = {name: torch.from_numpy(t) for name, t in safetensors.numpy.load_file(torchvision_file).items()}
     torch.save(state, tmp_path / "inception.pth")
-    for file, out in ((torchvision_file, "a"), (tmp_path / "inception.pth", "b")):
-        assert main(["weights", "convert", str(file), "--out", str(tmp_path / out)]) == 0
-    first, second = (encoder_file.load_encoder(tmp_path / name) for name in "ab")
-    assert first.sha256 == second.sha256
+    parallel = {f"module.{name}": t for name, t in safetensors.numpy.load_file(torchvision_file).items()}
+    safetensors.numpy.save_file(parallel, tmp_path / "parallel.safetensors")  # as DataParallel names them
+    files = [torchvision_file, tmp_path / "inception.pth", tmp_path / "parallel.safetensors"]
+    for i, file in enumerate(files):
+        assert main(["weights", "convert", str(file), "--out", str(tmp_path / f"{i}")]) == 0
+    assert len({encoder_file.load_encoder(tmp_path / f"{i}").sha256 for i in range(len(files))}) == 1
 
 
 def error_of(capsys, *arguments):

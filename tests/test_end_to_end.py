@@ -95,9 +95,12 @@ def test_evaluation_scores_every_image_once(project, tmp_path):
     assert "data:image/jpeg" in page and "CIDEr-D" in page
     assert (tmp_path / "sheet.png").exists()
 
+    (tmp_path / "explained.png").write_bytes(b"of an earlier evaluation")
     beams = tmp_path / "beams"
     assert main([*command, f"--out={beams}", "--beam_size=3", "--num_captions=2"]) == 0
     assert json.loads((beams / "metrics.json").read_text())["settings"]["decoder"]["beam_size"] == 3
+    assert main([*command, f"--out={tmp_path}", "--max_images=2"]) == 0
+    assert not (tmp_path / "explained.png").exists(), "that of other captions"
 
 
 def test_an_ensemble_of_a_model_with_itself_says_the_same(project, capsys):

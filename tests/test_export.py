@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -95,6 +96,15 @@ def test_an_output_that_ends_is_no_traceback(exported, output, status):
     done = subprocess.run(shell, stderr=subprocess.PIPE, text=True, timeout=240)
     assert done.returncode == status
     assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_is_one_line(exported):
+    command = [sys.executable, str(exported), "--batch_size=1", *[PHOTOS[0]] * 20_000]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout.readline()
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=120)
+    assert (running.returncode, told) == (130, "interrupted\n")
 
 
 def test_without_pillow_it_says_what_to_install(exported):

@@ -139,6 +139,8 @@ def test_prepare_does_not_repeat_itself_unless_told(nasty, tmp_path, capsys):
     before = data.load("folder/nasty", tmp_path).directory.stat().st_ino
     assert capjax_data(*arguments) == 0
     assert "--overwrite" in capsys.readouterr().out
+    assert capjax_data(*arguments, "--json") == 0
+    assert capsys.readouterr().out == "", "a program that reads JSON reads no sentence"
     assert data.load("folder/nasty", tmp_path).directory.stat().st_ino == before
     assert capjax_data(*arguments, "--overwrite") == 0
     assert data.load("folder/nasty", tmp_path).directory.stat().st_ino != before

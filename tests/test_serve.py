@@ -115,8 +115,8 @@ def test_it_serves_whether_or_not_its_output_is_read(output: str) -> None:
                     break
             time.sleep(0.2)
         assert httpx.get(f"{address}/healthz").status_code == 200
-        answer = httpx.post(f"{address}/v1/captions?", files={"image": PHOTOS[0].read_bytes()}, data={"beam_size": 2})
-        assert answer.status_code in (200, 503), answer.text
+        answer = httpx.post(f"{address}/v1/captions", files={"image": PHOTOS[0].read_bytes()}, data={"beam_size": 2})
+        assert answer.status_code == 200, answer.text
         running.terminate()
         assert "Traceback" not in running.communicate(timeout=60)[1]
     finally:
@@ -124,7 +124,7 @@ def test_it_serves_whether_or_not_its_output_is_read(output: str) -> None:
 
 
 def test_who_never_ends_a_request_does_not_keep_it_from_ending() -> None:
-    with process("--answer_seconds=0.5") as (running, address), start_upload(address, bytes(1000)):
+    with process("--answer_seconds=0.5", "--body_seconds=2") as (running, address), start_upload(address, bytes(1000)):
         running.terminate()
         running.communicate(timeout=60)
         assert running.returncode == 0

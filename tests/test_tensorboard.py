@@ -61,7 +61,7 @@ def test_pictures_and_captions_are_those_that_the_model_writes(project):
     header, *rows = table_of(values["captions/text", 120])
     assert header == ["picture", "caption of the model", "caption of a person"]
     assert [row[:2] for row in rows] == [[path.name, text] for path, text in zip(photos, said, strict=True)]
-    assert [row[2] for row in rows] == [f"a {colour} {noun}" for noun in ("circle", "box") for colour in COLOURS]
+    assert [row[2] for row in rows] == [f"A {colour} {noun}." for noun in ("circle", "box") for colour in COLOURS]
 
     shown = values["captions/pictures", 120].image
     sheet = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))).astype(int)

@@ -18,18 +18,27 @@ from capjax.images import is_image_name
 
 MAX_CAPTION_WORDS = 200
 
+_MOST_LINES = 100  # of a cell
+
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "image_name", "image_path", "path")
 _CAPTION_COLUMNS = ("caption", "captions", "text", "comment", "sentence", "description")
 _ID_COLUMNS = ("image_id", "id")
+_SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("test", "testing"), "test")
+_SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\u200b\u2028\u2029]")
 _BLANKS = " \t\r\n"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # UTF-8 sequences of two to four bytes, seen through Windows-1252.
 _CP1252_HIGH = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ\u0080-\u00bf"
-_MOJIBAKE = re.compile(f"[\u00c2-\u00df][{_CP1252_HIGH}]|[\u00e0-\u00ef][{_CP1252_HIGH}]{{2}}|ð[{_CP1252_HIGH}]{{3}}")
-# What such sequences may stand for: letters of European languages and of Vietnamese, punctuation, signs, emoji. Others
-# are more likely to be a letter before a quotation mark, a dash or a dot, as in "heiß…" and "CAFÉ»".
-_LIKELY = re.compile("[\u0080-\u017f\u0370-\u04ff\u1e00-\u20cf\u2100-\u2bff\U0001f000-\U0001faff]*")
+_SEQUENCE = f"[\u00c2-\u00df][{_CP1252_HIGH}]|[\u00e0-\u00ef][{_CP1252_HIGH}]{{2}}|ð[{_CP1252_HIGH}]{{3}}"
+_MOJIBAKE = re.compile(f"(?:{_SEQUENCE})+")
+# What a sequence that stands alone may be: a letter of a European language or of Vietnamese, an accent, punctuation, a
+# sign, an emoji, a byte order mark. Others are more likely a letter before a quotation mark, a dash or a dot, as in
+# "heiß…" and "CAFÉ»". Other scripts come in runs.
+_LIKELY = re.compile(
+    "[\u0080-\u017f\u0218-\u021b\u0300-\u036f\u0370-\u04ff\u1e00-\u20cf\u2100-\u2bff\ufe0f\ufeff\ufffd"
+    "\U0001f000-\U0001faff]*|.{2,}"
+)
 
 
 @dataclass
@@ -140,20 +149,19 @@ def clean_caption(text: str, name: str, found: Findings) -> str | None:
 
 def _repair_mojibake(text: str) -> str:
     """Turn back a caption of which everything that is not ASCII is mojibake; return others as they are."""
+    if text.isascii() or not "".join(_MOJIBAKE.split(text)).isascii():
+        return text
+    is_likely = all(_LIKELY.fullmatch(_turned_back(match)) for match in _MOJIBAKE.finditer(text))
+    return _MOJIBAKE.sub(_turned_back, text) if is_likely else text
 
-    def repair(match: re.Match[str]) -> str:
-        # Windows-1252 leaves five bytes undefined; software passes them through as control characters.
-        raw = b"".join(c.encode("latin-1") if ord(c) < 256 else c.encode("cp1252") for c in match[0])
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            return match[0]
 
-    between = _MOJIBAKE.split(text)
-    is_mojibake = "".join(between).isascii() and all(
-        _LIKELY.fullmatch(repair(match)) for match in _MOJIBAKE.finditer(text)
-    )
-    return _MOJIBAKE.sub(repair, text) if is_mojibake else text
+def _turned_back(match: re.Match[str]) -> str:
+    # Windows-1252 leaves five bytes undefined; software passes them through as control characters.
+    raw = b"".join(c.encode("latin-1") if ord(c) < 256 else c.encode("cp1252") for c in match[0])
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return match[0]
 
 
 def _excerpt(text: str) -> str:
@@ -269,28 +277,26 @@ def _split_lines(lines: list[str], delimiter: str, image_column: int) -> Iterato
     """Split the lines of a table into cells; give each row with the number of its last line.
 
     A quotation mark at the start of a caption may be one of its characters. Where what it encloses is no cell, or has
-    the name of an image where a line has it, the line is taken as it is.
+    the name of an image where every line has it, the cell ends with its line.
     """
     quoting = csv.QUOTE_NONE if delimiter == "|" else csv.QUOTE_MINIMAL
-    start, reader, first = 0, None, 0
+    cell = re.compile(rf'(?:"((?:[^"]|"")*)"[^\S{delimiter}]*|([^{delimiter}]*)){re.escape(delimiter)}')
+    start = 0
     while start < len(lines):
-        if reader is None:
-            first = start
-            rest = map(lines.__getitem__, range(start, len(lines)))
-            reader = csv.reader(rest, delimiter=delimiter, quoting=quoting, strict=True)
+        rest = map(lines.__getitem__, range(start, min(start + _MOST_LINES, len(lines))))
+        reader = csv.reader(rest, delimiter=delimiter, quoting=quoting, strict=True)
         try:
-            row = next(reader, [])
+            row = next(reader)
         except csv.Error:
             row = None
-        end = first + reader.line_num
-        lines_of_row = lines[start:end]
-        runs_on = len(lines_of_row) > 1 and all(_names_an_image(line, delimiter, image_column) for line in lines_of_row)
+        end = start + reader.line_num
+        runs_on = end > start + 1 and all(_names_an_image(line, delimiter, image_column) for line in lines[start:end])
         if row is None or runs_on:
-            yield start + 1, lines[start].removesuffix("\n").split(delimiter)
-            start, reader = start + 1, None
-        else:
-            yield end, row
-            start = end
+            end = start + 1
+            found = cell.findall(lines[start].removesuffix("\n") + delimiter)
+            row = [quoted.replace('""', '"') or plain for quoted, plain in found]
+        yield end, row
+        start = end
 
 
 def _names_an_image(line: str, delimiter: str, column: int) -> bool:
@@ -345,14 +351,19 @@ def parse_tokens(data: bytes, name: str, found: Findings) -> list[CaptionedFile]
     return _require(group_by_name(rows(), found), name, "lines such as photo.jpg#0<tab>caption")
 
 
+def split_named(name: str) -> str | None:
+    """Return train, val or test, by which of their names a split goes; None if by none."""
+    return _SPLITS.get(name.strip().lower())
+
+
 def group_by_name(rows: Iterable[CaptionedFile], found: Findings) -> list[CaptionedFile]:
     """Join the captions of the same file, in order of first appearance; it belongs to the first split that is named."""
     files: dict[str, CaptionedFile] = {}
     for row in rows:
         known = files.setdefault(row.file_name, row)
         if known is not row:
-            if known.split and row.split and known.split != row.split:
-                found.add("several splits", row.file_name, f"{row.split}, first in {known.split}")
+            if known.split and row.split and split_named(known.split) != split_named(row.split):
+                found.add("several splits", row.file_name, f"{row.split}, first {known.split}")
             known.captions.extend(row.captions)
             known.split = known.split or row.split
     return list(files.values())

@@ -19,7 +19,16 @@ import tensorflow_datasets as tfds
 from capjax.data import DatasetName
 from capjax.data.caption_files import CaptionedFile, parse_coco_json, read_bytes
 from capjax.data.findings import Findings
-from capjax.data.image_files import ImageFile, ImageStore, index_by_base_name, open_images, open_zip, read_member
+from capjax.data.image_files import (
+    ImageFile,
+    ImageStore,
+    base_name,
+    find_images,
+    one_of_each,
+    open_images,
+    open_zip,
+    read_member,
+)
 from capjax.data.ingestion import PhotoBuilder
 from capjax.data.listing import Listing, SourceOptions, build_listing
 from capjax.download import RemoteFile, fetch
@@ -103,7 +112,7 @@ def open_source(name: DatasetName, options: SourceOptions) -> Listing:
     present = {year: parts for year, parts in present.items() if parts}
     # Of two years with annotations the one whose images are there.
     with_images = [year for year, parts in present.items() if all(_place(folder, part) for part in parts)]
-    year = next(iter([*with_images, *present, *years]))
+    year = [*with_images, *present, *years][0]
     by_part = present.get(year, {})
     if not by_part:
         raise CapjaxError(
@@ -186,4 +195,4 @@ def _index_images(folder: pathlib.Path, parts: list[str], captioned: set[str]) -
                 "with --captions_only images are not needed"
             )
         stores.append(open_images(place))
-    return index_by_base_name(stores, captioned)
+    return one_of_each(find_images(stores, base_name), captioned)

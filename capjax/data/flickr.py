@@ -32,7 +32,7 @@ from capjax.data.caption_files import (
     text_lines,
 )
 from capjax.data.findings import Findings
-from capjax.data.image_files import ImageFolder, ImageStore, ImageZip, index_by_base_name
+from capjax.data.image_files import ImageFolder, ImageStore, ImageZip, base_name, find_images, one_of_each
 from capjax.data.ingestion import PhotoBuilder
 from capjax.data.listing import Listing, SourceOptions, build_listing, hash_share
 from capjax.errors import CapjaxError
@@ -102,7 +102,8 @@ def open_source(name: DatasetName, options: SourceOptions) -> Listing:
     images = None
     if not options.captions_only:
         stores: list[ImageStore] = [ImageFolder(folder), *map(ImageZip, sorted(folder.glob("*.zip")))]
-        images = index_by_base_name(stores, {file.file_name for files in splits.values() for file in files})
+        captioned = {file.file_name for files in splits.values() for file in files}
+        images = one_of_each(find_images(stores, base_name), captioned)
     return build_listing(splits, images, found, notes, left_aside)
 
 

@@ -9,30 +9,20 @@ other, but for the one that stands in where a small dataset would have no valida
 """
 
 import dataclasses
-import pathlib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 import tensorflow_datasets as tfds
 
 from capjax.data import DatasetName
-from capjax.data.caption_files import CaptionedFile, group_by_name, read_captions
+from capjax.data.caption_files import CaptionedFile, group_by_name, read_captions, split_named
 from capjax.data.findings import Findings
-from capjax.data.image_files import ImageFile, open_images
+from capjax.data.image_files import find_images, one_of_each, open_images
 from capjax.data.ingestion import PhotoBuilder
 from capjax.data.listing import Listing, SourceOptions, build_listing, hash_share
 from capjax.errors import CapjaxError
 
-SPLIT_ALIASES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
+_MOST_PARTS = 32  # of a path that matter
 
 
 class Folder(PhotoBuilder):
@@ -62,8 +52,9 @@ def open_source(name: DatasetName, options: SourceOptions) -> Listing:
     files = read_captions(options.captions, found)
     images = None
     if not options.captions_only:
-        images = _all_images(options.images)
-        files = _resolve_names(files, images, found)
+        found_images = find_images(map(open_images, options.images))
+        files = _resolve_names(files, found_images, found)
+        images = one_of_each(found_images, {file.file_name for file in files})
     notes: list[str] = []
     if any(file.split for file in files):
         splits = _given_splits(files, notes)
@@ -91,7 +82,7 @@ def draw_splits(files: list[CaptionedFile], val_share: float, test_share: float)
 def _given_splits(files: list[CaptionedFile], notes: list[str]) -> dict[str, list[CaptionedFile]]:
     splits: dict[str, list[CaptionedFile]] = {"train": [], "val": [], "test": []}
     for file in files:
-        split = SPLIT_ALIASES.get((file.split or "train").strip().lower())
+        split = split_named(file.split or "train")
         if split is None:
             raise CapjaxError(f"expected train, val or test as split of {file.file_name}, got {file.split!r}")
         splits[split].append(file)
@@ -100,44 +91,23 @@ def _given_splits(files: list[CaptionedFile], notes: list[str]) -> dict[str, lis
     return splits
 
 
-def _all_images(places: Iterable[pathlib.Path]) -> dict[str, ImageFile]:
-    """Find the images of all folders and zips by their paths there."""
-    images: dict[str, ImageFile] = {}
-    place_of: dict[str, pathlib.Path] = {}
-    for place in places:
-        store = open_images(place)
-        for name in store.names():
-            if name in images:
-                raise CapjaxError(
-                    f"expected each image below one of --images, got {name} in {place_of[name]} and in {place}; put "
-                    "them into one folder under different names, or name the folder above both"
-                )
-            images[name], place_of[name] = ImageFile(store, name), place
-    return images
-
-
-def _resolve_names(
-    files: Iterable[CaptionedFile], images: Mapping[str, ImageFile], found: Findings
-) -> list[CaptionedFile]:
+def _resolve_names(files: Iterable[CaptionedFile], images: Collection[str], found: Findings) -> list[CaptionedFile]:
     """Replace the names that captions use by paths of image files, where that is unambiguous."""
-    ending_in: dict[str, set[str]] = {}
-    whole: dict[str, set[str]] = {}
+    ending_in: dict[str, str] = {}  # "" where several paths do
+    whole: dict[str, str] = {}
     for name in images:
-        path, *ends = _ends(name)
-        for alias in (path, path.rpartition(".")[0]):
-            whole.setdefault(alias, set()).add(name)
-        for end in (path, *ends):
-            for alias in (end, end.rpartition(".")[0]):
-                ending_in.setdefault(alias, set()).add(name)
+        ends = _ends(name)
+        for index, paths in ((whole, ends[:1]), (ending_in, ends)):
+            for alias in {*paths, *(path.rpartition(".")[0] for path in paths)}:
+                index[alias] = "" if alias in index else name
     resolved = []
     for file in files:
-        name = file.file_name.replace("\\", "/").removeprefix("./")
+        name = file.file_name.replace("\\", "/")
         if name not in images:
             ends = _ends(name)
             # Paths that end as the name does, or the longest as which it ends.
-            found_at = [ending_in.get(ends[0]), *map(whole.get, ends)]
-            candidates = next(filter(None, found_at), set())
-            name = next(iter(candidates)) if len(candidates) == 1 else name
+            tried = ((ending_in, ends[0]), *((whole, end) for end in ends))
+            name = next((index[end] for index, end in tried if end in index), "") or name.removeprefix("./")
         resolved.append(dataclasses.replace(file, file_name=name))
     return group_by_name(resolved, found)
 
@@ -148,4 +118,5 @@ def _ends(path: str) -> list[str]:
     Archives made on a Mac spell accents in two characters; here they are one.
     """
     parts = unicodedata.normalize("NFC", path).split("/")
+    parts = [part for part in parts if part not in ("", ".")][-_MOST_PARTS:] or [path]
     return ["/".join(parts[i:]) for i in range(len(parts))]

@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 import threading
 import zipfile
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from capjax.disk import ZIP_ERRORS
@@ -14,7 +14,13 @@ from capjax.images import ImageError, check_file_size, is_image_name, list_image
 
 @runtime_checkable
 class ImageStore(Protocol):
-    """A place that holds image files by name."""
+    """A place that holds image files by name.
+
+    Attributes:
+        path: where it lies.
+    """
+
+    path: pathlib.Path
 
     def names(self) -> list[str]:
         """List the image files, relative paths with forward slashes, sorted."""
@@ -57,27 +63,27 @@ class ImageFolder:
 
     def __init__(self, path: pathlib.Path):
         """Take the directory `path`."""
-        self._path = path
+        self.path = path
 
     def names(self) -> list[str]:
         """List the image files, as `list_images` does."""
-        return sorted(path.relative_to(self._path).as_posix() for path in list_images(self._path))
+        return sorted(path.relative_to(self.path).as_posix() for path in list_images(self.path))
 
     def read(self, name: str) -> bytes:
         """Read a file."""
-        return read_image_file(self._path / name)
+        return read_image_file(self.path / name)
 
     def size(self, name: str) -> int:
         """Give the size of a file in bytes; 0 if it cannot be told."""
         try:
-            return (self._path / name).stat().st_size
+            return (self.path / name).stat().st_size
         except OSError:
             return 0
 
     def fingerprint(self, name: str) -> str:
         """Combine size and time of change."""
         try:
-            status = (self._path / name).stat()
+            status = (self.path / name).stat()
         except OSError:
             return "unreadable"
         return f"{status.st_size}-{status.st_mtime_ns}"
@@ -92,6 +98,7 @@ class ImageZip:
         Raises:
             CapjaxError: if it is no zip, or an incomplete one.
         """
+        self.path = path
         self._zip = open_zip(path)
         self._members = {name: info for info in self._zip.infolist() if not (name := _member_name(info)).endswith("/")}
         self._lock = threading.Lock()
@@ -181,27 +188,36 @@ def open_images(path: pathlib.Path) -> ImageStore:
     raise CapjaxError(f"expected a folder or a zip of images at {path}, there is none")
 
 
-def index_by_base_name(stores: Iterable[ImageStore], captioned: Container[str]) -> dict[str, ImageFile]:
-    """Find the images of official layouts, whose captions name files without folders.
+def base_name(path: str) -> str:
+    """Return the last part of a path, by which captions of official layouts name files."""
+    return path.rsplit("/", 1)[-1]
+
+
+def find_images(stores: Iterable[ImageStore], key: Callable[[str], str] = str) -> dict[str, list[ImageFile]]:
+    """Find the images of some places by what `key` makes of their paths there."""
+    images: dict[str, list[ImageFile]] = {}
+    for store in stores:
+        for name in store.names():
+            images.setdefault(key(name), []).append(ImageFile(store, name))
+    return images
+
+
+def one_of_each(images: Mapping[str, Sequence[ImageFile]], captioned: Container[str]) -> dict[str, ImageFile]:
+    """Take one image of each name, the first.
 
     Args:
-        stores: where they lie.
-        captioned: the names that captions use.
+        images: by the names that captions use.
+        captioned: those that they do use.
 
     Raises:
         CapjaxError: if files of different sizes have one of these names.
     """
-    images: dict[str, ImageFile] = {}
-    for store in stores:
-        for name in store.names():
-            base = name.rsplit("/", 1)[-1]
-            file = ImageFile(store, name)
-            known = images.setdefault(base, file)
-            if known is file or base not in captioned:
-                continue
-            if (size := known.store.size(known.name)) != store.size(name):
+    for name, (first, *others) in images.items():
+        sizes = {file: file.store.size(file.name) for file in (first, *others)} if others and name in captioned else {}
+        for file, size in sizes.items():
+            if size != sizes[first]:
                 raise CapjaxError(
-                    f"expected one image {base}, got {known.name} of {size:,} bytes and {name} of "
-                    f"{store.size(name):,}; move those that are not meant out of the folder"
+                    f"expected one image {name}, got {first.store.path / first.name} of {sizes[first]:,} bytes and "
+                    f"{file.store.path / file.name} of {size:,}; move those that are not meant elsewhere"
                 )
-    return images
+    return {name: first for name, (first, *_) in images.items()}

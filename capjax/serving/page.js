@@ -84,7 +84,7 @@
 
   // Requests.
 
-  const ask = async (path, options) => {
+  const ask = async (path, options, isWanted = () => true) => {
     let response;
     for (const start = Date.now(); ; ) {
       try {
@@ -92,9 +92,9 @@
       } catch {
         throw new Error("The server does not answer. Is it still running?");
       }
-      const seconds = Number(response.headers.get("Retry-After"));
-      if (response.ok || !seconds || Date.now() - start > PATIENCE) break;
-      await new Promise((resolve) => { setTimeout(resolve, 1000 * seconds); });
+      const wait = 1000 * Number(response.headers.get("Retry-After"));
+      if (response.ok || !wait || !isWanted() || Date.now() - start + wait > PATIENCE) break;
+      await new Promise((resolve) => { setTimeout(resolve, wait); });
     }
     let answer;
     try {
@@ -105,12 +105,12 @@
     if (!response.ok) throw new Error(answer.detail ?? `The server answered ${response.status}.`);
     return answer;
   };
-  const caption = async (file, search, explain) => {
+  const caption = async ({ file, search, card }, explain) => {
     const body = new FormData();
     body.append("image", file, file.name || "pasted picture");
     for (const [name, value] of Object.entries(search)) body.append(name, value);
     if (explain) body.append("explain", "true");
-    return (await ask("/v1/captions", { method: "POST", body })).captions[0];
+    return (await ask("/v1/captions", { method: "POST", body }, () => card.isConnected)).captions[0];
   };
 
   // Cards.
@@ -145,8 +145,6 @@
     card.classList.add("busy");
     show(card, ".caption", "Looking …");
     cards.prepend(card);
-    const done = [...cards.children].filter((other) => !other.classList.contains("busy"));
-    while (cards.children.length > KEPT && done.length > 0) discard(done.pop());
     get("clear").hidden = false;
     return card;
   };
@@ -228,13 +226,14 @@
     light(pinned);
   };
 
-  const work = async ({ file, search, card }) => {
+  const work = async (job) => {
+    const { file, search, card } = job;
     const name = file.name || "pasted picture";
     try {
       if (model && file.size > model.limits.max_request_bytes) {
         throw new Error(`Expected a picture of at most ${megabytes(model.limits.max_request_bytes)}, got ${megabytes(file.size)}; choose a smaller copy.`);
       }
-      const entry = await caption(file, search, false);
+      const entry = await caption(job, false);
       showCaption(card, entry, search);
       say(`${name}: ${entry.caption || "empty caption"}`);
     } catch (error) {
@@ -246,25 +245,27 @@
       card.classList.remove("busy");
     }
     try {
-      showExplanation(card, (await caption(file, search, true)).explanation);
+      showExplanation(card, (await caption(job, true)).explanation);
     } catch (error) {
       card.querySelector(".facts").append(`; no word by word: ${error.message}`);
     }
   };
-  const next = async () => {
-    if (running >= Math.min(AT_ONCE, model?.limits.max_requests_per_client ?? AT_ONCE) || waiting.length === 0) return;
+  const workOn = async () => {
+    if (running >= Math.min(AT_ONCE, model?.limits.max_requests_per_client ?? AT_ONCE)) return;
     running += 1;
-    const job = waiting.shift();
-    if (job.card.isConnected) await work(job);
+    for (let job; (job = waiting.shift()); ) {
+      if (job.card.isConnected) await work(job);
+    }
     running -= 1;
-    next();
   };
   const add = (files) => {
     const search = model ? changed() : {};
     for (const file of files) {
       waiting.push({ file, search, card: makeCard(file) });
-      next();
+      workOn();
     }
+    const done = [...cards.children].filter((card) => !card.classList.contains("busy"));
+    while (cards.children.length > KEPT && done.length > 0) discard(done.pop());
   };
 
   // How pictures come in.
@@ -308,6 +309,7 @@
     if (button) copy(button);
   });
   get("clear").addEventListener("click", () => {
+    waiting.length = 0;
     [...cards.children].forEach(discard);
     get("clear").hidden = true;
     say("Nothing captioned yet.");

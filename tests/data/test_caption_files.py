@@ -150,6 +150,33 @@ def test_a_quotation_mark_that_opens_no_cell_swallows_no_rows(delimiter, repeats
     assert [file.file_name for file in files[:2]] == ["0-0.jpg", "1-0.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("line", "cells"),
+    [
+        ('a.jpg,"a, dog" ,train', ["a.jpg", "a, dog", "train"]),
+        ('a.jpg,"a dog"\t,train', ["a.jpg", "a dog", "train"]),
+        ('"a.jpg","two" lines,train', ["a.jpg", '"two" lines', "train"]),
+        ('"a,b.jpg","say ""x""",', ["a,b.jpg", 'say "x"', ""]),
+    ],
+)
+def test_one_odd_cell_takes_no_quotation_marks_from_the_others(line, cells):
+    found = Findings()
+    (file,) = parse_table(f"image,caption,split\n{line}\n".encode(), "x.csv", found)
+    assert [file.file_name, *file.captions, file.split or ""] == cells
+    assert kinds(found) == {}
+
+
+def test_cells_that_never_end_are_read_in_proportion():
+    def seconds(num_rows: int) -> float:
+        rows = "".join(f'{i}.jpg","A dog runs, fast\n' for i in range(num_rows))
+        start = time.perf_counter()
+        assert len(parse_table(f"image,caption\n{rows}".encode(), "x.csv", Findings())) == num_rows
+        return time.perf_counter() - start
+
+    seconds(500)
+    assert seconds(16_000) < 40 * seconds(1_000)
+
+
 def test_ids_of_cocos_layout_are_compared_as_numbers_and_taken_once(tmp_path):
     images = [{"id": i, "file_name": name} for i, name in ((1.0, "a.jpg"), ("2", "b.jpg"), (2, "b.jpg"), (1, "c.jpg"))]
     captions = [{"image_id": i, "caption": f"of {i}"} for i in (1, 2.0)]
@@ -198,6 +225,8 @@ def test_text_is_decoded_from_the_usual_encodings(data, text, kind):
         "Ångström à côté",
         "Ã la carte",
         "Собака бежит",
+        "I ❤️ dogs",
+        "câțiva copii și un câine",
         "một con chó nhỏ",
         # Letters before quotation marks, dots and blanks that could be mojibake of letters which nobody writes.
         "„Viel Spaß“",
@@ -220,6 +249,17 @@ def test_good_captions_stay_as_they_are(text):
     if misread.encode("cp1252") == text.encode():
         assert clean_caption(misread, "a.jpg", found) == text
         assert kinds(found) == ({"mojibake": 1} if misread != text else {})
+
+
+@pytest.mark.parametrize(
+    "text", ["日本の犬", "개가 달린다", "一只狗在跑", "כלב רץ", "कुत्ता दौड़ता है", "A \ufffd dog", "\ufeffA dog"]
+)
+def test_mojibake_of_other_scripts_and_marks_is_turned_back(text):
+    as_cp1252 = {byte: bytes([byte]).decode("cp1252", errors="ignore") or chr(byte) for byte in range(256)}
+    misread = "".join(as_cp1252[byte] for byte in text.encode())
+    found = Findings()
+    assert clean_caption(misread, "a.jpg", found) == text.strip("\ufeff")
+    assert kinds(found)["mojibake"] == 1
 
 
 @pytest.mark.parametrize(

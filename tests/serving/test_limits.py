@@ -17,6 +17,7 @@ from PIL import Image
 from capjax.captioning import LoadedModel
 from capjax.errors import CapjaxError
 from capjax.serving.limits import Limits
+from capjax.serving.protocol import make_server
 from tests.serving.running import PHOTOS, Server, check_problem, picture, serving
 
 PHOTO = PHOTOS[0].read_bytes()
@@ -301,6 +302,11 @@ def test_until_everything_is_compiled_there_are_no_captions(model: LoadedModel, 
 def test_limits_that_cannot_be_are_refused(limits: dict[str, float]) -> None:
     with pytest.raises(CapjaxError, match=f"expected {next(iter(limits))} above 0"):
         Limits(**limits)
+
+
+def test_a_server_that_ends_waits_for_what_is_still_sent() -> None:
+    limits = Limits(body_seconds=7.0, answer_seconds=5.0)
+    assert make_server(None, limits).config.timeout_graceful_shutdown >= 12
 
 
 def test_batches_have_few_sizes() -> None:

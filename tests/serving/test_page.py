@@ -2,7 +2,7 @@
 
 import base64
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,6 +82,35 @@ def test_no_picture_of_many_is_dropped_unless_it_has_its_caption(visit: Visit) -
     assert visit.page.locator(".card .caption").count() == 65
     visit.choose(PHOTOS[0])
     expect(visit.page.locator(".card")).to_have_count(60)  # the oldest went, all of which had their captions
+
+
+def test_no_more_is_asked_at_once_than_the_server_takes(chromium: Browser, serve: Callable[..., Server]) -> None:
+    page = chromium.new_page()
+    answers: list[int] = []
+    page.on("response", lambda response: answers.append(response.status))
+    page.goto(serve(max_requests_per_client=1, max_batch=1).url)
+    expect(page.locator("#model dd").first).to_be_visible()
+    page.locator("#files").set_input_files([in_memory(f"{i}.png", PHOTOS[i].read_bytes()) for i in range(3)])
+    expect(page.locator(".card .tokens button").first).to_be_visible()
+    expect(page.locator(".card.busy")).to_have_count(0)
+    assert set(answers) == {200}
+    page.close()
+
+
+def test_what_is_cleared_holds_nothing_up_and_patience_ends(visit: Visit) -> None:
+    def refuse(route: Route) -> None:
+        seconds = "1" if visit.page.locator(".card").count() == 4 else "3600"
+        route.fulfill(status=503, headers={"Retry-After": seconds}, json={"detail": "too many"})
+
+    visit.page.route("**/v1/captions", refuse)
+    visit.choose(*PHOTOS[:4])
+    visit.page.get_by_role("button", name="Clear").click()
+    visit.choose(PHOTOS[0])  # a server that wants an hour
+    expect(visit.page.get_by_role("alert")).to_have_text("too many", timeout=10_000)
+    visit.page.unroute("**/v1/captions")
+    visit.choose(PHOTOS[0])
+    expect(visit.page.locator(".card .caption").first).to_have_text(SENTENCE, timeout=10_000)
+    visit.complaints[:] = [complaint for complaint in visit.complaints if "status of 503" not in complaint]
 
 
 def test_a_busy_server_is_asked_again(visit: Visit) -> None:
