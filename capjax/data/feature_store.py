@@ -171,7 +171,7 @@ class FeatureStore:
         if not finite.all():
             row = rows[int(np.argmin(finite.reshape(len(rows), -1).all(axis=1)))]
             image = self.records(split)[row].file_name
-            raise CapjaxError(f"expected finite {name} features, got of {image} {trouble}")
+            raise CapjaxError(f"expected finite {name} features of {image}, got {trouble}")
 
     def records(self, split: str) -> CaptionRecords:
         """Open the captions of a split, in row order.

@@ -55,7 +55,7 @@ class DecoderSettings:
     max_length: int = _setting(20, _ALL, "tokens per caption at most")
     min_length: int = _setting(0, _ALL, "words per caption at least")
     no_repeat_ngram_size: int = _setting(0, _ALL, "no n-gram of this size occurs twice in a caption; 0: no limit")
-    allow_unk: bool = _setting(False, _ALL, "let the search take the unknown word, without which captions are shown")
+    allow_unk: bool = _setting(False, _ALL, "let the search take the unknown word, which is not shown")
     must_not_contain: tuple[str | int, ...] = _setting((), _ALL, "words that no caption contains")
     num_captions: int = _setting(1, (*_SAMPLE, *_BEAM), "captions per image, best first")
     seed: int = _setting(0, _SAMPLE, "seed of the samples; with the image id it fixes a caption")

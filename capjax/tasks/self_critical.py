@@ -41,10 +41,10 @@ class SelfCritical:
                 "train.label_smoothing and scheduled_sampling have no meaning for train.objective=self_critical: set "
                 "--config.train.label_smoothing=0.0 --config.scheduled_sampling.schedule="
             )
-        if config.eval.best_metric == "loss":
+        if config.eval.best_metric in ("loss", "accuracy"):
             raise CapjaxError(
-                "expected eval.best_metric to be a score for train.objective=self_critical, under which the loss of "
-                "people's captions rises, got 'loss'; set --config.eval.best_metric=CIDEr-D"
+                "expected eval.best_metric to be a score for train.objective=self_critical, which makes people's words "
+                f"less likely, got {config.eval.best_metric!r}; set --config.eval.best_metric=CIDEr-D"
             )
         self._setup = setup
         num_images = train.batch_size // train.captions_per_image

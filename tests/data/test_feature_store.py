@@ -449,7 +449,7 @@ def test_what_is_not_finite_is_told_with_its_image(tmp_path):
     pooled = np.zeros((2, F), np.float32)
     pooled[1, 2] = np.nan
     np.savez(tmp_path / "x.npz", file_name=NAMES, pooled=pooled)
-    with pytest.raises(CapjaxError, match=r"finite pooled features, got of 1\.jpg NaN or infinity"):
+    with pytest.raises(CapjaxError, match=r"finite pooled features of 1\.jpg, got NaN or infinity"):
         import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)})
 
 
