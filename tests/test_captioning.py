@@ -20,6 +20,8 @@ from capjax.cli import main
 from capjax.config import load_config, to_dict
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
+from capjax.explaining import WatchedSearch
+from capjax.export_model import export_program
 from capjax.model_directory import ModelDirectory, save_model
 from capjax.models import DECODERS, Captioner
 from capjax.photo_captioning import find_photos, photo_batch, read_photos
@@ -205,6 +207,25 @@ def test_a_program_is_compiled_once_for_each_search_and_shape_and_the_last_are_k
     assert trace(8, beam) == 1
     assert trace(8, sample) == 0, "two are kept"
     assert trace(8, greedy) == 1, "and not three"
+
+
+def test_what_only_fills_a_vocabulary_up_is_said_by_no_search(wrong_types_allowed):
+    """Nothing shows it, so that a caption would have fewer words than asked for."""
+    model = load_model(str(GOLDEN / "model"))
+    words = model.vocabulary.words
+    filled = Vocabulary([*words[:9], *(f"<unused{i}>" for i in range(len(words) - 9))], model.vocabulary.tokenizer)
+    model = model._replace(vocabulary=filled)
+    settings = DecoderSettings("sample", temperature=50.0, num_captions=8, max_length=7, min_length=7)
+    photos = read_photos(find_photos([str(GOLDEN / "photos")]), model.preprocessing)
+    batch = photo_batch(photos, 8, model.preprocessing)
+    generator = Generator([model.captioner], filled, make_mesh())
+    captions = list(generator([replicate(model.variables, make_mesh())], [batch], settings))
+    texts = [text for caption in captions for text in (caption.text, *(text for text, _ in caption.alternatives))]
+    explained, _ = WatchedSearch(model, settings)(batch["image"][0], int(batch["image_id"][0]))
+    program, weights = export_program(model, settings, ["cpu"])
+    tokens, _ = jax.jit(program.call)(weights, batch["image"], batch["image_id"].astype(np.uint32))
+    texts += [explained.text, *map(filled.decode, np.asarray(tokens).reshape(-1, 7))]
+    assert len(texts) == 2 * 8 * 8 + 1 and {len(text.split()) for text in texts} == {7}
 
 
 def test_an_ensemble_shares_words_and_eyes(golden):
