@@ -1,5 +1,6 @@
 """Reinforcement as a run: where it starts, what it says, that it goes on exactly, what it refuses."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -13,6 +14,7 @@ from capjax.errors import CapjaxError
 from capjax.sharding import make_mesh
 from capjax.tasks.packed_references import pack_references
 from capjax.tasks.self_critical import SelfCritical
+from capjax.text.vocabulary import Vocabulary
 from capjax.train import train
 from capjax.training_setup import setup_from
 from tests.training_runs import (
@@ -92,6 +94,18 @@ def test_captions_come_with_the_references_of_their_own_image(store, start):
     assert len(drawn) == len(batch["references"]) == 16
     for caption, references in zip(drawn, batch["references"], strict=True):
         assert caption[caption >= 0].tolist() in [r[r >= 0].tolist() for r in references]
+
+
+def test_what_only_fills_the_vocabulary_up_is_not_learnt(store, start):
+    setup = setup_from(reinforced(store, start), make_mesh(jax.devices()[:1]))
+    words = setup.vocabulary.words
+    filled = Vocabulary([*words[:-2], "<unused0>", "<unused1>"], setup.vocabulary.tokenizer)
+    task = SelfCritical(dataclasses.replace(setup, vocabulary=filled))
+    state = task.init()
+    before = np.asarray(state.params["decoder"]["logits"]["bias"])
+    state, _ = task.step(state, next(task.batches(first_batch=0)))
+    changed = np.asarray(state.params["decoder"]["logits"]["bias"]) != before
+    assert changed[4:-2].any() and not changed[-2:].any()
 
 
 @pytest.mark.parametrize("stop_at", [11, 20])
