@@ -24,13 +24,12 @@ from capjax.data import DatasetName
 from capjax.data.caption_files import (
     CaptionedFile,
     as_id,
-    decode_text,
     parse_coco_json,
     parse_table,
     parse_tokens,
     read_bytes,
-    text_lines,
 )
+from capjax.data.caption_text import decode_text, text_lines
 from capjax.data.findings import Findings
 from capjax.data.image_files import ImageFolder, ImageStore, ImageZip, base_name, find_images, one_of_each
 from capjax.data.ingestion import PhotoBuilder

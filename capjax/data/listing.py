@@ -5,7 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from capjax.data.caption_files import CaptionedFile, clean_caption
+from capjax.data.caption_files import CaptionedFile
+from capjax.data.caption_text import clean_caption
 from capjax.data.findings import Findings
 from capjax.data.image_files import ImageFile
 from capjax.disk import inside

@@ -3,7 +3,7 @@
 from tqdm import tqdm
 
 from capjax.data import CaptionDataset
-from capjax.data.caption_files import clean_caption
+from capjax.data.caption_text import clean_caption
 from capjax.data.findings import KINDS, Findings
 from capjax.data.image_files import ImageFile
 from capjax.data.ingestion import DuplicateWatch, Verdict, examine, in_parallel, note_verdict, verdict_of

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from capjax.data.caption_files import clean_caption, decode_text, parse_table, read_captions
+from capjax.data.caption_files import parse_table, read_captions
+from capjax.data.caption_text import clean_caption, decode_text
 from capjax.data.findings import Findings, report_json
 from capjax.errors import CapjaxError
 from tests.source_layouts import coco_json, write
