@@ -29,7 +29,7 @@ class SelfCritical:
         settings = SelfCriticalSettings(
             **config.self_critical.to_dict(),
             max_length=config.search.max_length,
-            unsayable=setup.vocabulary.unused_ids,
+            unused_ids=setup.vocabulary.unused_ids,
         )
         _check(settings)
         if not train.init_from:

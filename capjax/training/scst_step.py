@@ -48,7 +48,7 @@ class SelfCriticalSettings:
         temperature: what logits are divided by in the distribution that is drawn from and learnt. Below 1, captions are
             more like those that a search will find, and the gradient is about these. (1 in the papers.)
         max_length: L, tokens of a caption, END included.
-        unsayable: ids of the vocabulary that are no words, beside the special ones.
+        unused_ids: those of the vocabulary that are no words, beside the special ones.
     """
 
     num_samples: int = 5
@@ -57,7 +57,7 @@ class SelfCriticalSettings:
     xe_weight: float = 0.0
     temperature: float = 1.0
     max_length: int = 20
-    unsayable: tuple[int, ...] = ()
+    unused_ids: tuple[int, ...] = ()
 
 
 class RewardTables(NamedTuple):
@@ -119,7 +119,7 @@ def draw_captions(
 
     def search(**changes: Any) -> Int[Array, "N K L"]:
         context, carry = model.apply(variables, features, method="start")
-        own = DecoderSettings(max_length=settings.max_length, must_not_contain=settings.unsayable, **changes)
+        own = DecoderSettings(max_length=settings.max_length, must_not_contain=settings.unused_ids, **changes)
         find = build_search(own, SPECIAL_IDS)
         return find(partial(model.apply, variables, context, method="decode_step"), carry, keys).tokens
 
@@ -218,7 +218,7 @@ def scst_step(
         fed = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=SPECIAL_IDS.start)
         output = model.apply(variables, inputs, fed, keys_of(part["drawn_row"], _SAMPLES_DROPOUT))
         kernel, bias = (x / settings.temperature for x in output.projection)
-        projection = OutputProjection(kernel, bias.at[jnp.asarray(_UNSAYABLE + settings.unsayable)].set(-1e9))
+        projection = OutputProjection(kernel, bias.at[jnp.asarray(_UNSAYABLE + settings.unused_ids)].set(-1e9))
         output = output._replace(projection=projection)
         loss = sum_words(output, tokens, advantage.reshape(-1, 1) * is_said, mesh=mesh).loss / num_drawn
         if settings.xe_weight:

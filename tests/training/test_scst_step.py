@@ -111,7 +111,7 @@ def test_what_is_no_word_is_neither_drawn_nor_learnt(model, variables, baseline)
     """Such as the entries that fill a vocabulary up."""
     drawn = {int(t) for t in np.unique(drawn_captions(model, variables, SETTINGS).tokens)}
     no_words = tuple(sorted(drawn - set(vars(SPECIAL_IDS).values())))[:3]
-    settings = dataclasses.replace(SETTINGS, baseline=baseline, unsayable=no_words)
+    settings = dataclasses.replace(SETTINGS, baseline=baseline, unused_ids=no_words)
     assert not set(no_words) & {int(t) for t in np.unique(drawn_captions(model, variables, settings).tokens)}
     state, _ = one_update(model, variables, make_batch(), settings=settings)
     change = np.asarray(state.params["decoder"]["logits"]["bias"] - variables["params"]["decoder"]["logits"]["bias"])
