@@ -306,3 +306,15 @@ def test_bfloat16_trains_like_float32(store, tmp_path):
     assert curves["float32"][-1] < 0.5 * curves["float32"][0], "it learns"
     assert curves["bfloat16"] != curves["float32"]
     np.testing.assert_allclose(curves["bfloat16"], curves["float32"], rtol=0, atol=0.05)
+
+
+def test_scheduled_sampling_draws_nothing_that_only_fills_the_vocabulary_up(store):
+    config = tiny_config(store)
+    config.scheduled_sampling.schedule, config.scheduled_sampling.k = "linear", 0.0  # all words are drawn
+    losses = []
+    for num_fillers in (0, 4):
+        setup = setup_from(config, make_mesh(jax.devices()[:1]))
+        setup.vocabulary.unused_ids = tuple(range(len(setup.vocabulary)))[-num_fillers:] if num_fillers else ()
+        task = CrossEntropy(setup)
+        losses.append(float(task.step(task.init(), next(task.batches(first_batch=0)))[1]["loss"]))
+    assert losses[0] != losses[1]
