@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from capjax.cli import main
 from capjax.metrics.coco_caption import score
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "metrics"
@@ -200,3 +201,12 @@ def test_images_and_annotations_that_do_not_belong_together(tmp_path: pathlib.Pa
     assert run.returncode == 0, run.stderr
     rows = [json.loads(line)["image_id"] for line in (out / "per_image.jsonl").read_text().splitlines()]
     assert rows == [2, 1]
+
+
+def test_files_in_the_home_directory_are_found(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    references = {"images": [{"id": 1}], "annotations": [{"id": 1, "image_id": 1, "caption": "a dog runs"}]}
+    (tmp_path / "references.json").write_text(json.dumps(references))
+    (tmp_path / "results.json").write_text(json.dumps([{"image_id": 1, "caption": "a dog"}]))
+    assert main(["score", "--references=~/references.json", "--results=~/results.json", "--metrics=BLEU-1"]) == 0
+    assert "BLEU-1" in capsys.readouterr().out
