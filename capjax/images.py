@@ -91,14 +91,19 @@ class Preprocessing:
 def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
     """List the image files in a folder and below, sorted; hidden files and folders are passed over.
 
-    Links to folders are followed, but each folder is listed once, also where a link leads back to it.
+    Links to folders are followed, but each folder is listed once, also where a link leads back to it. A folder that
+    cannot be listed stands for what is in it: whoever reads it as an image is told why.
     """
     found: list[pathlib.Path] = []
     seen: set[str] = set()
     starts = [folder]
+
+    def keep_in_sight(error: OSError) -> None:
+        found.append(pathlib.Path(error.filename or start))
+
     # Links are followed after all that lies in the folder itself, so that a file keeps the name without the link.
     for start in starts:
-        for parent, subfolders, files in os.walk(start):
+        for parent, subfolders, files in os.walk(start, onerror=keep_in_sight):
             real = os.path.realpath(parent)
             if real in seen:
                 subfolders.clear()
@@ -106,7 +111,7 @@ def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
             seen.add(real)
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             paths = [pathlib.Path(parent, name) for name in subfolders]
-            starts += [path for path in paths if path.is_symlink()]
+            starts += filter(os.path.islink, paths)
             found += [pathlib.Path(parent, name) for name in files if is_image_name(name)]
     return sorted(found)
 

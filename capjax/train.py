@@ -238,7 +238,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale_batch",
         nargs="?",
         type=int,
-        const=0,
+        default=1,
         metavar="K",
         help="batches K times as large, by default as many as there are devices; learning rate and steps follow",
     )
@@ -249,8 +249,8 @@ def run(args: argparse.Namespace) -> int:
     """Train as the options say."""
     config = configuration.load_config(args.config, args.overrides)
     join_processes(args, stop_together=True)
-    if args.scale_batch is not None:
-        num_devices = jax.device_count() // config.mesh.model_parallel
-        config = scale_batch(config, args.scale_batch or scale_of(args.workdir, config) or num_devices)
-    train_and_draw(config, args.workdir)
+    scale = args.scale_batch
+    if scale is None:  # asked for without a number
+        scale = scale_of(args.workdir, config) or jax.device_count() // config.mesh.model_parallel
+    train_and_draw(scale_batch(config, scale), args.workdir)
     return 0

@@ -70,6 +70,8 @@ def test_a_run_takes_the_devices_it_finds_and_keeps_its_scale_on_others(tmp_path
     workdir = tmp_path / "run"
     command = ["train", f"--config={config_file}", f"--workdir={workdir}", "--config.vocabulary.multiple_of=2"]
     # Four devices, of which two share a part of the batch.
+    (said,) = finish(start_capjax(*command, "--scale_batch=0", devices=1), status=1)
+    assert said.endswith("expected --scale_batch of at least 1, got 0\n")
     finish(start_capjax(*command, "--scale_batch", "--config.mesh.model_parallel=2", devices=4))
     begun = json.loads((workdir / "config.json").read_text())
     assert (begun["train"]["batch_size"], begun["train"]["num_steps"]) == (32, 6)

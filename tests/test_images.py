@@ -300,7 +300,21 @@ def test_image_files_are_listed_once_each_and_hidden_ones_are_not(tmp_path):
     (tmp_path / "all" / "linked").symlink_to(tmp_path / "elsewhere")
     listed = [path.relative_to(tmp_path / "all").as_posix() for path in list_images(tmp_path / "all")]
     assert listed == ["a/deep/3.webp", "b/1.jpg", "b/2.PNG", "linked/6.tiff", "top.jp2"]
-    assert list_images(tmp_path / "nowhere") == []
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path):
+    write(tmp_path / "1.jpg", b"")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(20):  # until the path is longer than the system takes, which refuses root as well
+        os.mkdir("d" * 250, dir_fd=folder)
+        deeper = os.open("d" * 250, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = deeper
+    os.close(folder)
+    image, unlisted = list_images(tmp_path)
+    assert image == tmp_path / "1.jpg"
+    with pytest.raises(ImageError, match="expected a readable image file, got File name too long"):
+        read_image_file(unlisted)
 
 
 def test_files_too_large_to_be_images_are_not_read(tmp_path):
