@@ -189,3 +189,14 @@ def test_its_help_tells_the_limits(capsys: pytest.CaptureFixture[str]) -> None:
         main(["serve", "--help"])
     told = capsys.readouterr().out
     assert "--max_request_bytes" in told and "20,000,000" in told and "--beam_size" in told
+
+
+def test_a_second_ctrl_c_ends_it_at_once_without_a_word() -> None:
+    with process() as (running, address), start_upload(address, bytes(1000)):
+        running.send_signal(signal.SIGINT)
+        with pytest.raises(httpx.TransportError):
+            while True:  # until the first is heeded
+                httpx.get(address + "healthz")
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=20)
+        assert (running.returncode, out) == (0, "") and "Traceback" not in err, err

@@ -2,7 +2,9 @@
 
 import asyncio
 import functools
+import logging
 from http import HTTPStatus
+from types import FrameType
 from typing import Any
 
 import h11
@@ -29,7 +31,14 @@ def make_server(app: Any, limits: Limits) -> uvicorn.Server:
         proxy_headers=False,
         timeout_graceful_shutdown=int(limits.body_seconds + limits.answer_seconds) + 1,
     )
-    return uvicorn.Server(config)
+    return _Server(config)
+
+
+class _Server(uvicorn.Server):
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self.force_exit:  # a second Ctrl-C: what it cuts off is no error
+            logging.getLogger("uvicorn.error").disabled = True
 
 
 class BoundedProtocol(H11Protocol):
