@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-_FEW_ROWS = 16  # the few logits of fewer are not worth another copy of the kernel
+_FEW_ROWS = 16  # below, to copy the kernel, with the bias beside it, costs more than it saves
 
 
 def affine(x: Float[Array, "N M"], kernel: Float[Array, "M V"], bias: Float[Array, " V"]) -> Float[Array, "N V"]:

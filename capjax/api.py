@@ -8,25 +8,28 @@ All raise `capjax.errors.CapjaxError`, whose text is one line for the user: what
 change.
 """
 
+import functools
 import os
 import pathlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
+from PIL import Image
 
 from capjax import captioning, evaluate, train
 from capjax import config as configuration
 from capjax.captioning import Caption, LoadedModel
 from capjax.errors import CapjaxError
+from capjax.images import MIN_SIDE, load_rgb
 from capjax.metrics.coco_caption import DEFAULT_METRICS, References, score
 from capjax.metrics.score_report import metric_names, score_report
 from capjax.photo_captioning import PhotoCaptioner, find_photos
 
 PathLike = str | os.PathLike[str]
-Photo = PathLike | UInt8[np.ndarray, "H W 3"]
+Photo = PathLike | Image.Image | UInt8[np.ndarray, "H W 3"]
 
 
 def load_model(path: PathLike) -> LoadedModel:
@@ -37,18 +40,23 @@ def load_model(path: PathLike) -> LoadedModel:
 
     Returns:
         The captioner, its weights and its vocabulary, and what is known of its training.
+
+    Raises:
+        CapjaxError: if the folder is no model directory, or a damaged one.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise CapjaxError(f"expected the path of a model directory, got {type(path).__name__}")
     return captioning.load_model(os.fspath(path))
 
 
 def caption_photos(
     model: LoadedModel | Sequence[LoadedModel], photos: Photo | Sequence[Photo], *, batch_size: int = 16, **search: Any
 ) -> list[Caption]:
-    """Caption photos.
+    """Caption photos. The first call compiles, as does one with other settings; the two models used last are kept.
 
     Args:
         model: one, or several that vote: an ensemble, whose models share a vocabulary.
-        photos: image files, folders of them, or RGB pixels uint8 [H, W, 3].
+        photos: image files, folders of them, PIL images, or RGB pixels uint8 [H, W, 3].
         batch_size: photos captioned at once.
         search: settings other than the model's own, such as `beam_size=3`: see `capjax.decoding.settings`.
 
@@ -59,13 +67,9 @@ def caption_photos(
         CapjaxError: if a photo cannot be read, or a setting makes no sense.
     """
     models = _models(model)
-    found: list[pathlib.Path | np.ndarray] = []
-    for photo in [photos] if isinstance(photos, str | os.PathLike | np.ndarray) else photos:
-        found += [photo] if isinstance(photo, np.ndarray) else find_photos([os.fspath(photo)])
-    for photo in found:
-        if isinstance(photo, np.ndarray) and (photo.dtype != np.uint8 or photo.shape[2:] != (3,) or not photo.size):
-            raise CapjaxError(f"expected pixels uint8 [H, W, 3], got {photo.dtype} {list(photo.shape)}")
-    captions = list(PhotoCaptioner(models, batch_size)(found, models[0].search.updated(search)))
+    several = isinstance(photos, Iterable) and not isinstance(photos, str | bytes | np.ndarray | Image.Image)
+    found = [one for photo in (photos if several else [photos]) for one in _readable(photo)]
+    captions = list(_photo_captioner(tuple(models), batch_size)(found, models[0].search.updated(search)))
     for photo, caption in zip(found, captions, strict=True):
         if isinstance(caption, CapjaxError):
             raise CapjaxError(f"{photo}: {caption}")
@@ -84,7 +88,16 @@ def train_model(
 
     Returns:
         The best model, which lies in `workdir/model`.
+
+    Raises:
+        CapjaxError: if something in the configuration or the data does not fit.
+        Interrupted: if a Ctrl-C or SIGTERM stopped the run, which the same call goes on with.
     """
+    if not isinstance(config, str | os.PathLike | ConfigDict) or not isinstance(changes or {}, Mapping):
+        raise CapjaxError(
+            "expected a recipe, a file or what its get_config() returns, and changes as {'train.num_steps': 1000}, got "
+            f"{type(config).__name__} and {type(changes).__name__}"
+        )
     overrides = [f"{name}={_as_override(value)}" for name, value in (changes or {}).items()]
     if isinstance(config, str | os.PathLike):
         config = configuration.load_config(os.fspath(config), overrides)
@@ -118,8 +131,15 @@ def evaluate_model(
 
     Returns:
         The content of metrics.json: scores by name, intervals, the health of the captions, every setting.
+
+    Raises:
+        CapjaxError: if the split, its images or its features are not there, a setting makes no sense, or `out` cannot
+            be written.
     """
     models = _models(model)
+    loaded = ", ".join(f"capjax.load_model({each.path!r})" for each in models)
+    asked = {"max_images": max_images, "metrics": metrics, **search}
+    told = "".join(f", {name}={value!r}" for name, value in asked.items())
     out = pathlib.Path(out) if out is not None else models[0].workdir / f"evaluation-{split}"
     return evaluate.evaluate(
         models,
@@ -130,6 +150,7 @@ def evaluate_model(
         batch_size=batch_size,
         max_images=max_images,
         metrics=_names(metrics),
+        command=f"capjax.evaluate_model({loaded if len(models) == 1 else f'[{loaded}]'}, {split!r}{told})",
     )
 
 
@@ -155,6 +176,9 @@ def score_captions(
     Raises:
         CapjaxError: if they are not of the same images, or there is no such metric.
     """
+    for what, given in {"references": references, "captions": captions}.items():
+        if not isinstance(given, Mapping):
+            raise CapjaxError(f"expected {what} by image, such as {{'1.jpg': …}}, got {type(given).__name__}")
     number = {image: i for i, image in enumerate(references)}
     if unlike := sorted(map(str, set(references) ^ set(captions))):
         raise CapjaxError(
@@ -163,6 +187,9 @@ def score_captions(
     for image, texts in references.items():
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise CapjaxError(f"expected a list of sentences as references of {image!r}, got {texts!r}")
+    for image, text in captions.items():
+        if not isinstance(text, str):
+            raise CapjaxError(f"expected a sentence as the caption of {image!r}, got {text!r}")
     known = References({number[image]: list(texts) for image, texts in references.items()})
     hypotheses = {number[image]: text for image, text in captions.items()}
     scores = score(known, hypotheses, _names(metrics))
@@ -174,6 +201,12 @@ def score_captions(
     return report
 
 
+@functools.lru_cache(maxsize=2)
+def _photo_captioner(models: tuple[LoadedModel, ...], batch_size: int) -> PhotoCaptioner:
+    """Keep the weights on the devices, and what was compiled, for the next call with the same models."""
+    return PhotoCaptioner(models, batch_size)
+
+
 def _names(metrics: str | Sequence[str]) -> tuple[str, ...]:
     return metric_names(metrics if isinstance(metrics, str) else ",".join(metrics))
 
@@ -183,8 +216,31 @@ def _as_override(value: Any, separator: str = ",") -> str:
     return separator.join(_as_override(each, "|") for each in value) if isinstance(value, list | tuple) else str(value)
 
 
+def _readable(photo: Photo) -> list[pathlib.Path | np.ndarray]:
+    """Return the files, or the pixels, that a photo is, or several in a folder.
+
+    Raises:
+        CapjaxError: if it is nothing that can be captioned.
+    """
+    if isinstance(photo, str | os.PathLike):
+        return find_photos([os.fspath(photo)])
+    if isinstance(photo, Image.Image):
+        return [np.asarray(load_rgb(photo))]
+    if not isinstance(photo, np.ndarray):
+        raise CapjaxError(
+            f"expected photos as names of files, PIL images or pixels uint8 [H, W, 3], got {type(photo).__name__}"
+        )
+    if photo.dtype != np.uint8 or photo.shape[2:] != (3,) or min(photo.shape[:2]) < MIN_SIDE:
+        raise CapjaxError(
+            f"expected pixels uint8 [H, W, 3] of at least {MIN_SIDE}×{MIN_SIDE}, got {photo.dtype} "
+            f"{list(photo.shape)}; np.uint8(255 * x) makes them of floats from 0 to 1, PIL.Image.fromarray(x) takes "
+            "grey and transparent ones, and several photos come in a list"
+        )
+    return [photo]
+
+
 def _models(model: LoadedModel | Sequence[LoadedModel]) -> list[LoadedModel]:
-    models = [model] if isinstance(model, LoadedModel) else list(model)
+    models = list(model) if isinstance(model, Iterable) else [model]
     if not models or not all(isinstance(each, LoadedModel) for each in models):
         raise CapjaxError(f"expected a model that load_model or train_model returned, or several, got {model!r}")
     captioning.check_ensemble(models)

@@ -1,9 +1,10 @@
 """From a configuration to the models that every job works with: the encoder, the captioner and its first weights.
 
-The ConfigDict ends here and in the tasks; everything below takes typed arguments.
+The ConfigDict ends here and in the rooms around; data, models, training, decoding and metrics take typed arguments.
 """
 
 import pathlib
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,7 +28,11 @@ SCENES_ENCODER = pathlib.Path(__file__).parent / "pretrained" / "scenes_encoder.
 
 
 def encoder_from(config: ConfigDict) -> LoadedEncoder | None:
-    """Load the encoder that `config.encoder` names; None where features come from elsewhere."""
+    """Load the encoder that `config.encoder` names; None where features come from elsewhere.
+
+    Raises:
+        CapjaxError: if there are no such weights, or they have no such block.
+    """
     encoder = _whole_encoder(config)
     if encoder and config.encoder.endpoint:
         encoder = cut_encoder(encoder, config.encoder.endpoint)
@@ -62,7 +67,7 @@ def _whole_encoder(config: ConfigDict) -> LoadedEncoder | None:
 
 def preprocessing_from(config: ConfigDict, encoder: LoadedEncoder) -> Preprocessing:
     """Return how images become the encoder's input."""
-    return Preprocessing(image_size=encoder.config.image_size, crop=config.encoder.crop)
+    return Preprocessing(encoder.config.image_size, config.encoder.crop, config.encoder.resize)
 
 
 def captioner_from(config: ConfigDict, vocab_size: int, encoder: EncoderConfig | None) -> Captioner:
@@ -77,7 +82,7 @@ def captioner_from(config: ConfigDict, vocab_size: int, encoder: EncoderConfig |
 
 
 def initial_variables(
-    model: Captioner, key: jax.Array, features: Features, encoder: LoadedEncoder | None
+    model: Captioner, key: jax.Array, features: Features, encoder: LoadedEncoder | None, drawn: bool = True
 ) -> dict[str, Any]:
     """Draw the decoder's parameters and set the encoder's to the pretrained ones.
 
@@ -86,8 +91,10 @@ def initial_variables(
         key: of the draw.
         features: of any one image [1, …], for shapes.
         encoder: the pretrained weights.
+        drawn: False gives the shapes and dtypes of the decoder's parameters alone, at once.
     """
-    variables = jax.jit(model.init)(key, features, jnp.zeros((1, 1), jnp.int32))
+    init = jax.jit(model.init) if drawn else partial(jax.eval_shape, model.init)
+    variables = init(key, features, jnp.zeros((1, 1), jnp.int32))
     variables = {"params": dict(variables["params"])}
     return with_encoder(variables, encoder) if model.encoder is not None else variables
 

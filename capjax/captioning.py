@@ -2,28 +2,28 @@
 
 import functools
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Int64, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int64, UInt8, UInt32
 from ml_collections import ConfigDict
 
 from capjax import assembly
 from capjax import config as configuration
+from capjax.decoding.beam_search import Selector
 from capjax.decoding.ensemble import ensemble
 from capjax.decoding.hypotheses import Hypotheses
-from capjax.decoding.sampling import image_keys
+from capjax.decoding.sampling import keys_of_images
 from capjax.decoding.settings import DecoderSettings, build_search
-from capjax.errors import CapjaxError
+from capjax.errors import CapjaxError, first_line
 from capjax.hub import is_remote, model_folder
 from capjax.images import Preprocessing
 from capjax.model_directory import load_model_directory
-from capjax.models import Captioner
+from capjax.models import Captioner, begin_search
 from capjax.models.inception_v3 import min_image_size
 from capjax.pretrained.encoder_file import (
     EncoderConfig,
@@ -32,7 +32,7 @@ from capjax.pretrained.encoder_file import (
     config_from,
     flatten,
 )
-from capjax.sharding import DATA_AXIS, gather_rows, local_rows, shard_batch
+from capjax.sharding import DATA_AXIS, gather_rows, local_rows, one_ahead, replicate, shard_batch
 from capjax.text.vocabulary import Vocabulary
 from capjax.types import SPECIAL_IDS, Features
 
@@ -97,9 +97,13 @@ class Generator:
         Raises:
             CapjaxError: if the settings name words that the vocabulary lacks.
         """
-        for batch in batches:
+
+        def begin(batch: Mapping[str, Any]) -> Iterator[Caption]:
             visual = shard_batch(batch["features"] if "features" in batch else batch["image"], self._mesh)
-            yield from self.caption(variables, visual, batch["image_id"], batch["valid"], settings)
+            return self.caption(variables, visual, batch["image_id"], batch["valid"], settings)
+
+        for captions in one_ahead(map(begin, batches)):
+            yield from captions
 
     def caption(
         self,
@@ -109,11 +113,17 @@ class Generator:
         valid: Bool[np.ndarray, " n"],
         settings: DecoderSettings,
     ) -> Iterator[Caption]:
-        """Caption the valid images of one batch that lies on the devices; `image_ids`, `valid`: this process's part."""
-        keys = np.asarray(jax.random.key_data(image_keys(settings.seed, image_ids)))
+        """Caption the valid images of one batch that lies on the devices; `image_ids`, `valid`: this process's part.
+
+        The search is begun at once, and waited for when the first caption is asked for.
+        """
+        seed, ids = np.uint32(settings.seed), image_ids.astype(np.uint32)
         shapes = tuple(x.shape for x in jax.tree.leaves(visual))
-        program = self._program(replace(settings, seed=DecoderSettings.seed), shapes)
-        found = program(variables, visual, shard_batch(keys, self._mesh))
+        program = self._program(without_seed(settings), shapes)
+        found = program(variables, visual, replicate(seed, self._mesh), shard_batch(ids, self._mesh))
+        return self._captions(found, image_ids, valid)
+
+    def _captions(self, found: Hypotheses, image_ids: np.ndarray, valid: np.ndarray) -> Iterator[Caption]:
         tokens, log_probs, ids, valid = gather_rows(
             [local_rows(found.tokens), local_rows(found.log_probs), image_ids, valid]
         )
@@ -121,28 +131,56 @@ class Generator:
             yield caption_of(int(image_id), rows, scores, self._vocabulary)
 
     def _build(self, settings: DecoderSettings, shapes: tuple[tuple[int, ...], ...]) -> Any:
-        """Make the program for one search; `shapes` distinguish those that are kept."""
+        """Make the program of one search; `shapes` only tells the programs apart that are kept."""
         del shapes
-        for model in self._models:
-            check_length(model, settings)
-        search = build_search(settings.with_token_ids(self._vocabulary.ids, self._vocabulary.unused_ids), SPECIAL_IDS)
-
-        def generate(variables: Sequence[Any], visual: Any, keys: jax.Array) -> Hypotheses:
-            steps, carries = [], []
-            for model, weights in zip(self._models, variables, strict=True):
-                context, carry = model.apply(weights, visual, method="start")
-                carries.append(carry)
-                steps.append(partial(model.apply, weights, context, method="decode_step"))
-            step, carry = (steps[0], carries[0]) if len(steps) == 1 else (ensemble(steps), tuple(carries))
-            return search(step, carry, jax.random.wrap_key_data(keys))
-
+        find = search_function(self._models, self._vocabulary, settings)
         # Each device searches for the captions of its own images: no communication, and an end of its own.
-        split = PartitionSpec(DATA_AXIS)
-        return jax.jit(
-            jax.shard_map(
-                generate, mesh=self._mesh, in_specs=(PartitionSpec(), split, split), out_specs=split, check_vma=False
-            )
-        )
+        whole, split = PartitionSpec(), PartitionSpec(DATA_AXIS)
+        specs = (whole, split, whole, split)
+        return jax.jit(jax.shard_map(find, mesh=self._mesh, in_specs=specs, out_specs=split, check_vma=False))
+
+
+def search_function(
+    models: Sequence[Captioner],
+    vocabulary: Vocabulary,
+    settings: DecoderSettings,
+    watch: Callable[[Selector], Selector] = lambda selector: selector,
+) -> Callable[..., Hypotheses]:
+    """Build the function, to be compiled, that searches for captions of images or their features.
+
+    Args:
+        models: one captioner, or several that are averaged (an ensemble); all share the vocabulary.
+        vocabulary: of its words.
+        settings: of the search, but for its seed.
+        watch: see `capjax.decoding.settings.build_search`.
+
+    Returns:
+        A function of the variables of each model, N images, a seed, and the lowest 32 bits of the images' ids.
+
+    Raises:
+        CapjaxError: if the settings name words that the vocabulary lacks, or a decoder was built for shorter captions.
+    """
+    for model in models:
+        check_length(model, settings)
+    search = build_search(settings.with_token_ids(vocabulary.ids, vocabulary.unused_ids), SPECIAL_IDS, watch=watch)
+
+    def find(
+        variables: Sequence[Mapping[str, Any]],
+        visual: UInt8[Array, "N H W C"] | Features,
+        seed: int | UInt32[Array, ""],
+        ids: UInt32[Array, " N"],
+    ) -> Hypotheses:
+        begun = [begin_search(m, v, visual, settings.max_length) for m, v in zip(models, variables, strict=True)]
+        steps, carries = zip(*begun, strict=True)
+        step, carry = (steps[0], carries[0]) if len(steps) == 1 else (ensemble(steps), carries)
+        return search(step, carry, keys_of_images(seed, ids))
+
+    return find
+
+
+def without_seed(settings: DecoderSettings) -> DecoderSettings:
+    """Return what a compiled search depends on: the seed is data."""
+    return replace(settings, seed=DecoderSettings.seed)
 
 
 def check_length(model: Captioner, settings: DecoderSettings) -> None:
@@ -151,15 +189,15 @@ def check_length(model: Captioner, settings: DecoderSettings) -> None:
     Raises:
         CapjaxError: if it was built for shorter ones.
     """
-    longest = getattr(model.decoder, "max_length", settings.max_length)
-    if settings.max_length > longest:
+    if model.max_length is not None and settings.max_length > model.max_length:
         raise CapjaxError(
-            f"expected a search for at most {longest} words, for which the decoder was built, "
+            f"expected a search for at most {model.max_length} words, for which the decoder was built, "
             f"got max_length {settings.max_length}"
         )
 
 
-class LoadedModel(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
     """A model directory turned into something that captions.
 
     Attributes:
@@ -189,6 +227,22 @@ class LoadedModel(NamedTuple):
     def preprocessing(self) -> Preprocessing | None:
         """How it wants to see images; None if it cannot."""
         return self.encoder and assembly.preprocessing_from(self.config, self.encoder)
+
+    def require_preprocessing(self, instead: str) -> Preprocessing:
+        """Return `preprocessing`.
+
+        Args:
+            instead: what to do with a model that has none.
+
+        Raises:
+            CapjaxError: if this one has none.
+        """
+        if self.preprocessing is None:
+            raise CapjaxError(
+                f"the model {self.path} was trained on features made elsewhere and has no encoder to look at photos "
+                f"with; {instead}"
+            )
+        return self.preprocessing
 
     @property
     def workdir(self) -> pathlib.Path:
@@ -233,8 +287,7 @@ def load_model(path: str) -> LoadedModel:
     except CapjaxError:
         raise
     except Exception as error:  # whatever Flax and JAX raise on sizes and names that make no model
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CapjaxError(f"expected a model in {path}/model.json, could not build it ({reason[:200]})") from None
+        raise CapjaxError(f"expected a model in {path}/model.json, could not build it ({first_line(error)})") from None
     check_shapes(found, expected, f"the weights of {path} with its model.json")
     return LoadedModel(
         str(folder),

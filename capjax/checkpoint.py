@@ -7,6 +7,7 @@ another number of them.
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import pathlib
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from capjax.errors import CapjaxError
+from capjax.errors import CapjaxError, causes, first_line
 from capjax.waiting import waiting_for
 
 
@@ -28,8 +29,13 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path, keep: int) -> None:
-        """Open the folder, remove what a killed save left behind."""
+        """Open the folder, remove what a killed save left behind.
+
+        Raises:
+            CapjaxError: if Orbax could not read what it saves there.
+        """
         directory = directory.absolute()
+        _check_path(directory)
         if jax.process_index() == 0:
             for leftover in directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -79,8 +85,9 @@ class Checkpoints:
         if self._manager.latest_step() is None:
             return None
         host = self._read(host=ocp.args.JsonRestore()).host
-        # capjax 0.1 saved the same values once for each process.
-        return host.get("processes", [host])[0]
+        with self.damage_told():
+            # capjax 0.1 saved the same values once for each process.
+            return host.get("processes", [host])[0]
 
     def read_state(self, like: Any) -> Any:
         """Read the state of the newest checkpoint.
@@ -92,26 +99,37 @@ class Checkpoints:
         Raises:
             CapjaxError: if it is damaged or of another model.
         """
-        with self._damage_told():
+        with self.damage_told():
             saved = self._manager.item_metadata(self._manager.latest_step())["state"].keys()
         fields = {field.name: getattr(like, field.name) for field in dataclasses.fields(like) if field.name in saved}
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, fields)
         return dataclasses.replace(like, **self._read(state=ocp.args.StandardRestore(abstract)).state)
 
     def _read(self, **items: Any) -> Any:
-        with self._damage_told():
+        with self.damage_told():
             return self._manager.restore(self._manager.latest_step(), args=ocp.args.Composite(**items))
 
     @contextlib.contextmanager
-    def _damage_told(self) -> Iterator[None]:
+    def damage_told(self) -> Iterator[None]:
+        """Take whatever goes wrong in the block, in which the newest checkpoint is read, for damage of it.
+
+        Raises:
+            CapjaxError: in place of other exceptions.
+        """
         try:
             yield
+        except CapjaxError:
+            raise
         except Exception as error:  # Orbax raises whatever its storage layers raise.
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            path, refusals = self.directory / str(self._manager.latest_step()), list(map(_refusal, causes(error)))
+            if any(refusals):
+                raise CapjaxError(
+                    f"expected to read the checkpoint {path}, could not ({next(filter(None, refusals))}); it may be "
+                    "intact: run the same command again once that is mended"
+                ) from None
             raise CapjaxError(
-                f"expected an intact checkpoint of this model at {self.directory / str(self._manager.latest_step())}, "
-                f"could not restore it ({reason[:200]}); delete that folder to go on from the one before, or choose "
-                "another workdir"
+                f"expected an intact checkpoint of this model at {path}, could not restore it ({first_line(error)}); "
+                "delete that folder to go on from the one before, or choose another workdir"
             ) from None
 
     def __enter__(self) -> "Checkpoints":
@@ -168,6 +186,28 @@ def _wait_for_others(*, key: str, timeout_ms: int) -> None:
     ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
+def _check_path(directory: pathlib.Path) -> None:
+    """Refuse a path that Orbax takes for a pattern of paths, or that TensorStore cannot be told.
+
+    Raises:
+        CapjaxError: before anything is lost.
+    """
+    path = str(directory)
+    if "[" in path or path != path.encode("utf-8", "replace").decode():
+        raise CapjaxError(
+            f"expected a folder for checkpoints whose path is UTF-8 and has no '[' in it, got {path}; choose another "
+            "workdir"
+        )
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Say why this machine cannot read what may well be there, as its disk does not answer or its memory is full."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR):
+        return error.strerror
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return f"out of memory: {first_line(error)}"
+    return None
+
+
 def _cannot_write(directory: pathlib.Path, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"expected to write a checkpoint to {directory}, could not ({reason[:200]}); earlier checkpoints are intact"
+    return f"expected to write a checkpoint to {directory}, could not ({first_line(error)}); earlier ones are intact"

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 
 from capjax import __version__
-from capjax.errors import CapjaxError, Interrupted
+from capjax.errors import CapjaxError, Interrupted, first_line
 from capjax.host_memory import keep_freed_memory
 
 COMMANDS = {
@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files are bytes, not always UTF-8
     # Compiled programs are kept between runs: most of a short run on a laptop is compilation.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "capjax" / "jax"))
+    if (home := os.path.expanduser("~")) != "~":  # who has none keeps none
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(home) / ".cache" / "capjax" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     keep_freed_memory()
     try:
@@ -83,7 +84,8 @@ def program() -> None:
     its own that a disk or one of those processes does not answer.
     """
     sys.unraisablehook = _interrupt_again
-    faulthandler.enable()  # what the system ends at once, as for a map of a file that was cut off, says where it was
+    if sys.stderr is not None:  # a shell can close it
+        faulthandler.enable()  # what the system ends at once, as for a map of a file cut off, says where it was
     try:
         status = main()
     except Exception:
@@ -126,7 +128,7 @@ def _message(error: Exception) -> str | None:
     """Say an error that the user can put right in one line; None for others, which are bugs."""
     if isinstance(error, CapjaxError | OSError):
         return str(error)
-    reason = (str(error).strip().splitlines() or ["no more to be had"])[0]
+    reason = first_line(error)
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):  # XLA's own error; JAX is not imported
         return f"the device is out of memory ({reason}); {_SMALLER}"
     if isinstance(error, MemoryError):
@@ -137,7 +139,7 @@ def _message(error: Exception) -> str | None:
 def _parse(argv: list[str]) -> argparse.Namespace:
     """Parse the arguments, importing only the module of the subcommand that was asked for."""
     overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
-    argv = [a for a in argv if not a.startswith("--config.")]
+    given, argv = argv, [a for a in argv if not a.startswith("--config.")]
     parser = argparse.ArgumentParser(prog="capjax", description="Image captioning in JAX.")
     parser.add_argument("--version", action="version", version=f"capjax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -147,7 +149,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             with _interrupts_wait():
                 module = importlib.import_module(module_name)
             module.add_arguments(command)
-            command.set_defaults(run=module.run, main=main, overrides=overrides)
+            command.set_defaults(run=module.run, main=main, argv=given, overrides=overrides)
     args = parser.parse_args(argv)
     if overrides and not hasattr(args, "config"):
         parser.error(f"{args.command} takes no --config.{overrides[0]}")

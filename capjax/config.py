@@ -62,6 +62,7 @@ def default_config() -> ConfigDict:
     config.encoder.final_endpoint = "mixed10"
     config.encoder.image_size = 299
     config.encoder.crop = "center"  # "center": cut to a square; "none": squeeze to one
+    config.encoder.resize = "bilinear"  # or "bicubic", "lanczos", "box": the filter of the antialiased resize
     config.encoder.dtype = "float32"  # of its computation: "bfloat16" on accelerators
 
     config.features = ConfigDict()
@@ -163,7 +164,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         path = _recipes() / f"{file}.py"
     if not path.is_file():
         known = sorted(p.stem for p in _recipes().glob("*.py"))
-        raise CapjaxError(f"expected --config to name a Python file or a recipe out of {known}, got {file!r}")
+        raise CapjaxError(f"expected a configuration, a Python file or a recipe out of {known}, got {file!r}")
     module_spec = importlib.util.spec_from_file_location(f"capjax_recipe_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
     try:

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fetch = commands.add_parser("fetch", help="download published ImageNet weights, verify and convert them")
     fetch.add_argument("name", nargs="?", default="keras", choices=sorted(PUBLISHED), help="default: keras")
     fetch.add_argument("--out", type=local_path, help="encoder file to write; default: in the cache")
-    fetch.add_argument("--cache_dir", type=local_path, help=f"default: {default_cache_dir()}")
+    default = "default: $CAPJAX_CACHE/weights, or ~/.cache/capjax/weights"
+    fetch.add_argument("--cache_dir", type=local_path, help=default)
     fetch.add_argument("--url", help="get the same file from a mirror; it must still have the published hash")
 
     convert = commands.add_parser("convert", help="convert a Keras .h5, or torchvision's .pth or .safetensors")

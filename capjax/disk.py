@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 
-from capjax.errors import CapjaxError
+from capjax.errors import CapjaxError, causes
 
 # Full, over quota, or more than the file system takes in one file.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -124,6 +124,20 @@ def local_path(text: str) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(text))
 
 
+def home_folder(instead: str) -> pathlib.Path:
+    """Return the home directory.
+
+    Args:
+        instead: the variable that names what is looked for in it.
+
+    Raises:
+        CapjaxError: if the user has none.
+    """
+    if (home := os.path.expanduser("~")) == "~":
+        raise CapjaxError(f"expected a home directory, found none; set HOME or {instead}")
+    return pathlib.Path(home)
+
+
 def inside(folder: pathlib.Path, name: str) -> pathlib.Path | None:
     """Return the path of `name` in `folder`, or None if the name leads out of it, as `../x` and `/x` do.
 
@@ -189,7 +203,7 @@ def clear_disk_errors(target: pathlib.Path) -> Iterator[None]:
     except CapjaxError:
         raise
     except Exception as error:
-        for cause in _causes(error):
+        for cause in causes(error):
             number = cause.errno if isinstance(cause, OSError) else None
             # The array_record library and TFDS raise errors of their own with the message of the system.
             if number in NO_ROOM or "No space left on device" in str(cause) or "File too large" in str(cause):
@@ -199,9 +213,3 @@ def clear_disk_errors(target: pathlib.Path) -> Iterator[None]:
             if number in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise CapjaxError(f"expected to write {target}, may not ({cause}); choose another folder") from error
         raise
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

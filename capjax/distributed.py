@@ -10,15 +10,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from capjax.errors import CapjaxError, LostProcess
+from capjax.errors import CapjaxError, LostProcess, causes, first_line
 from capjax.waiting import waiting_for
 
 # Whoever ends first waits for the others, which may have more work left, or scores to compute.
 _WEEK = 7 * 24 * 3600
 # A collective with a process that is gone may fail at once or wait; JAX ends those that wait, saying that a task died.
 _HALF_A_MINUTE = 30
-# What errors of collectives and of the coordination service speak of when a process is gone.
+# What errors of collectives and of the coordination service speak of when a process is gone: those of JAX, and those
+# that Orbax meets in its own exchanges, which are of no type that says so.
 _LOST = ("Gloo", "NCCL", "oordination", "onnection", "heartbeat", "arrier", "UNAVAILABLE", "DEADLINE_", "ABORTED")
+_LOST_ANYWHERE = ("Gloo", "NCCL", "oordination service")
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +55,7 @@ def join_processes(args: argparse.Namespace, stop_together: bool = False) -> Non
         with waiting_for(f"the other processes to start, and to reach {args.coordinator or 'process 0'}"):
             jax.distributed.initialize(*given, **timeouts)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CapjaxError(f"expected to join the other processes, could not: {reason}") from None
+        raise CapjaxError(f"expected to join the other processes, could not: {first_line(error)}") from None
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -111,15 +112,15 @@ def lost_process(error: BaseException | None) -> LostProcess | None:
     """Tell of an error, or what led to it, whether another process of the run is gone: what to say then, or None."""
     if not jax.distributed.is_initialized():
         return None
-    while error is not None:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        if isinstance(error, jax.errors.JaxRuntimeError) and any(word in reason for word in _LOST):
+    for cause in causes(error):
+        reason = first_line(cause, limit=1000)
+        words = _LOST if isinstance(cause, jax.errors.JaxRuntimeError) else _LOST_ANYWHERE
+        if any(word in reason for word in words):
             return LostProcess(
                 f"expected all {jax.process_count()} processes of the run, one has ended or cannot be reached "
                 f"({reason[:150]}); see what it says, then start the same command again on all of them: it goes on "
                 "from the last checkpoint"
             )
-        error = error.__cause__ or error.__context__
     return None
 
 

@@ -1,11 +1,25 @@
 """The one exception that a user may see, and its special cases."""
 
+from collections.abc import Iterator
+
 
 def printable(text: str) -> str:
     """Write what a terminal would obey, and what no encoding takes, as escapes: names of files hold anything."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Return the first line of what an error says, of at most `limit` characters, or its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Go through an error and what led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class CapjaxError(Exception):

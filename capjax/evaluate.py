@@ -10,7 +10,6 @@ import argparse
 import importlib
 import pathlib
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -57,7 +56,7 @@ from capjax.report import (
     write_sheet,
 )
 from capjax.report.ledger import append_row, asked_of, config_sha256, provenance
-from capjax.split_captioning import decode_split, open_split
+from capjax.split_captioning import decode_split, open_as_seen
 from capjax.text.ptb_tokenizer import tokenize
 from capjax.types import CaptionRecord
 
@@ -79,10 +78,10 @@ def evaluate(
     metrics: Sequence[str] = DEFAULT_METRICS,
     bootstrap_samples: int = 1000,
     picture_of: Callable[[CaptionRecord], bytes | None] | None = None,
-    log: Sequence[Mapping[str, Any]] = (),
     explain: bool = False,
     ledger: pathlib.Path | None = None,
     rival: pathlib.Path | None = None,
+    command: str,
 ) -> dict[str, Any]:
     """Decode and score a split, and write everything to a folder.
 
@@ -92,16 +91,16 @@ def evaluate(
         split: name of the split.
         settings: of the search.
         out: the folder.
-        other_features: see `open_split`.
+        other_features: see `open_as_seen`.
         batch_size: images decoded at once on each device.
         max_images: the first so many, 0 for all.
         metrics: names of metrics.
         bootstrap_samples: draws for the intervals, 0 for none.
         picture_of: encoded photo of a record, for the page; by default that of the dataset if it has any.
-        log: of the training, for curves.
         explain: tell of two dozen pictures how likely each word was and where the (first) model looked.
         ledger: file to append a row to that tells what was measured.
         rival: folder of another evaluation of the same images, whose captions stand beside these and are compared.
+        command: that this is, as anybody could give it again.
 
     Returns:
         The content of metrics.json; empty without references, and on all processes but the first.
@@ -117,8 +116,7 @@ def evaluate(
         raise CapjaxError(f"expected bootstrap_samples of 0 (none) or at least 2, got {bootstrap_samples}")
     if rival and rival.resolve() == out.resolve():
         raise CapjaxError(f"expected another folder to write than {rival}, which it is compared with; set --out")
-    config = config.copy_and_resolve_references()  # whose features and grid are going to be those of this evaluation
-    records, rows = open_split(models, config, split, other_features=other_features)
+    records, rows, config = open_as_seen(models, config, split, other_features=other_features)
     records = records[: max_images or None]
     explainer = Explainer(models[0], max_words=models[0].search.max_length) if explain else None
     if explainer:  # what it cannot explain is refused now rather than after an hour of decoding
@@ -145,7 +143,7 @@ def evaluate(
         )
         report["settings"] |= {"dataset": config.dataset.name, "split": split, "num_models": len(models)}
         report["models"] = [{"recipe": model.config.recipe, "scores": model.scores} for model in models]
-        report["command"] = _command()
+        report["command"] = command
         report["captions_per_second"] = len(captions) / seconds
         pairs = zip(references.image_ids, references.tokens, strict=True)
         report["exact_match"] = sum(tokenize(hypotheses[i]) in sentences for i, sentences in pairs) / len(known)
@@ -198,6 +196,8 @@ def evaluate(
     write_per_image(out / "per_image.jsonl", captioned)
     title = f"{config.dataset.name}, {split}"
     note = judge.note(records) if judge else "Captions that a model wrote, with what people wrote of the same images."
+    log = pathlib.Path(models[0].path).parent / "metrics.jsonl"  # of the training, for curves
+    log = read_log(log) if log.exists() else ()
     write_page(out / "report.html", evaluation_report(report, captioned, settings.to_dict(), title, note, log))
     heading = f"{title}{f' ({judge.KIND})' if judge else ''}: {len(captioned):,} images, decoded with {settings.told()}"
     write_sheet(out / "sheet.png", chosen, heading=heading)
@@ -291,14 +291,9 @@ def _ledger_row(
         "captions_per_second": report["captions_per_second"],
         "validation": model.scores,
         "training_seconds": sum(line.get("train/seconds", 0.0) for line in log) or None,
-        "command": _command(),
+        "command": report["command"],
         **provenance(),
     }
-
-
-def _command() -> str:
-    """Say how this was called, as anybody could call it again."""
-    return " ".join(["capjax", *map(shlex.quote, sys.argv[1:])])
 
 
 def _judge(dataset: str) -> Any:
@@ -361,7 +356,6 @@ def run(args: argparse.Namespace) -> int:
                 f"the model's features in {config.features.dir} are of another dataset; name those of {args.dataset} "
                 "with --features_dir=DIR, or look at its images with --features_dir="
             )
-    log = pathlib.Path(models[0].path).parent / "metrics.jsonl"
     evaluate(
         models,
         config,
@@ -374,9 +368,9 @@ def run(args: argparse.Namespace) -> int:
         metrics=metrics,
         bootstrap_samples=args.bootstrap_samples,
         picture_of=args.images and (lambda record: _read(args.images, record.file_name)),
-        log=read_log(log) if log.exists() else (),
         explain=args.explain,
         ledger=args.ledger,
         rival=args.compare,
+        command=shlex.join(["capjax", *args.argv]),
     )
     return 0

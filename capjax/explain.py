@@ -21,7 +21,7 @@ from capjax.captioning import LoadedModel, load_model
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
 from capjax.disk import local_path
-from capjax.errors import CapjaxError, printable
+from capjax.errors import printable
 from capjax.explaining import Explainer, WatchedSearch
 from capjax.images import ImageError
 from capjax.photo_captioning import find_photos, read_photos
@@ -50,11 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Explain the captions of photos; return 1 if one of them could not be read."""
     files = find_photos(args.photos)
     model = load_model(args.model)
-    if model.preprocessing is None:
-        raise CapjaxError(
-            f"the model {model.path} was trained on features made elsewhere and has no encoder to look at photos with; "
-            "capjax evaluate --explain explains its captions of such features"
-        )
+    model.require_preprocessing("capjax evaluate --explain explains its captions of such features")
     settings = settings_from_flags(args, model.search)
     explain = PhotoExplainer(model, settings, args.heat, args.out)
     num_failed = 0

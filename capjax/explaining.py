@@ -10,11 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from capjax.attribution import METHODS
-from capjax.captioning import Caption, LoadedModel, caption_of, check_length
+from capjax.captioning import Caption, LoadedModel, caption_of, search_function
 from capjax.data.input_pipeline import pad_captions
 from capjax.decoding.beam_search import Candidates
-from capjax.decoding.sampling import image_keys
-from capjax.decoding.settings import DecoderSettings, build_search
+from capjax.decoding.settings import DecoderSettings
 from capjax.decoding.watched import WatchedSelector
 from capjax.errors import CapjaxError
 from capjax.report.explanation import END, Branch, ExplainedWord, Explanation, LikelyWord
@@ -41,7 +40,7 @@ class Explainer:
         if method is not None and method not in METHODS:
             raise CapjaxError(f"expected a method out of {', '.join(METHODS)}, got {method!r}")
         self._method, self._captioner, self._attends = method, model.captioner, None
-        self._longest = getattr(model.captioner.decoder, "max_length", None)
+        self._longest = model.captioner.max_length
         self._vocabulary, self._max_words = model.vocabulary, min(max_words, self._longest or max_words)
         self._variables = jax.device_put(model.variables)
         self._likely = jax.jit(partial(_likely, model.captioner))
@@ -112,26 +111,21 @@ class WatchedSearch:
         Raises:
             CapjaxError: if the settings do not go with the model.
         """
-        check_length(model.captioner, settings)
         self._vocabulary, self._seed = model.vocabulary, settings.seed
         self._steps: list[Candidates] = []
-        search = build_search(
-            settings.with_token_ids(model.vocabulary.ids, model.vocabulary.unused_ids),
-            SPECIAL_IDS,
+        find = search_function(
+            [model.captioner],
+            model.vocabulary,
+            settings,
             watch=lambda selector: WatchedSelector(selector, self._steps.append),
         )
-
-        def caption(variables: Any, inputs: Any, keys: Any) -> Any:
-            context, carry = model.captioner.apply(variables, inputs, method="start")
-            step = partial(model.captioner.apply, variables, context, method="decode_step")
-            return search(step, carry, keys)
-
-        self._program, self._variables = jax.jit(caption), jax.device_put(model.variables)
+        self._program, self._variables = jax.jit(find), jax.device_put([model.variables])
 
     def __call__(self, image: UInt8[np.ndarray, "S S 3"], image_id: int) -> tuple[Caption, list[Branch]]:
         """Caption an image; return as well all that the beams tried, nothing for a search without beams."""
         self._steps.clear()
-        found = self._program(self._variables, image[None], image_keys(self._seed, np.asarray([image_id])))
+        seed, ids = np.uint32(self._seed), np.asarray([image_id]).astype(np.uint32)
+        found = self._program(self._variables, image[None], seed, ids)
         (tokens,), (log_probs,) = np.asarray(found.tokens), np.asarray(found.log_probs)
         jax.effects_barrier()  # the last choice was told
         caption = caption_of(image_id, tokens, log_probs, self._vocabulary)

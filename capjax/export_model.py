@@ -15,7 +15,6 @@ import json
 import pathlib
 import zipfile
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import flatbuffers
@@ -25,12 +24,10 @@ import numpy as np
 from jax import export
 
 from capjax import __version__
-from capjax.captioning import LoadedModel, check_length, load_model
+from capjax.captioning import LoadedModel, load_model, search_function
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
-from capjax.decoding.sampling import keys_of_images
-from capjax.decoding.settings import DecoderSettings, build_search
+from capjax.decoding.settings import DecoderSettings
 from capjax.disk import local_path, write_atomically
-from capjax.errors import CapjaxError
 from capjax.standalone.exported_captioner import FORMAT_VERSION
 from capjax.text.vocabulary import SPECIAL_WORDS
 from capjax.types import SPECIAL_IDS
@@ -66,23 +63,14 @@ def export_program(
         CapjaxError: if the model has no encoder, its decoder was built for shorter captions, or the settings name words
             that the vocabulary lacks.
     """
-    if model.preprocessing is None:
-        raise CapjaxError(
-            f"expected a model with an encoder, {model.path} was trained on features made elsewhere: there are no "
-            "pixels to export from"
-        )
-    check_length(model.captioner, settings)
-    search = build_search(settings.with_token_ids(model.vocabulary.ids, model.vocabulary.unused_ids), SPECIAL_IDS)
+    side = model.require_preprocessing("capjax evaluate scores it on such features").image_size
+    find = search_function([model.captioner], model.vocabulary, settings)
     leaves, tree = jax.tree.flatten(model.variables)
 
     def caption(weights: list[jax.Array], pixels: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        variables = jax.tree.unflatten(tree, weights)
-        context, carry = model.captioner.apply(variables, pixels, method="start")
-        step = partial(model.captioner.apply, variables, context, method="decode_step")
-        found = search(step, carry, keys_of_images(settings.seed, ids))
+        found = find([jax.tree.unflatten(tree, weights)], pixels, settings.seed, ids)
         return found.tokens, found.log_probs
 
-    side = model.preprocessing.image_size
     (batch,) = export.symbolic_shape("b")
     shapes = (
         [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves],

@@ -12,6 +12,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ from capjax.disk import check_room, local_path
 from capjax.distributed import add_process_arguments, number_processes
 from capjax.errors import CapjaxError
 from capjax.pretrained.encoder_file import LoadedEncoder
-from capjax.sharding import batch_sharded, make_mesh, replicated
+from capjax.sharding import batch_sharded, make_mesh, one_ahead, replicated
 from capjax.types import Features
 
 
@@ -104,14 +105,17 @@ class Encode:
         # A shard's grids take half a gigabyte: they are put in their place at once, not joined in the end.
         encoded = [np.empty((len(shard), *x.shape[1:]), np.float32) for x in leaves(self.shapes())]
         done = 0
-        for images in patiently(iter(batches), rows):
+
+        def encode(images: UInt8[np.ndarray, "n S S 3"]) -> tuple[int, list[Any]]:
             # One shape, so that nothing compiles twice.
             full = np.pad(images, ((0, size - len(images)), (0, 0), (0, 0), (0, 0)))
-            features = self._apply(self._variables, jax.device_put(full, self._sharding))
-            for into, found in zip(encoded, leaves(features), strict=True):
-                into[done : done + len(images)] = np.asarray(found)[: len(images)]
-            done += len(images)
-            bar.update(len(images))
+            return len(images), leaves(self._apply(self._variables, jax.device_put(full, self._sharding)))
+
+        for num_images, features in one_ahead(map(encode, patiently(iter(batches), rows))):
+            for into, found in zip(encoded, features, strict=True):
+                into[done : done + num_images] = np.asarray(found)[:num_images]
+            done += num_images
+            bar.update(num_images)
         return Features(*encoded)
 
 
@@ -125,7 +129,7 @@ def _announce(store: FeatureStore, plan: dict[str, list[range]], aloud: bool) ->
 
 
 def _tell_what_is_left(store: FeatureStore, splits: list[str]) -> None:
-    """Say of shards that are not there at the end whose they are."""
+    """Report the shards that other processes have still to write."""
     left = sum(len(shard) for split in splits for shard in store.missing_shards(split))
     if left:
         total = sum(store.num_rows(split) for split in splits)

@@ -4,7 +4,7 @@ import pathlib
 import re
 
 from capjax.disk import local_path
-from capjax.errors import CapjaxError
+from capjax.errors import CapjaxError, first_line
 
 _PREFIX = "hf://"
 _FILES = ("model.json", "vocabulary*.json", "weights-*.safetensors")
@@ -39,5 +39,5 @@ def model_folder(path: str) -> pathlib.Path:
         return pathlib.Path(snapshot_download(match[1], revision=match[2], allow_patterns=list(_FILES)))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         cause = error.__cause__ or error  # what the hub or the network said, before advice on it
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        reason = first_line(cause)
         raise CapjaxError(f"expected to fetch {path}, could not: {reason}") from None

@@ -7,6 +7,7 @@ batches carry uint8. An image that cannot be used ends in an `ImageError`, whate
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import os
 import pathlib
@@ -117,7 +118,7 @@ def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def is_image_name(name: str) -> bool:
-    """Tell from its name whether a file, not a hidden one, should be an image."""
+    """Tell whether a name is that of an image file, by its suffix; those of hidden files are not."""
     base = name.rsplit("/", 1)[-1]
     return not base.startswith(".") and os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES
 
@@ -136,6 +137,11 @@ def read_image_file(path: pathlib.Path) -> bytes:
     except (OSError, ValueError) as error:  # a ValueError for a name that no file can have
         reason = getattr(error, "strerror", None) or error
         raise ImageError("unreadable", f"expected a readable image file, got {reason}") from None
+
+
+def photo_id(content: bytes) -> int:
+    """Return the id of a photo that no dataset has numbered, 32 bits of its file's SHA-256: samples follow from it."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:4])
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -113,11 +113,20 @@ def kept_scores(directory: pathlib.Path) -> dict[str, Any]:
     """Read the scores of a model directory, none where there is no model; to be called on all processes of a run."""
     while True:
         try:
-            scores = _read_header(directory)["scores"]
+            scores = read_scores(directory)
         except CapjaxError:
             scores = {}
         if _is_same_on_all_processes(scores):
             return scores
+
+
+def read_scores(directory: pathlib.Path) -> dict[str, Any]:
+    """Read the scores of the validation that chose the model in a directory, and its `step`.
+
+    Raises:
+        CapjaxError: if there is none.
+    """
+    return _read_header(directory)["scores"]
 
 
 def _last_replaced(directory: pathlib.Path) -> tuple[int, int] | None:

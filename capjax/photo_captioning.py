@@ -1,6 +1,5 @@
 """Captions for photos: files and arrays of pixels in, sentences out, what cannot be read passed over."""
 
-import hashlib
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -11,7 +10,15 @@ from jaxtyping import UInt8
 from capjax.captioning import Caption, Generator, LoadedModel
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
-from capjax.images import IMAGE_SUFFIXES, Preprocessing, decode_image, list_images, preprocess, read_image_file
+from capjax.images import (
+    IMAGE_SUFFIXES,
+    Preprocessing,
+    decode_image,
+    list_images,
+    photo_id,
+    preprocess,
+    read_image_file,
+)
 from capjax.sharding import make_mesh, replicate
 
 Photo = pathlib.Path | UInt8[np.ndarray, "H W 3"]
@@ -20,7 +27,7 @@ Photo = pathlib.Path | UInt8[np.ndarray, "H W 3"]
 class PhotoCaptioner:
     """Captions photos with one model, or several that vote, on all devices of this process.
 
-    A search is compiled once for each settings and shape of batch.
+    A search is compiled once for each settings, and again for more photos at once than ever before.
     """
 
     def __init__(self, models: Sequence[LoadedModel], batch_size: int = 16) -> None:
@@ -33,14 +40,11 @@ class PhotoCaptioner:
         Raises:
             CapjaxError: if the models have no encoder to look at photos with.
         """
-        if batch_size < 1:
-            raise CapjaxError(f"expected a batch_size of at least 1, got {batch_size}")
-        if models[0].preprocessing is None:
-            raise CapjaxError(
-                f"the model {models[0].path} was trained on features made elsewhere and has no encoder to look at "
-                "photos with; capjax evaluate scores it on such features"
-            )
-        self._preprocessing, self._batch_size, self._mesh = models[0].preprocessing, batch_size, make_mesh()
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise CapjaxError(f"expected a batch_size of at least 1, got {batch_size!r}")
+        self._preprocessing = models[0].require_preprocessing("capjax evaluate scores it on such features")
+        self._mesh = make_mesh()
+        self._most, self._size = -(-batch_size // self._mesh.size) * self._mesh.size, self._mesh.size
         self._generator = Generator([m.captioner for m in models], models[0].vocabulary, self._mesh)
         self._variables = replicate([m.variables for m in models], self._mesh)
 
@@ -54,11 +58,11 @@ class PhotoCaptioner:
         Yields:
             For each photo in turn its caption, or why it could not be read.
         """
-        # One shape for any number of photos.
-        batch_size = -(-min(self._batch_size, max(1, len(photos))) // self._mesh.size) * self._mesh.size
-        for start in range(0, len(photos), batch_size):
-            read = read_photos(photos[start : start + batch_size], self._preprocessing)
-            batches = [photo_batch(read, batch_size, self._preprocessing)] if read.images else []
+        # Fewer photos are filled up to the shape that there is a program for.
+        self._size = max(self._size, min(self._most, -(-len(photos) // self._mesh.size) * self._mesh.size))
+        for start in range(0, len(photos), self._size):
+            read = read_photos(photos[start : start + self._size], self._preprocessing)
+            batches = [photo_batch(read, self._size, self._preprocessing)] if read.images else []
             captions = self._generator(self._variables, batches, settings)
             for error in read.errors:
                 yield error or next(captions)
@@ -104,7 +108,7 @@ def read_photos(photos: Sequence[Photo], preprocessing: Preprocessing) -> Photos
                 content = read_image_file(photo)
                 pixels = decode_image(content)
             read.images.append(preprocess(pixels, preprocessing))
-            read.ids.append(int.from_bytes(hashlib.sha256(content).digest()[:4]))
+            read.ids.append(photo_id(content))
         except CapjaxError as failure:
             error = failure
         read.errors.append(error)

@@ -11,6 +11,7 @@ from capjax import config as configuration
 from capjax.checkpoint import Checkpoints
 from capjax.errors import CapjaxError
 from capjax.model_directory import kept_scores
+from capjax.training.log_window import LogWindow
 from capjax.training.progress import Progress
 from capjax.training.train_state import TrainState
 from capjax.training_setup import Setup
@@ -19,49 +20,73 @@ from capjax.training_setup import Setup
 CHANGEABLE = ("recipe", "train.num_steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
 CHANGEABLE += ("train.num_workers", "eval.", "log.", "search.", "mesh.", "dataset.data_dir", "features.dir")
 CHANGEABLE += ("features.batch_size",)
-# Of those, the fields that must not: the scores of later validations would be unlike those that chose the kept model.
+# Exceptions: with another value later validations could not be compared with the one that chose the kept model.
 COMPARED = ("eval.max_images", "search.max_length")
 
 
-def restore(checkpoints: Checkpoints, setup: Setup, state: TrainState) -> tuple[TrainState, Progress]:
-    """Return the state and progress of the newest checkpoint, or `state` and no progress where there is none.
+DATA = {
+    "vocabulary_sha256": "training captions",
+    "records_sha256": "training captions",
+    "images_sha256": "training images",
+    "val_records_sha256": "validation captions",
+    "val_images_sha256": "validation images",
+}
+"""What must be as it was, by the name of what identifies it."""
+
+
+def restore(
+    checkpoints: Checkpoints, setup: Setup, data_identity: Mapping[str, Any], state: TrainState
+) -> tuple[TrainState, Progress, LogWindow]:
+    """Return the state of the newest checkpoint, what it knows of validations, and the log line that was begun.
+
+    Where there is no checkpoint these are `state`, and the two that a run begins with.
 
     Raises:
-        CapjaxError: if the checkpoint is damaged, or of another configuration, other captions or other features.
+        CapjaxError: if the checkpoint is damaged, or of another configuration, other captions, images or features.
     """
     host = checkpoints.read_host()
     if host is None:
-        return state, Progress()
+        return state, Progress(), LogWindow()
     workdir = checkpoints.directory.parent
-    old = configuration.from_dict(host["config"], str(checkpoints.directory))
+    with checkpoints.damage_told():
+        old = configuration.from_dict(host["config"], str(checkpoints.directory))
+        values, begun = dict(host["progress"]), LogWindow(host.get("log_window", ()))
     _check_same_run(configuration.to_dict(old), configuration.to_dict(setup.config), workdir)
-    # Older checkpoints know the vocabulary alone.
-    now = _data_of(setup)
-    if any(host.get(name, now[name]) != now[name] for name in ("vocabulary_sha256", "records_sha256")):
-        raise CapjaxError(
-            f"expected the training captions that {workdir} was begun with, they have changed; choose another workdir"
-        )
-    if host.get("features", now["features"]) != now["features"]:
+    for name, what in DATA.items():
+        before, now = host.get(name), data_identity[name]
+        if before and now and before != now:  # older checkpoints, and older datasets, know fewer of them
+            raise CapjaxError(
+                f"expected the {what} that {workdir} was begun with, they have changed; choose another workdir"
+            )
+    if host.get("features", data_identity["features"]) != data_identity["features"]:
         found = f"{setup.config.features.dir} holds others" if setup.config.features.dir else "features.dir is empty"
         raise CapjaxError(
             f"expected the features that {workdir} was begun with, {found}; name those with --config.features.dir, or "
             "choose another workdir"
         )
     state = checkpoints.read_state(state)  # of the same shapes, as the configuration is the same
-    values = host["progress"]
-    if "evals_since_best" in values:
-        values = _progress_of_0_1(values, old, int(state.step))
-    progress = Progress.from_dict(values)
+    with checkpoints.damage_told():
+        if "evals_since_best" in values:
+            values = _progress_of_0_1(values, old, int(state.step))
+        progress = Progress.from_dict(values)
     kept = kept_scores(workdir / "model")
     if progress.validated_step < kept.get("step", 0) <= int(state.step) and f"val/{old.eval.best_metric}" in kept:
         # It was validated after its step was saved, by a run that ended without another one.
         progress = progress.after(int(kept["step"]), kept, old.eval.best_metric)
     if old.eval.best_metric != setup.config.eval.best_metric:  # which has its own patience
         progress = dataclasses.replace(progress, validations_since_best=0)
-    return state, progress
+    return state, progress, begun
 
 
-def save(checkpoints: Checkpoints, setup: Setup, state: TrainState, step: int, progress: Progress) -> None:
+def save(
+    checkpoints: Checkpoints,
+    setup: Setup,
+    data_identity: Mapping[str, Any],
+    state: TrainState,
+    step: int,
+    progress: Progress,
+    window: LogWindow,
+) -> None:
     """Save everything that `restore` needs, in the background.
 
     Raises:
@@ -71,18 +96,10 @@ def save(checkpoints: Checkpoints, setup: Setup, state: TrainState, step: int, p
         "progress": progress.to_dict(),
         "config": configuration.to_dict(setup.config),
         "vocabulary": list(setup.vocabulary.words),
-        **_data_of(setup),
+        "log_window": window.rows,
+        **data_identity,
     }
     checkpoints.save(step, state, host)
-
-
-def _data_of(setup: Setup) -> dict[str, Any]:
-    """Return what tells whether a run still sees the data that it was begun with."""
-    return {
-        "vocabulary_sha256": setup.vocabulary.sha256,
-        "records_sha256": setup.captions.records_sha256,
-        "features": setup.features_key,
-    }
 
 
 def _progress_of_0_1(values: Mapping[str, Any], config: ConfigDict, step: int) -> dict[str, Any]:

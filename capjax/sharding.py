@@ -4,8 +4,9 @@ The same functions serve one CPU, eight GPUs and a TPU pod: every process feeds 
 XLA inserts the collectives.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from capjax.errors import CapjaxError
 from capjax.waiting import DEVICES, waiting_for
+
+T = TypeVar("T")
 
 DATA_AXIS, MODEL_AXIS = "data", "model"
 
@@ -112,8 +115,14 @@ def shard_state(state: Any, mesh: Mesh) -> Any:
 def fetch_state(state: Any, mesh: Mesh) -> Any:
     """Fetch a state or variables whole to the host of every process; to be called on all of them."""
     if mesh.shape[MODEL_AXIS] > 1 and jax.process_count() > 1:
-        state = jax.jit(lambda x: x, out_shardings=replicated(mesh))(state)
+        state = _gather(mesh)(state)
     return jax.tree.map(lambda x: np.asarray(x if x.is_fully_addressable else x.addressable_data(0)), state)
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Callable[[Any], Any]:
+    """Make the program that copies what is split to all devices, once."""
+    return jax.jit(lambda state: state, out_shardings=replicated(mesh))
 
 
 def check_divides(batch_size: int, name: str, mesh: Mesh) -> None:
@@ -145,11 +154,21 @@ def check_vocabulary(size: int, mesh: Mesh) -> None:
         )
 
 
+def one_ahead(dispatched: Iterable[T]) -> Iterator[T]:
+    """Yield results that devices compute, each once the next is on its way: they do not wait for the host meanwhile."""
+    results = iter(dispatched)
+    for previous in results:
+        for following in results:
+            yield previous
+            previous = following
+        yield previous
+
+
 def local_rows(array: jax.Array) -> np.ndarray:
     """Fetch this process's rows of a global array that is split over the data axis, in their order."""
     parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     with waiting_for(DEVICES):
-        return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+        return np.concatenate(jax.device_get([parts[start] for start in sorted(parts)]))  # all on their way at once
 
 
 def gather_rows(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

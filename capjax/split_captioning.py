@@ -21,9 +21,9 @@ from capjax.sharding import make_mesh, replicate
 from capjax.types import CaptionRecord
 
 
-def open_split(
+def open_as_seen(
     models: Sequence[LoadedModel], config: ConfigDict, split: str, *, other_features: bool
-) -> tuple[Sequence[CaptionRecord], Rows]:
+) -> tuple[Sequence[CaptionRecord], Rows, ConfigDict]:
     """Open a split as the models see it: cached features if their own encoders made them, or else the images.
 
     Args:
@@ -32,14 +32,16 @@ def open_split(
         split: its name.
         other_features: the user names other features than the models were trained on.
 
+    Returns:
+        Its records, its images or features in the same order, and the configuration with what was opened.
+
     Raises:
         CapjaxError: if something is missing, or was made with another encoder.
     """
-    encoder = models[0].encoder
+    config, encoder = config.copy_and_resolve_references().unlock(), models[0].encoder
     if encoder and config.features.dir and not other_features and not _is_store(config.features.dir):
         print(f"the features in {config.features.dir} are not here: looking at the images", file=sys.stderr)
-        with config.unlocked():
-            config.features.dir = ""
+        config.features.dir = ""
     if config.features.dir:
         strange = [m for m in models if (m.encoder and m.encoder.sha256) != (encoder and encoder.sha256)]
         if strange:
@@ -54,7 +56,7 @@ def open_split(
     records, rows = split_rows.open_split(config, split, encoder)
     for model in models:
         _check_features_fit(model, rows, config)
-    return records, rows
+    return records, rows, config.lock()
 
 
 def _is_store(path: str) -> bool:

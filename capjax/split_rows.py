@@ -89,6 +89,17 @@ def open_split(
     return records, rows
 
 
+def images_sha256(config: ConfigDict, split: str, encoder: LoadedEncoder | None) -> str:
+    """Give what identifies the images of a split that a run sees, themselves or in features; "" if it is not known.
+
+    Raises:
+        CapjaxError: if there is no such split, or something is damaged.
+    """
+    if config.features.dir:
+        return open_features(config, encoder).images_sha256(split)
+    return data.load(config.dataset.name, config.dataset.data_dir or None).known_images_sha256(split)
+
+
 def pictures(config: ConfigDict, split: str) -> Callable[[CaptionRecord], bytes | None]:
     """Return what reads the photo of a record, as it is encoded; it gives None where photos are not on this machine."""
     try:

@@ -7,6 +7,7 @@ model so far as a self-contained directory.
 import argparse
 import contextlib
 import dataclasses
+import math
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -23,13 +24,12 @@ from capjax.checkpoint import Checkpoints, quiet_orbax
 from capjax.disk import exclusive, local_path, write_atomically
 from capjax.distributed import add_process_arguments, join_processes, on_first_process, stop_requests
 from capjax.errors import CapjaxError, Interrupted
-from capjax.model_directory import ModelDirectory, save_model
+from capjax.model_directory import ModelDirectory, read_scores, save_model
 from capjax.report import model_card, read_log, write_curves
 from capjax.report.ledger import asked_of
 from capjax.sharding import fetch_state, make_mesh
 from capjax.tasks import make_task
 from capjax.training.epoch_lines import EpochLines
-from capjax.training.log_window import LogWindow
 from capjax.training.metric_writer import MetricWriter
 from capjax.training.progress import LARGER_IS_BETTER
 from capjax.training.train_state import TrainState, num_parameters, parameter_overview
@@ -69,7 +69,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         # Resume.
         stack.enter_context(sole_run(workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints))
-        state, progress = resumption.restore(checkpoints, setup, state)
+        data_identity = setup.data_identity | validate.data_identity
+        state, progress, window = resumption.restore(checkpoints, setup, data_identity, state)
         step = saved_step = int(state.step)
         if lead:
             configuration.write_json(workdir / "config.json", configuration.to_dict(config))
@@ -78,7 +79,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         lines, summaries = epoch_lines(setup, step, workdir), ValidationSummaries(setup, validate.records, state)
         bar = stack.enter_context(tqdm(total=num_steps, initial=step, unit="step", disable=None if lead else True))
         stop_requested = stack.enter_context(stop_requests())
-        batches, window = task.batches(first_batch=step), LogWindow()
+        batches = task.batches(first_batch=step)
 
         def log_steps() -> None:
             if scalars := window.summarise():
@@ -114,7 +115,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                 say(line)
             if step > saved_step and (step % config.train.checkpoint_every == 0 or last):
                 window.check()
-                resumption.save(checkpoints, setup, state, step, progress)
+                resumption.save(checkpoints, setup, data_identity, state, step, progress, window)
                 saved_step = step
             if last:
                 break
@@ -127,8 +128,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     if lead:
         if out_of_patience:
             say(f"stopping early: val/{metric} has not improved for {progress.validations_since_best} validations")
-        best = progress.best(metric)
-        say(f"best val/{metric} {best:.4f} at step {progress.best_step}; model in {workdir / 'model'}")
+        # As the folder says: a part of the run that was killed may have come further, and kept the best of that.
+        best = read_scores(workdir / "model")
+        score = best.get(f"val/{metric}", math.nan)
+        say(f"best val/{metric} {score:.4f} at step {best['step']}; model in {workdir / 'model'}")
     return state
 
 

@@ -19,16 +19,13 @@ from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
 from capjax.hub import model_folder
 from capjax.model_directory import ModelDirectory, load_model_directory
-from capjax.models import Captioner
+from capjax.models import TRAINING_ONLY, Captioner
 from capjax.pretrained.encoder_file import LoadedEncoder, config_from
-from capjax.sharding import check_vocabulary, shard_state
+from capjax.sharding import DATA_AXIS, check_vocabulary, shard_state
 from capjax.text.vocabulary import Vocabulary
 from capjax.training.optimizer import make_optimizer
 from capjax.training.schedules import make_schedule
 from capjax.training.train_state import TrainState
-
-# Settings of decoders that their weights do not depend on.
-_NO_WEIGHTS = {"dropout_rate", "doubly_stochastic_weight"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +55,16 @@ class Setup:
     start: ModelDirectory | None
 
     @functools.cached_property
+    def data_identity(self) -> dict[str, Any]:
+        """What tells whether a run that goes on is trained on the data that it was begun with."""
+        return {
+            "vocabulary_sha256": self.vocabulary.sha256,
+            "records_sha256": self.captions.records_sha256,
+            "images_sha256": split_rows.images_sha256(self.config, self.config.dataset.train_split, self.encoder),
+            "features": self.features_key,
+        }
+
+    @functools.cached_property
     def features_key(self) -> dict[str, Any] | None:
         """The key of the feature store that the run trains on; None if it trains on images."""
         return split_rows.open_features(self.config, self.encoder).key if self.config.features.dir else None
@@ -69,6 +76,7 @@ def setup_from(config: ConfigDict, mesh: Mesh) -> Setup:
     Raises:
         CapjaxError: if something in the configuration or the data does not fit.
     """
+    _check_batch(config, mesh)
     start = _load_start(config) if config.train.init_from else None
     encoder = assembly.encoder_from(config)
     records, rows = split_rows.open_split(config, config.dataset.train_split, encoder, config.train.dtype)
@@ -84,6 +92,22 @@ def setup_from(config: ConfigDict, mesh: Mesh) -> Setup:
     if start and not fed_images:
         _check_sees_alike(setup, start)
     return setup
+
+
+def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuse batches, or parts of them that are accumulated, that cannot be split evenly over the data axis.
+
+    Raises:
+        CapjaxError: with a size that can.
+    """
+    train, num_devices = config.train, mesh.shape[DATA_AXIS]
+    unit = num_devices * train.captions_per_image * train.accumulate_steps
+    if train.batch_size % unit:
+        raise CapjaxError(
+            f"expected a train.batch_size that divides over {num_devices} devices (or groups of them), "
+            f"captions_per_image {train.captions_per_image} and accumulate_steps {train.accumulate_steps}, got "
+            f"{train.batch_size}; try {-(-train.batch_size // unit) * unit}"
+        )
 
 
 def _check_sees_alike(setup: Setup, start: ModelDirectory) -> None:
@@ -133,7 +157,7 @@ def make_optimization(config: ConfigDict) -> tuple[optax.Schedule, optax.Gradien
 def initial_state(setup: Setup, key: jax.Array, optimizer: optax.GradientTransformation) -> TrainState:
     """Make the state of a run before its first step: drawn and pretrained weights, or those it starts from."""
     features = split_rows.first_features(setup.rows, setup.encoder, setup.config.encoder.grid)
-    variables = assembly.initial_variables(setup.model, key, features, setup.encoder)
+    variables = assembly.initial_variables(setup.model, key, features, setup.encoder, drawn=setup.start is None)
     if setup.start:
         variables = _started(variables, setup.start, setup.config.train.init_from)
     keep_ema = setup.config.train.ema_decay > 0
@@ -168,7 +192,7 @@ def _load_start(config: ConfigDict) -> ModelDirectory:
     start = load_model_directory(path / "model" if (path / "model" / "model.json").exists() else path)
     theirs = configuration.from_dict(start.config, f"{path}/model.json").decoder.to_dict()
     for name, value in config.decoder.to_dict().items():
-        if theirs.get(name) != value and name not in _NO_WEIGHTS:
+        if theirs.get(name) != value and name not in TRAINING_ONLY:
             raise CapjaxError(
                 f"expected decoder.{name} = {theirs.get(name)!r} of the model {path} that the run starts from, got "
                 f"{value!r}"

@@ -1,5 +1,7 @@
 """How good a state is on the validation split: loss, perplexity, next-word accuracy and greedy CIDEr-D."""
 
+import functools
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -9,12 +11,13 @@ import jax
 import numpy as np
 
 from capjax import split_rows
-from capjax.captioning import Generator
+from capjax.captioning import Caption, Generator
+from capjax.data.caption_records import record_identity
 from capjax.data.input_pipeline import validation_batches
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
 from capjax.metrics import coco_caption
-from capjax.sharding import batch_sharded, check_divides, shard_batch
+from capjax.sharding import batch_sharded, check_divides, one_ahead, shard_batch
 from capjax.training.train_state import TrainState
 from capjax.training.xe_step import jit_validation_step
 from capjax.training_setup import Setup
@@ -69,6 +72,15 @@ class Validation:
         self._sum_words = jit_validation_step(setup.mesh, model=setup.model)
         self._generator = Generator([setup.model], setup.vocabulary, setup.mesh)
 
+    @functools.cached_property
+    def data_identity(self) -> dict[str, Any]:
+        """What tells whether the scores of a run that goes on can be compared with those from before."""
+        config, digest = self._setup.config, hashlib.sha256()
+        for record in self.records:
+            digest.update(record_identity(record))
+        images_sha256 = split_rows.images_sha256(config, config.dataset.val_split, self._setup.encoder)
+        return {"val_records_sha256": digest.hexdigest(), "val_images_sha256": images_sha256}
+
     def batches(self) -> Iterator[dict[str, Any]]:
         """Go once over this process's parts of the split."""
         config = self._setup.config
@@ -89,17 +101,19 @@ class Validation:
         Returns:
             Scores by name, and the captions that the state writes, by image id; equal on all processes.
         """
-        setup = self._setup
-        sums, captions = [], {}
-        for batch in self.batches():
-            on_devices = shard_batch(batch, setup.mesh)
+
+        def begin(batch: dict[str, Any]) -> tuple[Any, Iterator[Caption]]:
+            on_devices = shard_batch(batch, self._setup.mesh)
             if "image" in on_devices:  # seen once, for the loss and for the captions
                 on_devices["features"] = self._encode(state, on_devices.pop("image"))
-            sums.append(self._sum_words(state, on_devices))
-            for caption in self._generator.caption(
+            return self._sum_words(state, on_devices), self._generator.caption(
                 [state.eval_variables], on_devices["features"], batch["image_id"], batch["valid"], self._settings
-            ):
-                captions[caption.image_id] = caption.text
+            )
+
+        sums, captions = [], {}
+        for of_batch, captions_of_batch in one_ahead(map(begin, self.batches())):
+            sums.append(of_batch)
+            captions |= {caption.image_id: caption.text for caption in captions_of_batch}
         with waiting_for(DEVICES):
             loss, correct, count = np.sum(np.asarray(jax.device_get(sums), np.float64), axis=0)
         scores = coco_caption.score(self._references, captions, metrics=("CIDEr-D",), df=self._df)

@@ -188,9 +188,9 @@ def steps_of(config: ConfigDict, mesh: Mesh, encoder: EncoderConfig) -> Iterator
         generate = Generator([model], vocabulary, mesh)._build(DecoderSettings(**search), ())
 
         def decoding(per_device: int) -> tuple[Any, ...]:
-            keys = jax.ShapeDtypeStruct((per_device * num_rows, 2), jnp.uint32)
-            inputs = shapes_of((visual(per_device * num_rows), keys), split)
-            return shapes_of([variables], whole), *inputs
+            ids = jax.ShapeDtypeStruct((per_device * num_rows,), jnp.uint32)
+            inputs, ids = shapes_of((visual(per_device * num_rows), ids), split)
+            return shapes_of([variables], whole), inputs, shapes_of(jax.ShapeDtypeStruct((), jnp.uint32), whole), ids
 
         yield Step(f"decoding, {'greedy' if beam_size == 1 else 'beam 3'}", decoding, generate)
     yield Step(

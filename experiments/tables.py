@@ -63,9 +63,9 @@ def changed(row: Row) -> list[str]:
         recipe = asked_of(changes(load_config(recipe_of(row))))
     except CapjaxError:  # somebody's own, or one that is gone
         return ["a recipe that is not here"]
-    fields = sorted((recipe.keys() | row["config"].keys()) - {"encoder.weights", "encoder.endpoint"})
-    told = {name: row["config"].get(name, "default") for name in fields}
-    return [f"{name} {told[name]}" for name in fields if recipe.get(name) != row["config"].get(name)]
+    run = asked_of(row["config"])
+    fields = sorted((recipe.keys() | run.keys()) - {"encoder.weights", "encoder.endpoint"})
+    return [f"{name} {run.get(name, 'default')}" for name in fields if recipe.get(name) != run.get(name)]
 
 
 def named(row: Row) -> str:

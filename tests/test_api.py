@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 import capjax
 import capjax.data
+from capjax import captioning
 from capjax.cli import main
 from capjax.config import load_config
 from capjax.errors import CapjaxError
@@ -70,6 +72,26 @@ def test_a_configuration_is_not_changed_by_training_with_changes(toys, tmp_path)
         capjax.train_model(given, tmp_path, {"train.num_steps": 0})
 
 
+def test_a_second_call_compiles_nothing(monkeypatch):
+    built, build = [], captioning.search_function
+
+    def counted(*args):
+        built.append(args)
+        return build(*args)
+
+    monkeypatch.setattr(captioning, "search_function", counted)
+    model, photos = capjax.load_model(GOLDEN / "model"), sorted((GOLDEN / "photos").iterdir())
+    captions = capjax.caption_photos(model, photos, batch_size=8)
+    assert len(built) == 1
+    assert capjax.caption_photos(model, photos[1], batch_size=8) == captions[1:2]
+    assert capjax.caption_photos([model], photos[2:4], batch_size=8) == captions[2:4]
+    assert len(built) == 1
+    again = capjax.load_model(GOLDEN / "model")  # might hold something else by now
+    assert capjax.caption_photos(again, photos[0], batch_size=8) == captions[:1]
+    capjax.caption_photos(model, photos[0], batch_size=8, method="beam")
+    assert len(built) == 3
+
+
 def test_captions_are_those_of_the_command(capsys):
     model = capjax.load_model(str(GOLDEN / "model"))
     assert main(["caption", f"--model={GOLDEN / 'model'}", "--json", "--beam_size=3", str(GOLDEN / "photos")]) == 0
@@ -80,6 +102,10 @@ def test_captions_are_those_of_the_command(capsys):
     assert capjax.caption_photos(model, files, beam_size=3) == found
     pixels = [np.asarray(Image.open(file).convert("RGB")) for file in files]
     assert [c.text for c in capjax.caption_photos([model, model], pixels, beam_size=3)] == [c.text for c in found]
+    opened = [Image.open(file) for file in files]
+    assert [c.text for c in capjax.caption_photos(model, opened, beam_size=3)] == [c.text for c in found]
+    grey = capjax.caption_photos(model, opened[0].convert("LA"), beam_size=3)
+    assert grey == capjax.caption_photos(model, opened[0].convert("L").convert("RGB"), beam_size=3)
 
 
 def test_what_is_wrong_is_said(tmp_path, wrong_types_allowed):
@@ -88,7 +114,7 @@ def test_what_is_wrong_is_said(tmp_path, wrong_types_allowed):
     with pytest.raises(CapjaxError, match=r"broken\.png: "):
         capjax.caption_photos(model, [*(GOLDEN / "photos").iterdir(), tmp_path / "broken.png"])
     assert capjax.caption_photos(model, []) == []
-    with pytest.raises(CapjaxError, match=r"expected pixels uint8 \[H, W, 3\], got float64 \[9, 9, 3\]"):
+    with pytest.raises(CapjaxError, match=r"expected pixels uint8 \[H, W, 3\] .*, got float64 \[9, 9, 3\]"):
         capjax.caption_photos(model, np.zeros((9, 9, 3)))
     with pytest.raises(CapjaxError, match="beam_size"):
         capjax.caption_photos(model, GOLDEN / "photos", beam_size=0)
@@ -99,11 +125,29 @@ def test_what_is_wrong_is_said(tmp_path, wrong_types_allowed):
     for texts in ("a dog", ["a dog", None]):
         with pytest.raises(CapjaxError, match="a list of sentences as references of 'a', got"):
             capjax.score_captions({"a": texts}, {"a": "a dog"})
-    for wrong in ([], "demo/run/model"):
+    for wrong in ([], "demo/run/model", None):
         with pytest.raises(CapjaxError, match="expected a model that load_model"):
             capjax.caption_photos(wrong, GOLDEN / "photos")
-    with pytest.raises(CapjaxError, match=r"got uint8 \[0, 60, 3\]"):
-        capjax.caption_photos(model, np.zeros((0, 60, 3), np.uint8))
+    for shape in ((0, 60, 3), (1, 1, 3), (60, 60), (60, 60, 4), (2, 60, 60, 3)):
+        with pytest.raises(CapjaxError, match=re.escape(f"got uint8 {list(shape)}; ")):
+            capjax.caption_photos(model, np.zeros(shape, np.uint8))
+    for photos in (b"x", [b"x"], None, 3, [3], [None]):
+        with pytest.raises(CapjaxError, match="expected photos as names of files, PIL images or pixels"):
+            capjax.caption_photos(model, photos)
+    with pytest.raises(CapjaxError, match="expected a batch_size of at least 1, got '4'"):
+        capjax.caption_photos(model, GOLDEN / "photos", batch_size="4")
+    with pytest.raises(CapjaxError, match="expected the path of a model directory, got NoneType"):
+        capjax.load_model(None)
+    for recipe, changes in ((None, None), ("scenes", ["train.num_steps=3"])):
+        with pytest.raises(CapjaxError, match="expected a recipe, a file or what its get_config"):
+            capjax.train_model(recipe, tmp_path, changes)
+    with pytest.raises(CapjaxError, match="expected references by image"):
+        capjax.score_captions([["a dog"]], ["a dog"])
+    for text in (["a dog"], None):
+        with pytest.raises(CapjaxError, match="expected a sentence as the caption of 'a'"):
+            capjax.score_captions({"a": ["a dog"]}, {"a": text})
+    with pytest.raises(CapjaxError, match=r"expected metrics out of .* got bleu"):
+        capjax.score_captions({"a": ["a dog"]}, {"a": "a dog"}, metrics=["bleu"])
     with pytest.raises(CapjaxError, match=r"from 0 to .*, got -1"):
         capjax.caption_photos(model, GOLDEN / "photos", beam_size=3, must_contain=[-1])
     with pytest.raises(CapjaxError, match="max_images of at least 0, got -1"):
@@ -119,7 +163,10 @@ def test_evaluation_is_what_the_command_does(toys):
     stored = json.loads((root / "by" / "metrics.json").read_text())
     assert report["CIDEr-D"] == stored["CIDEr-D"]
     assert report["intervals"]["CIDEr-D"] == pytest.approx(stored["intervals"]["CIDEr-D"])
-    assert (root / "by_function" / "report.html").exists()
+    assert stored["command"] == f"capjax evaluate --model={model.path} --split=val --beam_size=2 --out={root / 'by'}"
+    assert report["command"].startswith(f"capjax.evaluate_model(capjax.load_model({model.path!r}), 'val', max_images=0")
+    by_function, by_command = ((root / name / "report.html").read_text() for name in ("by_function", "by"))
+    assert "Training</h2>" in by_command and "Training</h2>" in by_function
 
 
 def test_evaluation_leaves_the_configuration_of_a_model_as_it_was(toys, tmp_path):
@@ -127,7 +174,7 @@ def test_evaluation_leaves_the_configuration_of_a_model_as_it_was(toys, tmp_path
     moved = model.config.copy_and_resolve_references()
     moved.features.dir = str(tmp_path / "unmounted")  # it looks at the images then
     before = moved.to_dict()
-    capjax.evaluate_model(model._replace(config=moved), "val", tmp_path / "evaluation")
+    capjax.evaluate_model(replace(model, config=moved), "val", tmp_path / "evaluation")
     assert moved.to_dict() == before
 
 

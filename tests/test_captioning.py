@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -214,7 +215,7 @@ def test_what_only_fills_a_vocabulary_up_is_said_by_no_search(wrong_types_allowe
     model = load_model(str(GOLDEN / "model"))
     words = model.vocabulary.words
     filled = Vocabulary([*words[:9], *(f"<unused{i}>" for i in range(len(words) - 9))], model.vocabulary.tokenizer)
-    model = model._replace(vocabulary=filled)
+    model = replace(model, vocabulary=filled)
     settings = DecoderSettings("sample", temperature=50.0, num_captions=8, max_length=7, min_length=7)
     photos = read_photos(find_photos([str(GOLDEN / "photos")]), model.preprocessing)
     batch = photo_batch(photos, 8, model.preprocessing)

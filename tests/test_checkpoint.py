@@ -24,6 +24,32 @@ def model(word, value):
     return ModelDirectory({}, None, Vocabulary([*SPECIAL_WORDS, word], "words"), variables, {"loss": value})
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ESTALE, "Stale file handle"), "could not (Stale file handle); it may be intact"),
+        (PermissionError(errno.EACCES, "Permission denied"), "could not (Permission denied); it may be intact"),
+        (MemoryError(), "could not (out of memory: MemoryError); it may be intact"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "expected an intact checkpoint"),
+        (ValueError("no zarr"), "expected an intact checkpoint"),
+    ],
+)
+def test_only_what_is_damaged_is_to_be_deleted(tmp_path, monkeypatch, error, told):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, {"weights": np.zeros(3)}, {"progress": 1}, wait=True)
+
+        def fail(*args, **kwargs):
+            try:
+                raise error
+            except Exception as cause:  # Orbax wraps some of them
+                raise RuntimeError("could not restore") from cause
+
+        monkeypatch.setattr(checkpoints._manager, "restore", fail)
+        with pytest.raises(CapjaxError, match=re.escape(told)) as caught:
+            checkpoints.read_host()
+        assert ("delete that folder" in str(caught.value)) == ("intact checkpoint" in told)
+
+
 def assert_holds(directory, expected):
     found = load_model_directory(directory)
     assert found.vocabulary.words == expected.vocabulary.words and found.scores == expected.scores

@@ -155,3 +155,25 @@ def test_demos_of_other_kinds_keep_out_of_each_others_folders(tmp_path, monkeypa
         args.main = lambda command: folders.add(command[-1]) or 3  # the first command alone, which does not end well
         assert args.run(args) == 3
     assert len(folders) == 4 and "--data_dir=demo/data" in folders
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-"])
+def test_a_stream_that_the_shell_closed_is_not_needed(closed):
+    shell = ["bash", "-c", f'exec "$0" -m capjax model show "$1" {closed}', sys.executable, str(GOLDEN / "model")]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert ("decoder/" in done.stdout) == (closed == "2>&-")
+
+
+def test_who_has_no_home_directory_is_asked_for_one_where_it_is_needed(monkeypatch, capsys):
+    def no_entry(number):
+        raise KeyError(number)
+
+    for name in ("HOME", "TFDS_DATA_DIR", "CAPJAX_CACHE", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    assert main(["model", "show", str(GOLDEN / "model")]) == 0
+    capsys.readouterr()
+    for command in (["data", "validate", "scenes"], ["weights", "fetch"]):
+        assert main(command) == 1
+        assert "expected a home directory, found none; set HOME or" in capsys.readouterr().err

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from capjax import assembly
-from capjax.config import decoder_config, from_dict, load_config, to_dict
+from capjax.config import decoder_config, default_config, from_dict, load_config, to_dict
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
+from capjax.images import Preprocessing
 from capjax.models import DECODERS
 from capjax.pretrained.encoder_file import EncoderConfig
 from capjax.sharding import make_mesh, replicate, shard_batch
@@ -237,3 +238,13 @@ def test_broken_files_are_clear_errors(tmp_path, content, message):
 def test_a_decay_that_is_none_is_refused(decay_rate):
     with pytest.raises(CapjaxError, match=r"optimizer\.decay_rate in \(0, 1\]"):
         make_schedule("exponential", 1e-3, 10, decay_steps=1, decay_rate=decay_rate)
+
+
+def test_images_are_prepared_as_the_configuration_says():
+    config = default_config()
+    architecture = {"depth_multiplier": 0.1, "final_endpoint": "mixed0", "image_size": 80}
+    config.encoder.update(weights="random", crop="none", resize="bicubic", **architecture)
+    assert assembly.preprocessing_from(config, assembly.encoder_from(config)) == Preprocessing(80, "none", "bicubic")
+    config.encoder.resize = "nearest"
+    with pytest.raises(CapjaxError, match=r"resize must be one of bilinear, .* got 'nearest'"):
+        assembly.preprocessing_from(config, assembly.encoder_from(config))

@@ -166,8 +166,11 @@ def test_every_decoder_and_search_exports(tmp_path, wrong_types_allowed, name, s
     expected = [caption.text for caption in PhotoCaptioner([model])(files, settings)]
     assert len(set(expected)) > 1, "the photos matter"
     for batch_size in (1, 5):
-        found = ExportedCaptioner(str(out), batch_size)([file.read_bytes() for file in files])
-        assert [captions[0].text for captions in found] == expected
+        captioner, contents = ExportedCaptioner(str(out), batch_size), [file.read_bytes() for file in files]
+        assert [captions[0].text for captions in captioner(contents)] == expected
+        assert [captions[0].text for captions in captioner(contents[:2])] == expected[:2]
+        assert captioner([]) == []
+        assert captioner._run._cache_size() == 1, "fewer photos are filled up"
 
 
 def test_from_a_program(bare, exported):
@@ -195,5 +198,5 @@ def test_a_search_longer_than_the_decoder_was_built_for_is_refused(tmp_path, cap
 def test_a_model_of_imported_features_is_refused(tmp_path, capsys):
     model_of_features(tmp_path / "model")
     assert main(["export", f"--model={tmp_path / 'model'}", f"--out={tmp_path / 'x.pyz'}"]) == 1
-    assert "expected a model with an encoder" in capsys.readouterr().err
+    assert "has no encoder to look at photos with; capjax evaluate" in capsys.readouterr().err
     assert not (tmp_path / "x.pyz").exists()

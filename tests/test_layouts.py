@@ -4,6 +4,8 @@ To float tolerance, not bit for bit: a sum over devices adds in another order th
 the size of a gradient, however small.
 """
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -105,6 +107,13 @@ def test_a_vocabulary_that_does_not_divide_is_refused_with_what_to_set(feature_c
     (said,) = finish(*run, status=1)
     assert "fill it up with --config.vocabulary.multiple_of=3" in said
     assert "Traceback" not in said
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(feature_config, tmp_path):
+    command = [f"--config={feature_config}", "--config.train.batch_size=120", "--config.train.captions_per_image=5"]
+    run = start([*command, "--config.train.accumulate_steps=2"], tmp_path / "run", devices=8)
+    (said,) = finish(*run, status=1)
+    assert re.search(r"expected a train\.batch_size that divides over 8 devices .*, got 120; try 160", said)
 
 
 def test_devices_that_cannot_be_grouped_are_refused(feature_config, tmp_path):

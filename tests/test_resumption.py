@@ -115,6 +115,71 @@ def test_truncated_checkpoint_is_one_clear_error_and_an_older_one_serves(store, 
     assert_equal_params(jax.device_get(train(tiny_config(store), workdir)), finished[1])
 
 
+@pytest.mark.parametrize("content", ["{}", "[1]", "3", '{"config": 1}', '{"processes": []}'])
+def test_values_of_another_shape_in_a_checkpoint_are_one_clear_error(store, finished, tmp_path, content):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "checkpoints" / "12" / "host" / "metadata").write_text(content)
+    with pytest.raises(CapjaxError, match=r"checkpoints.*") as error:
+        train(tiny_config(store), workdir)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["run[lr=0.1]", os.fsdecode(b"bad\xff")])
+def test_a_workdir_that_could_not_be_read_again_is_refused_before_the_first_step(store, tmp_path, name):
+    with pytest.raises(CapjaxError, match="expected a folder for checkpoints whose path is UTF-8 and has no '\\['"):
+        train(tiny_config(store), tmp_path / name)
+    assert not list((tmp_path / name).glob("**/model.json"))
+
+
+def test_the_last_line_tells_of_the_model_that_is_there(store, tmp_path, monkeypatch, capsys):
+    """Killed at step 7 with the model of step 6, and begun again for 5 steps alone."""
+
+    class Killed(BaseException):
+        pass
+
+    def add(window, step, metrics):
+        if step == 7:
+            raise Killed
+        add_to(window, step, metrics)
+
+    add_to, config = LogWindow.add, tiny_config(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(LogWindow, "add", add)
+        with pytest.raises(Killed):
+            train(config, tmp_path)
+    config.train.num_steps = 5
+    monkeypatch.setattr(Progress, "after", lambda progress, step, scores, metric: progress)  # no better than before
+    train(config, tmp_path)
+    assert "at step 6; model in" in capsys.readouterr().err
+    assert load_model_directory(tmp_path / "model").scores["step"] == 6
+
+
+def test_a_log_line_that_a_kill_cut_in_two_is_whole(store, tmp_path, monkeypatch):
+    """Checkpoints of steps 3, 6, 9 and log lines of 4, 8, 12."""
+
+    class Killed(BaseException):
+        pass
+
+    def add(window, step, metrics):
+        if step == 7:
+            raise Killed
+        add_to(window, step, metrics)
+
+    add_to, config = LogWindow.add, tiny_config(store)
+    config.train.checkpoint_every = 3
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(LogWindow, "add", add)
+        with pytest.raises(Killed):
+            train(config, tmp_path / "killed")
+    train(config, tmp_path / "killed")
+    logs = [read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
+    times = {"train/seconds", "train/words_per_second", "train/images_per_second"}
+    logs = [[{name: row[name] for name in set(row) - times} for row in log] for log in logs]
+    assert logs[0] == logs[1] and len(logs[0]) > 3
+
+
 def wait_for(condition, *runs, seconds=240):
     """Wait until a condition holds, as long as the runs live."""
     deadline = time.monotonic() + seconds
@@ -376,22 +441,46 @@ def import_another(store):
     (store / "store.json").write_text(json.dumps(header))
 
 
+def change_validation(store):
+    path = store / "val" / "captions.jsonl"
+    path.write_text(path.read_text().replace("one ", "any "))
+
+
+def exchange_images(split):
+    def change(store):
+        (store / split / "images.sha256").write_text("f" * 64)
+
+    return change
+
+
+KNOWN_LATER = {"records_sha256", "images_sha256", "val_records_sha256", "val_images_sha256", "features"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(exchange_captions, "training captions"), (import_another, "features that")],
+    [
+        (exchange_captions, "the training captions that"),
+        (import_another, "features that"),
+        (change_validation, "the validation captions that"),
+        (exchange_images("train"), "the training images that"),
+        (exchange_images("val"), "the validation images that"),
+    ],
 )
 def test_other_data_is_refused_on_resume_unless_the_checkpoint_is_older(store, finished, tmp_path, change, message):
     workdir, elsewhere = tmp_path / "run", tmp_path / "store"
     shutil.copytree(finished[0], workdir)
     shutil.copytree(store, elsewhere)
     train(tiny_config(elsewhere), workdir)
+    path = workdir / "checkpoints" / "12" / "host" / "metadata"
+    host = json.loads(path.read_text())
+    path.write_text(json.dumps(host | {"images_sha256": "e" * 64, "val_images_sha256": "e" * 64}))
+    train(tiny_config(elsewhere), workdir)  # what is not known of one of both is not compared
     change(elsewhere)
     with pytest.raises(CapjaxError, match=message) as error:
         train(tiny_config(elsewhere), workdir)
     assert "\n" not in str(error.value)
-    path = workdir / "checkpoints" / "12" / "host" / "metadata"
-    host = json.loads(path.read_text())
-    path.write_text(json.dumps({name: host[name] for name in set(host) - {"records_sha256", "features"}}))
+    assert set(host) > KNOWN_LATER
+    path.write_text(json.dumps({name: host[name] for name in set(host) - KNOWN_LATER}))
     assert int(train(tiny_config(elsewhere), workdir).step) == 12
 
 

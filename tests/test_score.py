@@ -173,7 +173,7 @@ def test_bad_files(tmp_path: pathlib.Path, capsys, references_text, results_text
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--metrics=BLEU-5", "expected names out of BLEU-1"),
+        ("--metrics=BLEU-5", "expected metrics out of BLEU-1"),
         ("--metrics=", "got none"),
         ("--bootstrap_samples=1", "expected 0 (none) or at least 2"),
         ("--confidence=95", "between 0 and 1"),

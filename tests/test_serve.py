@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -162,9 +163,9 @@ def test_a_model_without_an_encoder_is_one_line(
     from capjax import serve
     from capjax.captioning import load_model
 
-    monkeypatch.setattr(serve, "load_model", lambda path: load_model(path)._replace(encoder=None))
+    monkeypatch.setattr(serve, "load_model", lambda path: replace(load_model(path), encoder=None))
     assert main(["serve", f"--model={GOLDEN / 'model'}", "--port=0"]) == 1
-    assert "expected a model with an encoder" in capsys.readouterr().err
+    assert "has no encoder to look at photos with; capjax evaluate" in capsys.readouterr().err
 
 
 def test_a_damaged_model_is_one_line(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

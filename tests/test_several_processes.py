@@ -12,6 +12,7 @@ from capjax.disk import exclusive
 from capjax.model_directory import load_model_directory
 from capjax.train import train
 from tests.training_runs import (
+    assert_lost,
     finish,
     free_port,
     make_store,
@@ -77,17 +78,18 @@ def test_both_of_two_processes_end_where_another_run_holds_the_workdir(store, tm
 
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_dies_or_hangs_ends_the_others_in_bounded_time(store, tmp_path, fate):
-    """Collectives with a dead process fail or wait; with one that hangs they wait until signs of life are missed."""
+    """Collectives with a dead process fail or wait; with one that hangs they wait until signs of life are missed.
+
+    A checkpoint is being written nearly always, by which Orbax has exchanges of its own.
+    """
     config_file = write_config_file(tmp_path / "config.py", store)
-    endless = ["--config.train.num_steps=1000000", "--config.train.log_every=10", "--config.eval.every=1000000"]
+    endless = ["--config.train.num_steps=1000000", "--config.train.checkpoint_every=1", "--config.eval.every=1000000"]
     runs = start_processes("train", f"--config={config_file}", *endless, f"--workdir={tmp_path / 'run'}")
     read_until(runs[0], "starting")
     time.sleep(3)
     runs[1].send_signal(fate)
-    said = runs[0].communicate(timeout=90)[1]
+    assert_lost(runs[0])
     runs[1].kill()
-    assert runs[0].returncode != 0
-    assert "one has ended or cannot be reached" in said or "another task died" in said
 
 
 def test_a_process_with_an_error_does_not_wait_for_the_others_which_end_in_bounded_time(store, tmp_path):

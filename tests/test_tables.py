@@ -62,7 +62,8 @@ def test_lines_mix_no_models_and_no_searches():
 
 
 def test_what_a_run_changed_of_its_recipe_is_told():
-    asked = asked_of(changes(load_config("flickr8k_att2in:imported", ["train.num_steps=9", "seed=3"])))
+    given = ["train.num_steps=9", "seed=3", "log.histograms=false", "train.checkpoint_every=7"]
+    asked = asked_of(changes(load_config("flickr8k_att2in:imported", given)))
     name = "`flickr8k_att2in:imported`, train.num_steps 9"
     assert tables.flickr8k([row(config=asked)])[2].startswith(f"| {name} | x.npz |")
     assert len(tables.flickr8k_searches([row(config=asked)])) == 2, "the recipes themselves are compared"

@@ -228,7 +228,7 @@ def test_few_validation_images_are_scored_by_the_training_captions(tmp_path, cap
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train.batch_size": 12}, "multiple of the 8 devices"),
+        ({"train.batch_size": 12}, "train.batch_size that divides over 8 devices .* got 12; try 16"),
         ({"dataset.train_split": "trian"}, "trian"),
         ({"eval.best_metric": "CIDEr"}, "best_metric"),
         ({"features.dir": "/nowhere"}, "feature store"),
@@ -239,7 +239,7 @@ def test_few_validation_images_are_scored_by_the_training_captions(tmp_path, cap
         ({"vocabulary.tokenizer": "spacy"}, "tokenizer"),
         ({"train.objective": "reward"}, "train.objective"),
         ({"optimizer.weight_decay": 0.1}, "weight_decay = 0 for 'adam'"),
-        ({"train.accumulate_steps": 4}, "multiple of the 8 devices"),
+        ({"train.accumulate_steps": 4}, "accumulate_steps 4, got 16; try 32"),
         ({"eval.batch_size": 12}, "multiple of the 8 devices"),
         ({"eval.every": 0}, "eval.every"),
         ({"seed": -1}, "seed of at least 0"),

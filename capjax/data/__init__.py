@@ -15,7 +15,7 @@ from typing import Any
 from capjax.data.caption_records import CaptionRecords
 from capjax.data.description import check_description
 from capjax.data.fingerprint import ImagesDigest, read_fingerprint
-from capjax.disk import local_path
+from capjax.disk import home_folder, local_path
 from capjax.errors import CapjaxError
 
 CAPTIONS_ONLY = "captions"
@@ -114,9 +114,10 @@ def default_data_dir() -> pathlib.Path:
     """Name the folder of prepared datasets: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
 
     Raises:
-        CapjaxError: if $TFDS_DATA_DIR is a bucket.
+        CapjaxError: if $TFDS_DATA_DIR is a bucket, or there is neither that nor a home directory.
     """
-    return local_path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    named = os.environ.get("TFDS_DATA_DIR")
+    return local_path(named) if named else home_folder("TFDS_DATA_DIR") / "tensorflow_datasets"
 
 
 def target_directory(name: DatasetName, data_dir: str | os.PathLike[str] | None, version: str) -> pathlib.Path:
@@ -199,14 +200,8 @@ class CaptionDataset:
         Raises:
             CapjaxError: if there is no such split, or the dataset is damaged.
         """
-        self._sidecar(split)
-        if not self.has_images:
-            return ""
-        try:
-            known = read_fingerprint(self.directory, split)
-        except CapjaxError as error:
-            raise CapjaxError(f"{error}; prepare {self.name} again") from None
-        if known is not None:
+        known = self.known_images_sha256(split)
+        if known or not self.has_images:
             return known
         records, images, digest = self.records(split), self.images(split), ImagesDigest()
         if len(records) != len(images):
@@ -217,6 +212,20 @@ class CaptionDataset:
         for record, image in zip(records, images, strict=True):
             digest.add(record.image_id, image)
         return digest.hexdigest()
+
+    def known_images_sha256(self, split: str) -> str:
+        """Give `images_sha256` if it was kept when the dataset was prepared, else "".
+
+        Raises:
+            CapjaxError: if there is no such split, or what was kept is damaged.
+        """
+        self._sidecar(split)
+        if not self.has_images:
+            return ""
+        try:
+            return read_fingerprint(self.directory, split) or ""
+        except CapjaxError as error:
+            raise CapjaxError(f"{error}; prepare {self.name} again") from None
 
     def records(self, split: str) -> CaptionRecords:
         """Open the captions of a split, in record order, without the images.

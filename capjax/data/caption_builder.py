@@ -23,7 +23,6 @@ the images, and `fingerprint.json`, which changes when an image does.
 
 import abc
 import contextlib
-import fcntl
 import functools
 import itertools
 import logging
@@ -38,7 +37,7 @@ import tensorflow_datasets as tfds
 
 from capjax.data.caption_records import record_line
 from capjax.data.fingerprint import ImagesDigest, write_fingerprint
-from capjax.disk import clear_disk_errors
+from capjax.disk import clear_disk_errors, exclusive
 from capjax.errors import CapjaxError
 from capjax.types import CaptionRecord
 
@@ -165,13 +164,9 @@ class Workspace:
         self.target = target
         self.path = target.parent / f".preparing-{target.name}"
         self._old = self.path / "old"
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / "lock", "w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise CapjaxError(f"expected to prepare {target} alone, another process does; wait for it") from None
+        self._lock = contextlib.ExitStack()
+        refusal = f"expected to prepare {target} alone, another process does; wait for it"
+        self._lock.enter_context(exclusive(self.path / "lock", refusal))
         # A run that was killed between the two moves of `publish` left no dataset, but the older one here.
         if self._old.exists() and not target.exists():
             os.replace(self._old, target)

@@ -24,6 +24,11 @@ def record_line(record: CaptionRecord) -> str:
     return json.dumps(vars(record), ensure_ascii=False) + "\n"
 
 
+def record_identity(record: CaptionRecord) -> bytes:
+    """Return what tells the captions of an image from others, for a digest."""
+    return json.dumps([record.image_id, record.captions]).encode()
+
+
 class CaptionRecords(Sequence):
     """The records in a file, of which none is kept in memory: millions take 8 bytes each. A slice selects some of them.
 

@@ -94,6 +94,11 @@ class FeatureStore:
         write_atomically(folder / "images.sha256", images_sha256)
         write_atomically(folder / "captions.jsonl", map(record_line, records))
 
+    def images_sha256(self, split: str) -> str:
+        """Give what `begin_split` was told of the images of a split; "" if that is not known."""
+        path = self.path / split / "images.sha256"
+        return path.read_text(errors="replace") if path.exists() else ""
+
     def check_split(self, split: str, records: Sequence[CaptionRecord], images_sha256: str | None = None) -> None:
         """Refuse a split whose features or captions are not those of the dataset as it is now.
 

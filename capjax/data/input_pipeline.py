@@ -273,14 +273,6 @@ def image_batches(
     )
 
 
-def visual_rows(values: Sequence[Any]) -> Any:
-    """Stack the elements of `Rows`: images [N, S, S, 3], or the `Features` of N images."""
-    if not isinstance(values[0], Features):
-        return np.stack(values)
-    grid = None if values[0].grid is None else np.stack([value.grid for value in values])
-    return Features(np.stack([value.pooled for value in values]), grid)
-
-
 def _visual_example(records: Sequence[CaptionRecord], rows: Rows, i: int, valid: bool) -> dict[str, Any]:
     row = rows[i]
     return {

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 from tqdm import tqdm
 
-from capjax.data.caption_records import CaptionRecords
+from capjax.data.caption_records import CaptionRecords, record_identity
 from capjax.disk import NO_ROOM, clear_disk_errors
 from capjax.errors import CapjaxError
 from capjax.text.vocabulary import Vocabulary, tokenizer_named
@@ -207,7 +207,7 @@ def write_tokenized(folder: pathlib.Path, records: Iterable[CaptionRecord], toke
 
         many = isinstance(records, Sequence) and len(records) >= _IMAGES_WITH_PROGRESS
         for record in tqdm(records, "tokenising captions", unit=" images", disable=None if many else True):
-            digest.update(json.dumps([record.image_id, record.captions]).encode())
+            digest.update(record_identity(record))
             parts["image_ids"].append(record.image_id)
             parts["image_starts"].append(lengths["caption_starts"] + len(parts["caption_starts"]))
             for caption in record.captions:

@@ -21,7 +21,7 @@ def image_keys(seed: int, image_ids: Sequence[int] | Int[np.ndarray, " B"]) -> K
     return keys_of_images(seed, jnp.asarray(np.asarray(image_ids, np.int64).astype(np.uint32)))
 
 
-def keys_of_images(seed: int, ids: UInt32[Array, " B"]) -> Key[Array, " B"]:
+def keys_of_images(seed: int | UInt32[Array, ""], ids: UInt32[Array, " B"]) -> Key[Array, " B"]:
     """Return the keys of `image_keys` for the lowest 32 bits of images' ids, inside a compiled program as well."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), ids)
 

@@ -57,8 +57,8 @@ def linear_cross_entropy(
             added up (as in Shoeybi et al. 2019, Megatron-LM, section 3).
     """
     num_chunks = -(-hidden.shape[0] // chunk_size)
-    alike = -(-hidden.shape[0] // num_chunks)  # so that little is added to fill up the last
-    chunk_size = min(chunk_size, hidden.shape[0], -(-alike // _TILE) * _TILE)
+    even = -(-hidden.shape[0] // num_chunks)  # chunks of equal size leave little to fill up in the last
+    chunk_size = min(chunk_size, hidden.shape[0], -(-even // _TILE) * _TILE)
     counts = weights != 0
     order = jnp.argsort(~counts, stable=True)
     padding = -hidden.shape[0] % chunk_size

@@ -32,7 +32,7 @@ def metric_names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
-        raise CapjaxError(f"--metrics: expected names out of {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
+        raise CapjaxError(f"expected metrics out of {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
     return names
 
 

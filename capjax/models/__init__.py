@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from capjax.errors import CapjaxError
 from capjax.models.att2in import Att2inDecoder
-from capjax.models.captioner import Captioner
+from capjax.models.captioner import Captioner, begin_search
 from capjax.models.init_inject import InitInjectDecoder
 from capjax.models.par_inject import ParInjectDecoder
 from capjax.models.show_and_tell import ShowAndTellDecoder
@@ -25,8 +25,11 @@ DECODERS: dict[str, type[nn.Module]] = {
     "transformer": TransformerDecoder,
 }
 
-# Given to a decoder by whoever builds it, or Flax's own.
-_NOT_SETTINGS = {"vocab_size", "dtype", "parent", "name"}
+# Settings that a decoder's weights do not depend on.
+TRAINING_ONLY = {"dropout_rate", "doubly_stochastic_weight"}
+
+# Given to a decoder by whoever builds it or searches with it, or Flax's own.
+_NOT_SETTINGS = {"vocab_size", "dtype", "cache_length", "parent", "name"}
 
 
 def decoder_settings(name: str) -> dict[str, Any]:
@@ -61,4 +64,12 @@ def build_decoder(name: str, **settings: Any) -> nn.Module:
     return DECODERS[name](**settings)
 
 
-__all__ = ["DECODERS", "Captioner", "InitInjectDecoder", "build_decoder", "decoder_settings"]
+__all__ = [
+    "DECODERS",
+    "TRAINING_ONLY",
+    "Captioner",
+    "InitInjectDecoder",
+    "begin_search",
+    "build_decoder",
+    "decoder_settings",
+]

@@ -13,7 +13,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from capjax.errors import CapjaxError
-from capjax.types import Features
+from capjax.models.dropout import dropout
+from capjax.types import Features, RowKeys
 
 
 class Memory(NamedTuple):
@@ -56,6 +57,12 @@ class AdditiveAttention(nn.Module):
         weights = jax.nn.softmax(jnp.sum(compared.astype(jnp.float32), axis=-1), axis=-1)
         mixed = jnp.einsum("nkp,npf->nkf", weights.astype(self.dtype), values)
         return mixed.reshape(-1, values.shape[-1]), weights.reshape(-1, values.shape[1])
+
+
+def drop_grid(grid: Float[Array, "N P D"], rate: float, keys: RowKeys | None, num_captions: int) -> Array:
+    """Drop units of embedded grids in training, alike for the captions of an image: by the key of its first."""
+    keys = None if keys is None else keys[:: num_captions // grid.shape[0]]
+    return dropout(grid, rate, keys, site=2)
 
 
 def grid_of(features: Features, dtype: DTypeLike) -> Float[Array, "N P F"]:

@@ -1,11 +1,15 @@
 """Encoder and decoder as one module: the function from an image to a sentence's probabilities."""
 
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float, Int, UInt8
 
 from capjax.models.decoder import DecoderOutput
-from capjax.types import Carry, Context, Features, RowKeys
+from capjax.types import Carry, Context, DecodeStep, Features, RowKeys
 
 Images = Float[Array, "N H W C"] | UInt8[Array, "N H W C"]
 
@@ -24,6 +28,11 @@ class Captioner(nn.Module):
     encoder: nn.Module | None = None
     freeze_encoder: bool = True
     train_batch_norm: bool = False
+
+    @property
+    def max_length(self) -> int | None:
+        """Words that a caption may have at most, for which the decoder was built; None for any number."""
+        return getattr(self.decoder, "max_length", None)
 
     def encode(self, images: Images, train: bool = False) -> Features:
         """Compute the features of a batch of images."""
@@ -53,3 +62,13 @@ class Captioner(nn.Module):
         """
         features = inputs if isinstance(inputs, Features) else self.encode(inputs, train=keys is not None)
         return self.decoder(features, tokens, keys)
+
+
+def begin_search(
+    model: Captioner, variables: Mapping[str, Any], inputs: Images | Features, max_length: int
+) -> tuple[DecodeStep, Carry]:
+    """Look at N images; return what searches for captions of up to `max_length` words step with, and from where."""
+    if hasattr(model.decoder, "cache_length"):  # it remembers all words
+        model = model.clone(decoder=model.decoder.clone(cache_length=max_length))
+    context, carry = model.apply(variables, inputs, method="start")
+    return partial(model.apply, variables, context, method="decode_step"), carry

@@ -182,8 +182,8 @@ def conv_units(final_endpoint: str = "mixed10") -> Iterator[tuple[str, str, Conv
     for block_name, block in blocks_until(final_endpoint).items():
         for branch, steps in block.items():
             for names, step in _named_steps(branch, steps):
-                convs = step.convs if isinstance(step, Fork) else (step,)
-                yield from ((block_name, name, conv) for name, conv in zip(names, convs, strict=False))
+                convs = step.convs if isinstance(step, Fork) else (step,) if isinstance(step, Conv) else ()
+                yield from ((block_name, name, conv) for name, conv in zip(names, convs, strict=True))
 
 
 def scale_images(images: Num[Array, "N H W 3"], input_scaling: InputScaling = "symmetric") -> Float[Array, "N H W 3"]:

@@ -114,6 +114,7 @@ class TransformerDecoder(nn.Module):
         num_layers: blocks.
         num_heads: H, which divides D.
         max_length: words that a caption may have, START included.
+        cache_length: words that `start` makes room for, `max_length` by default; each step goes over all of it.
         tie_embeddings: let the embedding be the last layer's kernel as well.
         normalize_features: standardise the features at each position first.
         dropout_rate: share of embeddings and of every part's outputs dropped in training.
@@ -125,6 +126,7 @@ class TransformerDecoder(nn.Module):
     num_layers: int = 3
     num_heads: int = 8
     max_length: int = 64
+    cache_length: int | None = None
     tie_embeddings: bool = True
     normalize_features: bool = False
     dropout_rate: float = 0.1
@@ -163,7 +165,8 @@ class TransformerDecoder(nn.Module):
         """Compute keys and values of the grids [N, P, F] for every layer; no word is remembered yet."""
         images = self._remember_grid(features)
         num_images = images[0][0].shape[0]
-        empty = jnp.zeros((num_images, self.max_length, self.num_heads, self.hidden_size // self.num_heads), self.dtype)
+        length = self.cache_length or self.max_length
+        empty = jnp.zeros((num_images, length, self.num_heads, self.hidden_size // self.num_heads), self.dtype)
         return images, Cache(tuple((empty, empty) for _ in self.blocks), jnp.zeros(num_images, jnp.int32))
 
     def decode_step(
@@ -171,8 +174,9 @@ class TransformerDecoder(nn.Module):
     ) -> tuple[Cache, Float[Array, "B V"]]:
         """Feed one word per caption; return the words remembered and the logits of the next."""
         x = (self.embedding(tokens) + self.positions[carry.num_words].astype(self.dtype))[:, None]
-        at = jnp.arange(self.max_length)[None] == carry.num_words[:, None]
-        mask = (jnp.arange(self.max_length)[None] <= carry.num_words[:, None])[:, None]
+        positions = jnp.arange(carry.layers[0][0].shape[1])[None]
+        at = positions == carry.num_words[:, None]
+        mask = (positions <= carry.num_words[:, None])[:, None]
         layers = []
         for block, remembered, image in zip(self.blocks, carry.layers, context, strict=True):
             words = tuple(

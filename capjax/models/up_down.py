@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from capjax.models.attention import AdditiveAttention, Memory, grid_of
+from capjax.models.attention import AdditiveAttention, Memory, drop_grid, grid_of
 from capjax.models.decoder import DecoderOutput, OutputLayer, per_caption
 from capjax.models.dropout import dropout
 from capjax.models.embedding import Embed
@@ -99,9 +99,7 @@ class UpDownDecoder(nn.Module):
 
     def __call__(self, features: Features, tokens: Int[Array, "B L"], keys: RowKeys | None = None) -> DecoderOutput:
         """Run under teacher forcing; extras: `attention` [B, L, P]."""
-        grid = self._embed_grid(features)
-        if keys is not None:  # one draw an image, that of its first caption
-            grid = dropout(grid, self.dropout_rate, keys[:: tokens.shape[0] // grid.shape[0]], site=2)
+        grid = drop_grid(self._embed_grid(features), self.dropout_rate, keys, tokens.shape[0])
         words = dropout(self.embedding(tokens), self.dropout_rate, keys, site=0)
         carry = self._zeros(tokens.shape[0])
         _, (hidden, attention) = scan_words(UpDownDecoder._step, self, carry, swap_time(words), self._context(grid))

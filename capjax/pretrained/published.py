@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from capjax.disk import local_path
+from capjax.disk import home_folder, local_path
 from capjax.download import RemoteFile
 
 _KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications/inception_v3/"
@@ -25,7 +25,7 @@ def default_cache_dir() -> pathlib.Path:
     """Return where weights are kept: $CAPJAX_CACHE/weights, or ~/.cache/capjax/weights.
 
     Raises:
-        CapjaxError: if $CAPJAX_CACHE is a bucket.
+        CapjaxError: if $CAPJAX_CACHE is a bucket, or there is neither that nor a home directory.
     """
     root = os.environ.get("CAPJAX_CACHE")
-    return (local_path(root) if root else pathlib.Path.home() / ".cache" / "capjax") / "weights"
+    return (local_path(root) if root else home_folder("CAPJAX_CACHE") / ".cache" / "capjax") / "weights"

@@ -98,6 +98,7 @@ def _labelled(low: float, high: float, count: int) -> list[tuple[float, str]]:
 
 _WIDTH, _HEIGHT = 420, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 26, 12, 48
+_DIGIT = 8.2  # the width of one, at most
 
 
 class _Axes:
@@ -106,19 +107,23 @@ class _Axes:
     def __init__(self, x: tuple[float, float], y: tuple[float, float], x_label: str):
         self.x_range, self.y_range = x, y
         self.parts: list[str] = []
-        for tick, label in _labelled(*y, 7):
+        y_labels = _labelled(*y, 7)
+        self.left = max(_LEFT, round(10 + _DIGIT * max((len(label) for _, label in y_labels), default=0)))
+        for tick, label in y_labels:
             height = self.y(tick)
-            self.parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height}" y2="{height}"/>')
-            self.parts.append(f'<text x="{_LEFT - 7}" y="{height + 5:.1f}" text-anchor="end">{label}</text>')
+            self.parts.append(
+                f'<line class="grid" x1="{self.left}" x2="{_WIDTH - _RIGHT}" y1="{height}" y2="{height}"/>'
+            )
+            self.parts.append(f'<text x="{self.left - 7}" y="{height + 5:.1f}" text-anchor="end">{label}</text>')
         for tick, label in _labelled(*x, 5):
             place, below = self.x(tick), _HEIGHT - _BOTTOM + 19
             self.parts.append(f'<text x="{place}" y="{below}" text-anchor="middle">{label}</text>')
-        middle = (_LEFT + _WIDTH - _RIGHT) / 2
+        middle = (self.left + _WIDTH - _RIGHT) / 2
         self.parts.append(f'<text x="{middle}" y="{_HEIGHT - 7}" text-anchor="middle">{escape(x_label)}</text>')
 
     def x(self, value: float) -> float:
         low, high = self.x_range
-        return round(_LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT), 1)
+        return round(self.left + (value - low) / (high - low) * (_WIDTH - self.left - _RIGHT), 1)
 
     def y(self, value: float) -> float:
         low, high = self.y_range
@@ -160,9 +165,10 @@ def line_chart(panel: Panel) -> str:
             step, value = series.best
             x, y = axes.x(step), axes.y(value)
             anchor = "end" if x > _WIDTH / 2 else "start"
+            beside = y + 20 if value == min(series.values) else y - 10  # where the line does not go
             axes.parts.append(
                 f'<circle class="best" cx="{x}" cy="{y}" r="4.5"/>'
-                f'<text class="value" x="{x}" y="{y - 10:.1f}" text-anchor="{anchor}">best {value:{form}}</text>'
+                f'<text class="value" x="{x}" y="{beside:.1f}" text-anchor="{anchor}">best {value:{form}}</text>'
             )
             told.append(f"best {value:{form}} at step {step:,.0f}")
     return axes.svg(f"{panel.title}: {'; '.join(told)}")

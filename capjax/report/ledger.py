@@ -30,6 +30,10 @@ _NOT_HASHED = (
     "train.num_workers",
     "train.init_from",
     "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "log.",
+    "mesh.",
     "search.",
 )
 _HASHED = ("search.max_length",)

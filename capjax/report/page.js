@@ -39,10 +39,19 @@
   addOptions(fields.ailment, [["", "any or none"], ...ailments.map((name) => [name, name])]);
   get("ailments").hidden = ailments.length === 0;
 
+  // Finds whole words, of a file name any part; scripts without spaces between words have no ends to look for.
+  const UNSPACED = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}]/u;
+  const finder = (text) => {
+    const escaped = text.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
+    const whole = fields.field.value !== "file" && !UNSPACED.test(text);
+    return new RegExp(whole ? `(?<![\\p{L}\\p{N}])${escaped}(?![\\p{L}\\p{N}])` : escaped, "gu");
+  };
+
   // words that must occur, "phrases in quotes", and -words that must not
   const parseQuery = (query) => [...fold(query).matchAll(/(-?)(?:"([^"]*)"?|(\S+))/g)]
     .map(([, minus, phrase, word]) => ({ text: phrase ?? word, wanted: !minus }))
-    .filter(({ text }) => text && text !== "-");
+    .filter(({ text }) => text && text !== "-")
+    .map(({ text, wanted }) => ({ pattern: finder(text), wanted }));
 
   const number = (value) => value.toFixed(1);
 
@@ -61,8 +70,9 @@
     while (start < text.length) {
       let found = null;
       for (const term of terms) {
-        const at = folded.indexOf(term, start);
-        if (at >= 0 && (found === null || at < found.at)) found = { at, length: term.length };
+        term.lastIndex = start;
+        const match = term.exec(folded);
+        if (match && (found === null || match.index < found.at)) found = { at: match.index, length: match[0].length };
       }
       if (found === null) break;
       parts.push(text.slice(start, found.at), element("mark", "", text.slice(found.at, found.at + found.length)));
@@ -157,7 +167,7 @@
 
   const update = () => {
     const query = parseQuery(fields.query.value);
-    terms = query.filter(({ wanted }) => wanted).map(({ text }) => text);
+    terms = query.filter(({ wanted }) => wanted).map(({ pattern }) => pattern);
     const [low, high, metric] = [limit(fields.low), limit(fields.high), Number(fields.metric.value || 0)];
     shown = rows.filter((row) => {
       if (fields.verdict.value && row.verdict !== fields.verdict.value) return false;
@@ -168,7 +178,7 @@
       if (low !== null && printed < low) return false;
       if (high !== null && printed > high) return false;
       const text = row.text[fields.field.value];
-      return query.every((term) => text.includes(term.text) === term.wanted);
+      return query.every(({ pattern, wanted }) => (text.search(pattern) >= 0) === wanted);
     });
     const key = sorts[fields.sort.value];
     const sign = fields.order.value === "up" ? 1 : -1;

@@ -1,4 +1,4 @@
-"""Who is let in: counts of what is in the house, kept by the one thread of the event loop."""
+"""Who is let in: counts of the requests in flight, kept by the one thread of the event loop."""
 
 import contextlib
 from collections import Counter

@@ -1,7 +1,6 @@
 """What arrives: the body of a request within its bounds and in memory alone, and the images in it."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from capjax.errors import printable
-from capjax.images import ImageError, Preprocessing, decode_image, open_image, preprocess
+from capjax.images import ImageError, Preprocessing, decode_image, open_image, photo_id, preprocess
 from capjax.serving.limits import Limits
 from capjax.serving.problems import Problem, image_problem
 
@@ -186,4 +185,4 @@ def read_photo(content: bytes, max_pixels: int, preprocessing: Preprocessing) ->
     except ImageError as error:
         raise image_problem(error, opened) from None
     # The id of `capjax.photo_captioning.read_photos`: the same photo draws the same caption there and here.
-    return Photo(pixels, int.from_bytes(hashlib.sha256(content).digest()[:4]))
+    return Photo(pixels, photo_id(content))

@@ -3,14 +3,13 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import UInt8
 
-from capjax.captioning import Caption, Generator, LoadedModel
+from capjax.captioning import Caption, Generator, LoadedModel, without_seed
 from capjax.decoding.settings import DecoderSettings
 from capjax.serving.searches import SearchRules
 from capjax.sharding import DATA_AXIS, replicate, shard_batch
@@ -37,7 +36,7 @@ class Programs:
         """
         self._model, self._mesh, self._others = model, mesh, others
         self._sizes = sorted({-(-size // mesh.size) * mesh.size for size in sizes})
-        self._own = _program_key(rules.default)
+        self._own = without_seed(rules.default)
         self._size_of_others = self._sizes[min(1, len(self._sizes) - 1)]
         self._searches: OrderedDict[DecoderSettings, Generator] = OrderedDict()
         self._lock = threading.Lock()
@@ -60,7 +59,7 @@ class Programs:
 
     def find(self, settings: DecoderSettings) -> Generator | None:
         """Return the search if it is compiled."""
-        key = _program_key(settings)
+        key = without_seed(settings)
         with self._lock:
             if key in self._searches:
                 self._searches.move_to_end(key)
@@ -68,7 +67,7 @@ class Programs:
 
     def prepare(self, settings: DecoderSettings) -> None:
         """Compile a search, and the encoder with the server's own; another search that was not used lately goes."""
-        key = _program_key(settings)
+        key = without_seed(settings)
         generator = Generator([self._model.captioner], self._model.vocabulary, self._mesh)
         side = self._model.preprocessing.image_size
         for size in self._sizes if key == self._own else [self._size_of_others]:
@@ -99,7 +98,7 @@ class Programs:
         """
         size = next(size for size in self._sizes if size >= len(images))
         features = self._encode(self._variables[0], shard_batch(_filled(images, size), self._mesh))
-        if _program_key(settings) == self._own:
+        if without_seed(settings) == self._own:
             return self._search(generator, features, image_ids, size, settings)
         features = jax.tree.map(lambda x: np.asarray(x)[: len(images)], features)
         captions: list[Caption] = []
@@ -120,8 +119,3 @@ class Programs:
 def _filled(rows: np.ndarray, size: int) -> np.ndarray:
     """Fill up with zeros."""
     return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
-
-
-def _program_key(settings: DecoderSettings) -> DecoderSettings:
-    """Return what programs depend on: the seed is data."""
-    return replace(settings, seed=DecoderSettings.seed)

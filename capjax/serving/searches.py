@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from capjax.captioning import LoadedModel, check_length
-from capjax.decoding.settings import METHODS, DecoderSettings, build_search
+from capjax.captioning import LoadedModel, search_function
+from capjax.decoding.settings import METHODS, DecoderSettings
 from capjax.errors import CapjaxError, printable
 from capjax.serving.problems import Problem
-from capjax.types import SPECIAL_IDS
 
 EXPLAIN = "explain"
 MOST = {"beam_size": 10, "num_captions": 10, "max_length": 40}
@@ -34,7 +33,7 @@ class SearchRules:
         """
         self._model, self.default = model, default
         self._most = {name: max(most, getattr(default, name)) for name, most in MOST.items()}
-        longest = getattr(model.captioner.decoder, "max_length", None)
+        longest = model.captioner.max_length
         if longest is not None:
             self._most["max_length"] = min(self._most["max_length"], longest)
         self._check(default)
@@ -86,8 +85,7 @@ class SearchRules:
         words = sum(_joined(word).count("|") + 1 for word in (*settings.must_contain, *settings.must_not_contain))
         if words > _MAX_WORDS:
             raise CapjaxError(f"expected at most {_MAX_WORDS} words that must or must not occur, got {words}")
-        check_length(self._model.captioner, settings)
-        build_search(settings.with_token_ids(self._model.vocabulary.ids), SPECIAL_IDS)
+        search_function([self._model.captioner], self._model.vocabulary, settings)
 
 
 def _value(name: str, text: str) -> Any:

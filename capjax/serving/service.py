@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 
 from capjax.captioning import Caption, LoadedModel
 from capjax.decoding.settings import DecoderSettings
-from capjax.errors import CapjaxError
 from capjax.explaining import Explainer
 from capjax.report.explanation import Explanation, explained_json
 from capjax.serving.admission import Admission
@@ -50,12 +49,8 @@ class Service:
         Raises:
             CapjaxError: if the model has no encoder to look at photos with, or cannot be searched so.
         """
-        if model.preprocessing is None:
-            raise CapjaxError(
-                f"expected a model with an encoder, {model.path} was trained on features made elsewhere and cannot "
-                "caption photos; capjax evaluate scores it on such features"
-            )
-        self._model, self._preprocessing, self.limits = model, model.preprocessing, limits
+        self._preprocessing = model.require_preprocessing("capjax evaluate scores it on such features")
+        self._model, self.limits = model, limits
         self.rules = SearchRules(model, search)
         programs = Programs(model, self.rules, limits.batch_sizes, limits.max_searches, mesh)
         self._batcher = Batcher(programs, limits.batch_wait_ms / 1000, lambda number: self.metrics.batch(number))

@@ -18,7 +18,6 @@ for CPUs, CUDA and TPUs), `weights/`, this program, and what it needs that is no
 """
 
 import argparse
-import hashlib
 import io
 import json
 import math
@@ -35,7 +34,7 @@ from jax import export
 if not __package__:  # run from an exported file, which brings along what jax and the reader of images may lack
     sys.path.append(str(pathlib.Path(__file__).parent / "stand_in"))
 from capjax.errors import CapjaxError, printable
-from capjax.images import Preprocessing, decode_image, preprocess, read_image_file
+from capjax.images import Preprocessing, decode_image, photo_id, preprocess, read_image_file
 
 FORMAT_VERSION = 1
 
@@ -81,7 +80,7 @@ class ExportedCaptioner:
             raise CapjaxError(f"expected one of the devices {', '.join(program.platforms)}, got {platform}")
         self._preprocessing = Preprocessing(**description["preprocessing"])
         self._words, self._num_special, self._end = description["words"], description["num_special"], description["end"]
-        self._batch_size = batch_size
+        self._most, self._size = batch_size, 1
         self._weights = jax.device_put(weights)
         self._run = jax.jit(program.call)
 
@@ -92,19 +91,20 @@ class ExportedCaptioner:
             For each its captions, the best first, or why it could not be read.
         """
         found: list[Any] = []
-        at_once = min(self._batch_size, len(photos))
-        for start in range(0, len(photos), at_once or 1):
-            found += self._batch(photos[start : start + at_once], at_once)
+        # Fewer photos are filled up to the shape that there is a program for.
+        self._size = max(self._size, min(self._most, len(photos)))
+        for start in range(0, len(photos), self._size):
+            found += self._batch(photos[start : start + self._size])
         return found
 
-    def _batch(self, photos: Sequence[bytes], size: int) -> list[Any]:
+    def _batch(self, photos: Sequence[bytes]) -> list[Any]:
         side = self._preprocessing.image_size
-        pixels, ids = np.zeros((size, side, side, 3), np.uint8), np.zeros(size, np.uint32)
+        pixels, ids = np.zeros((self._size, side, side, 3), np.uint8), np.zeros(self._size, np.uint32)
         errors: dict[int, CapjaxError] = {}
         for i, photo in enumerate(photos):
             try:
                 pixels[i] = preprocess(decode_image(photo), self._preprocessing)
-                ids[i] = int.from_bytes(hashlib.sha256(photo).digest()[:4])
+                ids[i] = photo_id(photo)
             except CapjaxError as error:
                 errors[i] = error
         tokens, log_probs = map(np.asarray, self._run(self._weights, pixels, ids))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import jax
 
-from capjax.sharding import check_divides, shard_batch
+from capjax.sharding import shard_batch
 from capjax.training.scheduled_sampling import make_teacher_share
 from capjax.training.train_state import TrainState
 from capjax.training.update import Batch, Metrics
@@ -23,9 +23,6 @@ class CrossEntropy:
         """
         config = setup.config
         self._setup = setup
-        num_images = config.train.batch_size // config.train.captions_per_image
-        what = "images of a batch or microbatch (train.batch_size)"
-        check_divides(num_images // config.train.accumulate_steps, what, setup.mesh)
         self._init_key, self._step_key = jax.random.split(jax.random.key(config.seed))
         self._schedule, self._optimizer = make_optimization(config)
         self._step = jit_train_step(

@@ -8,7 +8,7 @@ import numpy as np
 
 from capjax.errors import CapjaxError
 from capjax.metrics.caption_health import DANGLING_WORDS
-from capjax.sharding import check_divides, replicate, shard_batch
+from capjax.sharding import replicate, shard_batch
 from capjax.tasks.packed_references import pack_references
 from capjax.training.scst_step import BASELINES, RewardTables, SelfCriticalSettings, jit_scst_step
 from capjax.training.train_state import TrainState
@@ -47,9 +47,6 @@ class SelfCritical:
                 f"less likely, got {config.eval.best_metric!r}; set --config.eval.best_metric=CIDEr-D"
             )
         self._setup = setup
-        num_images = train.batch_size // train.captions_per_image
-        what = "images of a batch or microbatch (train.batch_size)"
-        check_divides(num_images // train.accumulate_steps, what, setup.mesh)
         _, self._step_key = jax.random.split(jax.random.key(config.seed))
         self._schedule, self._optimizer = make_optimization(config)
         self._references = pack_references(setup.captions, setup.vocabulary)

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from capjax.decoding.sampling import draw_tokens
 from capjax.errors import CapjaxError
-from capjax.models.captioner import Captioner, Images
+from capjax.models.captioner import Captioner, Images, begin_search
 from capjax.models.decoder import per_caption
 from capjax.types import SPECIAL_IDS, Features, RowKeys
 
@@ -86,7 +87,7 @@ def mix_in_samples(
         unused_ids: of the vocabulary, that are no words.
     """
     num_captions, length = tokens.shape
-    context, carry = model.apply(variables, inputs, method="start")
+    step, carry = begin_search(model, variables, inputs, length)
     keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, _SITE), length))(keys)
     is_word = (tokens != SPECIAL_IDS.pad) & (tokens != SPECIAL_IDS.end)
     no_words = jnp.asarray([*vars(SPECIAL_IDS).values(), *unused_ids])
@@ -98,8 +99,8 @@ def mix_in_samples(
         replace, draw = jnp.moveaxis(jax.vmap(jax.random.split)(key), 1, 0)
         replaces = jax.vmap(lambda k: jax.random.uniform(k) >= teacher_share)(replace) & is_word
         word = jnp.where(replaces, said, written)
-        carry, logits = model.apply(variables, context, carry, word, method="decode_step")
-        said = jax.vmap(jax.random.categorical)(draw, jnp.where(is_no_word, -jnp.inf, logits))
+        carry, logits = step(carry, word)
+        said = draw_tokens(draw, jnp.where(is_no_word, -jnp.inf, logits))
         return (carry, said.astype(tokens.dtype)), word
 
     # START is always fed as it is.

@@ -27,7 +27,7 @@ def make_schedule(
         CapjaxError: if the name is unknown or the numbers make no schedule.
     """
     if warmup_steps >= num_steps:
-        raise CapjaxError(f"expected fewer warm-up steps than the {num_steps} steps of the run, got {warmup_steps}")
+        raise CapjaxError(f"expected optimizer.warmup_steps below train.num_steps = {num_steps}, got {warmup_steps}")
     if name == "constant":
         main = optax.constant_schedule(learning_rate)
     elif name == "cosine":

@@ -21,7 +21,7 @@ from capjax.decoding.settings import DecoderSettings, build_search
 from capjax.losses.self_critical import leave_one_out
 from capjax.metrics import device_scores
 from capjax.metrics.ngram_trie import NgramTrie
-from capjax.models.captioner import Captioner
+from capjax.models.captioner import Captioner, begin_search
 from capjax.models.decoder import OutputProjection
 from capjax.sharding import DATA_AXIS, keep_sharded
 from capjax.training.train_state import TrainState
@@ -118,10 +118,9 @@ def draw_captions(
     """
 
     def search(**changes: Any) -> Int[Array, "N K L"]:
-        context, carry = model.apply(variables, features, method="start")
+        step, carry = begin_search(model, variables, features, settings.max_length)
         own = DecoderSettings(max_length=settings.max_length, must_not_contain=settings.unused_ids, **changes)
-        find = build_search(own, SPECIAL_IDS)
-        return find(partial(model.apply, variables, context, method="decode_step"), carry, keys).tokens
+        return build_search(own, SPECIAL_IDS)(step, carry, keys).tokens
 
     def reward_of(tokens: Int[Array, "N K L"]) -> Float[Array, "N K"]:
         captions = tables.number_of_token[tokens]

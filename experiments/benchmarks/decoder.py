@@ -41,7 +41,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from capjax.decoding.settings import DecoderSettings, build_search
-from capjax.models import Captioner, InitInjectDecoder
+from capjax.models import Captioner, InitInjectDecoder, begin_search
 from capjax.sharding import make_mesh, replicate, shard_batch
 from capjax.training.train_state import TrainState
 from capjax.training.xe_step import jit_train_step
@@ -282,8 +282,7 @@ def benchmark_decoding(
 
     @jax.jit
     def caption(weights: object, features: Features) -> object:
-        context, carry = model.apply(weights, features, method="start")
-        return search(partial(model.apply, weights, context, method="decode_step"), carry, None)
+        return search(*begin_search(model, weights, features, MAX_TOKENS), None)
 
     compiled = caption.lower(variables, features).compile()
     theirs = TorchCaptioner(**sizes).to(DEVICE)

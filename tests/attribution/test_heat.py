@@ -3,6 +3,7 @@
 import functools
 import itertools
 import pathlib
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +172,7 @@ def randomised(model):
     params["decoder"] = jax.tree.map(
         lambda weight: rng.normal(weight.mean(), weight.std(), weight.shape).astype(weight.dtype), params["decoder"]
     )
-    return model._replace(variables={**model.variables, "params": params})
+    return replace(model, variables={**model.variables, "params": params})
 
 
 NOUNS = {"ellipse": "circle", "rectangle": "box"}

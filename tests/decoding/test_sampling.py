@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import chisquare
 
 from capjax.decoding import DecoderSettings, image_keys
-from capjax.decoding.sampling import draw_tokens
+from capjax.decoding.sampling import draw_tokens, keys_of_images
 
 PAIRS = DecoderSettings(method="sample", max_length=2)
 
@@ -92,6 +92,13 @@ def test_a_caption_depends_on_seed_and_image_alone(toy):
     assert together != toy.decode(dataclasses.replace(settings, seed=2), tables, ids)
     for (_, first), (_, second) in together:
         assert first >= second
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31 - 1, 2**31, 2**32 - 1])
+def test_a_seed_gives_the_same_keys_as_data_of_a_program(seed):
+    ids = [0, 5, 2**32 - 1]
+    found = jax.jit(keys_of_images)(np.uint32(seed), np.asarray(ids, np.uint32))
+    np.testing.assert_array_equal(jax.random.key_data(found), jax.random.key_data(image_keys(seed, ids)))
 
 
 def test_draws_from_a_large_vocabulary():

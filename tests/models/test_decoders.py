@@ -12,7 +12,7 @@ import pytest
 from capjax.decoding.ensemble import ensemble
 from capjax.decoding.settings import DecoderSettings, build_search
 from capjax.losses.cross_entropy import weighted_cross_entropy
-from capjax.models import DECODERS, build_decoder, decoder_settings
+from capjax.models import DECODERS, Captioner, begin_search, build_decoder, decoder_settings
 from capjax.types import SPECIAL_IDS, Features
 
 V, F, P, L = 13, 11, 7, 6
@@ -68,6 +68,18 @@ def test_step_by_step_equals_teacher_forcing_with_images_shared(model):
     for t in range(L):
         carry, step = decode_step(params, context, carry, tokens[:, t])
         np.testing.assert_allclose(step, logits[:, t], rtol=1e-4, atol=1e-5)
+
+
+def test_a_search_remembers_no_more_words_than_it_is_for():
+    decoder = small("transformer")
+    params, features, tokens = random_params(decoder), images(2), captions(2)
+    model, variables = Captioner(decoder), {"params": {"decoder": params["params"]}}
+    (step, carry), (whole_step, whole) = (begin_search(model, variables, features, n) for n in (L, decoder.max_length))
+    assert {leaf.shape[1] for leaf in jax.tree.leaves(carry.layers)} == {L}
+    assert {leaf.shape[1] for leaf in jax.tree.leaves(whole.layers)} == {decoder.max_length}
+    for t in range(L):
+        (carry, logits), (whole, expected) = step(carry, tokens[:, t]), whole_step(whole, tokens[:, t])
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_no_word_sees_later_ones_and_every_word_sees_the_image_and_earlier_ones(model):

@@ -66,6 +66,14 @@ def test_ticks_are_round_even_and_inside(low: float, width: float) -> None:
     assert min(abs(leading - factor) for factor in (1, 2, 5)) < 1e-4
 
 
+@pytest.mark.parametrize("rate", [1e-3, 3.1e-5, 1e-6])
+def test_labels_have_room_beside_a_chart(rate: float) -> None:
+    (panel,) = panels([{"step": step, "learning_rate": rate} for step in (1, 2, 3)])
+    drawing = ElementTree.fromstring(line_chart(panel))
+    labels = [text for text in drawing.findall("text") if text.get("text-anchor") == "end"]
+    assert labels and all(8 * len(label.text) < float(label.get("x")) for label in labels)
+
+
 def test_a_line_chart_is_valid_and_to_scale() -> None:
     for panel in panels(LOG):
         drawing = ElementTree.fromstring(line_chart(panel))

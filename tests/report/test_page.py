@@ -324,6 +324,29 @@ def test_the_gallery_works_in_a_browser(browser: str, tmp_path: pathlib.Path) ->
     )
 
 
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [
+        ("query=man", ["1"]),
+        ("query=-a", ["2", "3", "4"]),
+        ("query=%22a+man%22", ["1"]),
+        ("query=%22any+ma%22", []),
+        ("query=c%2B%2B", ["3"]),
+        ("query=çok", ["3"]),
+        ("query=黑色", ["4"]),
+        ("query=2.jp&field=file", ["2"]),
+    ],
+)
+def test_the_gallery_is_searched_by_whole_words(browser: str, tmp_path: pathlib.Path, search: str, found: list) -> None:
+    captions = ("a man, a plan", "many women", "ÇOK (c++)", "一只黑色的狗")
+    rows = [CaptionRow(i, f"{i}.jpg", None, caption, ()) for i, caption in enumerate(captions, 1)]
+    write_page(tmp_path / "page.html", Report("title", "note", {}, rows))
+    gallery = opened(browser, tmp_path / "page.html", f"#{search}").split('<ol id="cards"')[1]
+    assert re.findall(r"(\d)\.jpg</span>", gallery) == found
+    if search == "query=man":
+        assert gallery.count("<mark>man</mark>") == 1
+
+
 def test_the_gallery_sorts_by_the_lead_over_the_other_model(browser: str, tmp_path: pathlib.Path) -> None:
     scores = {1: (0.5, 0.9), 2: (1.5, 0.1), 3: (2.5, 2.4)}
     rows = [

@@ -1,5 +1,7 @@
 """What a log line says of the steps since the one before."""
 
+import json
+
 import jax.numpy as jnp
 import pytest
 
@@ -21,3 +23,22 @@ def test_means_are_weighted_by_words_and_a_validation_takes_no_time(monkeypatch)
     assert scalars["train/seconds"] == pytest.approx(2.0)
     assert scalars["train/words_per_second"] == pytest.approx(20.0)
     assert window.summarise() == {}
+
+
+def test_a_line_that_was_begun_goes_on_in_another_run(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    steps = [{"loss": loss, "gradient_norm": 1.0, "num_words": words} for loss, words in ((2.1, 10), (4.3, 30), (1, 9))]
+    whole, first = LogWindow(), LogWindow()
+    for step, metrics in enumerate(steps):
+        whole.add(step, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()})
+    for step, metrics in enumerate(steps[:2]):
+        first.add(step, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()})
+    first.check()
+    second = LogWindow(json.loads(json.dumps(first.rows)))
+    second.add(2, {name: jnp.asarray(value, jnp.float32) for name, value in steps[2].items()})
+    now += 3.0
+    (expected, found) = (window.summarise() for window in (whole, second))
+    assert found["train/loss"] == expected["train/loss"] != pytest.approx(1.0)
+    assert (expected["train/words_per_second"], found["train/words_per_second"]) == (49 / 3, 9 / 3)
+    assert second.summarise() == {} and second.rows == []
