@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="image files, or folders of them")
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory; several, with commas, vote")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    parser.add_argument("--batch_size", type=int, default=16, help="images captioned at once")
+    parser.add_argument("--batch_size", type=int, default=16, help="images captioned at once (default: 16)")
     add_decoder_flags(parser)
 
 

@@ -139,6 +139,7 @@ def _message(error: Exception) -> str | None:
 def _parse(argv: list[str]) -> argparse.Namespace:
     """Parse the arguments, importing only the module of the subcommand that was asked for."""
     overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    bare = [a for a in argv if a.startswith("--config.") and "=" not in a]
     given, argv = argv, [a for a in argv if not a.startswith("--config.")]
     parser = argparse.ArgumentParser(prog="capjax", description="Image captioning in JAX.")
     parser.add_argument("--version", action="version", version=f"capjax {__version__}")
@@ -150,6 +151,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
                 module = importlib.import_module(module_name)
             module.add_arguments(command)
             command.set_defaults(run=module.run, main=main, argv=given, overrides=overrides)
+    if bare:
+        parser.error(f"expected {bare[0]}=VALUE, with an equals sign")
     args = parser.parse_args(argv)
     if overrides and not hasattr(args, "config"):
         parser.error(f"{args.command} takes no --config.{overrides[0]}")

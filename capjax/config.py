@@ -38,8 +38,8 @@ def default_config() -> ConfigDict:
     config.dataset = ConfigDict()
     config.dataset.name = "coco/2014"  # a source of capjax.data, prepared with `capjax data prepare`
     config.dataset.data_dir = ""  # where it was prepared; "" is $TFDS_DATA_DIR or ~/tensorflow_datasets
-    config.dataset.train_split = "train"
-    config.dataset.val_split = "val"
+    config.dataset.train_split = "train"  # the split that is trained on
+    config.dataset.val_split = "val"  # the split whose scores choose the model that is kept
 
     config.vocabulary = ConfigDict()
     config.vocabulary.tokenizer = "words"  # "words": the reference's \W+ split; "ptb": the COCO scorer's
@@ -73,31 +73,31 @@ def default_config() -> ConfigDict:
     config.decoder = decoder_config("init_inject")  # a decoder of capjax.models, with the fields that it has
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adam"
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.schedule = "constant"  # "cosine", "exponential"
-    config.optimizer.warmup_steps = 0
-    config.optimizer.decay_steps = 0
-    config.optimizer.decay_rate = 0.5
+    config.optimizer.name = "adam"  # or another of `capjax.training.optimizer.OPTIMIZERS`
+    config.optimizer.learning_rate = 1e-3  # behind the warm-up, before any decay
+    config.optimizer.schedule = "constant"  # "cosine", to zero at the end, or "exponential", in stairs
+    config.optimizer.warmup_steps = 0  # steps in which the learning rate rises from zero
+    config.optimizer.decay_steps = 0  # steps of a stair of the exponential schedule
+    config.optimizer.decay_rate = 0.5  # factor of the learning rate from one stair to the next
     config.optimizer.clip_norm = 0.0  # 0: no clipping
     config.optimizer.weight_decay = 0.0  # of adamw, lion
 
     config.train = ConfigDict()
     config.train.objective = "cross_entropy"  # what is trained, a task of capjax.tasks: or "self_critical"
     config.train.init_from = ""  # a model or workdir, whose weights and vocabulary the run starts from
-    config.train.num_steps = 12_000
+    config.train.num_steps = 12_000  # updates
     config.train.batch_size = 64  # captions over all devices
     config.train.captions_per_image = 1  # captions that share one encoded image
     config.train.max_tokens = 20  # ids kept of a caption, START included
-    config.train.label_smoothing = 0.0
+    config.train.label_smoothing = 0.0  # share of a target that all words divide (Szegedy et al. 2016)
     config.train.accumulate_steps = 1  # microbatches of one update
     config.train.ema_decay = 0.0  # of a moving average of the weights, which then is validated and kept; 0 for none
     config.train.dtype = "float32"  # of the decoder's computation: "bfloat16" on accelerators
     config.train.augment = False  # random crops, when training from images
     config.train.num_workers = 0  # processes that decode images
-    config.train.log_every = 50
-    config.train.checkpoint_every = 1000
-    config.train.keep_checkpoints = 2
+    config.train.log_every = 50  # steps that a line of the log averages
+    config.train.checkpoint_every = 1000  # steps from one checkpoint, to go on from, to the next
+    config.train.keep_checkpoints = 2  # the newest so many stay
 
     # Words are fed as people wrote them with a probability that falls (Bengio et al. 2015), or always.
     config.scheduled_sampling = ConfigDict()

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fetch.add_argument("--url", help="get the same file from a mirror; it must still have the published hash")
 
     convert = commands.add_parser("convert", help="convert a Keras .h5, or torchvision's .pth or .safetensors")
-    convert.add_argument("file", type=local_path)
+    convert.add_argument("file", type=local_path, help="downloaded weights")
     convert.add_argument("--out", type=local_path, required=True, help="encoder file to write, *.safetensors")
     convert.add_argument(
         "--input_scaling",
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     verify = commands.add_parser("verify", help="check an encoder file, beside the original network if installed")
-    verify.add_argument("file", type=local_path)
+    verify.add_argument("file", type=local_path, help="encoder file that `fetch` or `convert` wrote")
 
 
 def run(args: argparse.Namespace) -> int:

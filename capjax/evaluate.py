@@ -159,7 +159,7 @@ def evaluate(
                 report["comparison"]["metrics"] = comparison_dict(comparison)
                 print(comparison_table(str(rival), str(out), comparison, bootstrap_samples, level))
         write_metrics(out, report)
-        print(score_table(f"{config.dataset.name}, {split}", scores, report, references))
+        print(score_table(f"{config.dataset.name}, {split}", scores, report, references, settings.told()))
 
     if picture_of is None:
         picture_of = split_rows.pictures(config, split)
@@ -321,9 +321,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features_dir", help="feature store to read; '' reads images")
     parser.add_argument("--images", type=local_path, help="folder with the photos, by file name, to show on the page")
     parser.add_argument("--batch_size", type=int, default=64, help="images decoded at once on a device (default: 64)")
-    parser.add_argument("--max_images", type=int, default=0, help="the first so many images; 0: all")
-    parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help="comma-separated names of metrics")
-    parser.add_argument("--bootstrap_samples", type=int, default=1000, help="draws for the intervals; 0: none")
+    parser.add_argument("--max_images", type=int, default=0, help="the first so many images; 0: all (default)")
+    parser.add_argument(
+        "--metrics", default=",".join(DEFAULT_METRICS), help=f"comma-separated, of {', '.join(METRICS)}"
+    )
+    parser.add_argument(
+        "--bootstrap_samples", type=int, default=1000, help="draws for the intervals (default: 1000); 0: none"
+    )
     parser.add_argument(
         "--explain", action="store_true", help="tell of two dozen captions how likely each word was and where it looked"
     )

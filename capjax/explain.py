@@ -6,6 +6,7 @@ For each word: how likely it was, what else was, and where the model looked; and
 """
 
 import argparse
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -21,7 +22,7 @@ from capjax.captioning import LoadedModel, load_model
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
 from capjax.disk import local_path
-from capjax.errors import printable
+from capjax.errors import CapjaxError, printable
 from capjax.explaining import Explainer, WatchedSearch
 from capjax.images import ImageError
 from capjax.photo_captioning import find_photos, read_photos
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.model)
     model.require_preprocessing("capjax evaluate --explain explains its captions of such features")
     settings = settings_from_flags(args, model.search)
+    if args.caption is not None:
+        _check_caption(args, model)
     explain = PhotoExplainer(model, settings, args.heat, args.out)
     num_failed = 0
     for file, name in zip(tqdm(files, "explaining", unit="photo", disable=None), names_of(files), strict=True):
@@ -64,6 +67,22 @@ def run(args: argparse.Namespace) -> int:
     if num_failed < len(files):
         print(f"wrote {args.out}: a picture and a page of {len(files) - num_failed} photo(s)")
     return 1 if num_failed else 0
+
+
+def _check_caption(args: argparse.Namespace, model: LoadedModel) -> None:
+    """Refuse a given caption without words, or beside options of a search that is not done; tell of unknown words.
+
+    Raises:
+        CapjaxError: as said.
+    """
+    words = model.vocabulary.tokenize(args.caption)
+    if not words:
+        raise CapjaxError(f"expected --caption to have words, got {args.caption!r}")
+    for setting in dataclasses.fields(DecoderSettings):
+        if getattr(args, setting.name) is not None:
+            raise CapjaxError(f"expected no --{setting.name} beside --caption: nothing is searched for")
+    if unknown := [word for word in dict.fromkeys(words) if word not in model.vocabulary.ids]:
+        print(f"the model knows no {', '.join(map(repr, unknown))}: read as unknown words", file=sys.stderr)
 
 
 class PhotoExplainer:
@@ -91,7 +110,7 @@ class PhotoExplainer:
             text, branches, alternatives = " ".join(self._model.vocabulary.tokenize(told)), [], ()
         explanation = self._explainer(image, text)
         look = Look(image, explanation, branches, file.name)
-        search = self._settings.told() if told is None else "none, the caption was given"
+        search = self._settings.told() if told is None else "the caption was given"
         heading = f"{file.name}: {search}; lit where the model looked ({explanation.method})"
         write_explanation_sheet(self._out / f"{name}.png", [look], heading)
         log_prob = float(np.sum(np.log([max(word.probability, 1e-38) for word in explanation.words])))

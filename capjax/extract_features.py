@@ -124,7 +124,9 @@ def _announce(store: FeatureStore, plan: dict[str, list[range]], aloud: bool) ->
     num_images = sum(len(shard) for missing in plan.values() for shard in missing)
     needed = store.bytes_needed(num_images)
     check_room(store.path, needed, f"features of {num_images:,} images (--config.features.dtype=float16 halves them)")
-    if aloud or num_images:
+    if aloud and not num_images:
+        print(f"nothing to do: the features asked for are in {store.path}", file=sys.stderr)
+    if num_images:
         print(f"writing features of {num_images:,} images, {needed / 1e6:,.1f} MB, to {store.path}", file=sys.stderr)
 
 

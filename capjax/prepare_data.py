@@ -36,6 +36,17 @@ _SIZE_FACTOR = 1.1
 _SIZE_MARGIN = 20_000_000
 
 
+_SOURCE = (
+    "folder of the official files: of coco, annotations and images as they come; of flickr8k and flickr30k, "
+    "Flickr8k.token.txt or results_20130124.token, Kaggle's captions.txt or results.csv, or Karpathy's "
+    "dataset_NAME.json, and the photos"
+)
+_CAPTIONS = (
+    "a .csv or .tsv file with the columns image, caption and, if you like, split (train, val, test); .jsonl with "
+    "file_name, caption or captions, and split; or COCO's .json"
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `capjax data`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -50,13 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add("--name", help="the NAME of a folder dataset: `folder --name=mine` is `folder/mine`")
     for action in (prepare, validate):
         add, folder = action.add_argument, action.add_argument_group("for the source `folder`").add_argument
-        add("--source", type=local_path, help="folder that holds the official files")
+        add("--source", type=local_path, help=_SOURCE)
         add("--download_dir", type=local_path, help="folder for downloads (default DATA_DIR/downloads)")
         add("--captions_only", action="store_true", help="take the captions whether or not their images exist")
         add("--num_workers", type=int, default=4, help="threads that decode (default 4)")
         add("--json", action="store_true", help="print the report as JSON")
         folder("--images", type=local_path, action="append", default=[], help="folder or zip of images; repeatable")
-        folder("--captions", type=local_path, help="captions, a .csv, .tsv, .jsonl or COCO .json file")
+        folder("--captions", type=local_path, help=_CAPTIONS)
         folder("--val_share", type=float, default=0.1, help="share of the images for val (default 0.1)")
         folder("--test_share", type=float, default=0.0, help="share of the images for test (default 0)")
     prepare.add_argument("--overwrite", action="store_true", help="build again what is prepared already")
@@ -64,8 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument("--out", type=local_path, default=pathlib.Path("sheet.png"), help="PNG to write")
     inspect.add_argument("--num", type=int, default=12, help="number of examples (default 12)")
     inspect.add_argument("--image_size", type=int, default=299, help="side after preprocessing (default 299)")
-    inspect.add_argument("--crop", choices=CROPS, default="center")
-    inspect.add_argument("--resize", choices=list(RESAMPLING), default="bilinear")
+    inspect.add_argument("--crop", choices=CROPS, default="center", help="as encoder.crop (default center)")
+    resize = "as encoder.resize (default bilinear)"
+    inspect.add_argument("--resize", choices=list(RESAMPLING), default="bilinear", help=resize)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
 def prepare_command(name: data.DatasetName, args: argparse.Namespace) -> int:
     """Build a dataset, print and store the report."""
     source = data.SOURCES[name.source]
+    _check_places(name, args)
     module = importlib.import_module(source.module)
     target = data.target_directory(name, args.data_dir, str(getattr(module, source.builder).VERSION))
     if target.exists() and not args.overwrite:
@@ -107,6 +120,23 @@ def prepare_command(name: data.DatasetName, args: argparse.Namespace) -> int:
     if not args.json:
         print(f"prepared {name} in {target}")
     return 0
+
+
+def _check_places(name: data.DatasetName, args: argparse.Namespace) -> None:
+    """Refuse files that the source would not look at.
+
+    Raises:
+        CapjaxError: naming the option.
+    """
+    if data.SOURCES[name.source].rendered:
+        taken, what = (), "is drawn, and takes no files"
+    elif name.source == "folder":
+        taken, what = ("images", "captions"), "takes --images and --captions"
+    else:
+        taken, what = ("source",), "takes --source"
+    for option in ("source", "images", "captions"):
+        if getattr(args, option) and option not in taken:
+            raise CapjaxError(f"expected no --{option}: {name} {what}")
 
 
 def validate_command(name: data.DatasetName, args: argparse.Namespace) -> int:

@@ -51,9 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     df = {"type": local_path, "metavar": "FILE"}
     parser.add_argument("--df", **df, help="saved document frequencies for CIDEr, CIDEr-D (default: of the references)")
     parser.add_argument("--save_df", **df, help="write the document frequencies of the references to this .npz file")
-    parser.add_argument("--bootstrap_samples", type=int, default=1000, help="draws for intervals and p-values; 0: none")
-    parser.add_argument("--confidence", type=float, default=0.95, help="level of the intervals")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws and of the shuffled images")
+    parser.add_argument(
+        "--bootstrap_samples", type=int, default=1000, help="draws for intervals; 0: none (default: 1000)"
+    )
+    parser.add_argument("--confidence", type=float, default=0.95, help="level of the intervals (default: 0.95)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws and of the shuffled images (default: 0)")
     parser.add_argument("--train_captions", help="COCO annotation file of the training set: novelty and leakage")
 
 

@@ -13,16 +13,19 @@ from capjax.captioning import load_model
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.errors import CapjaxError
 from capjax.serving.limits import add_limit_flags, limits_from_flags
+from capjax.serving.searches import MOST
 from capjax.sharding import make_mesh
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `capjax serve`."""
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: any")
-    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1); 0.0.0.0: any")
+    parser.add_argument("--port", type=int, default=8000, help="to listen on (default: 8000); 0: any that is free")
     add_decoder_flags(parser)
     add_limit_flags(parser)
+    most = ", ".join(f"{name} {value}" for name, value in MOST.items())
+    parser.epilog = f"Requests may ask for at most {most}; where the server's own search goes beyond, for that."
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from capjax.checkpoint import Checkpoints, quiet_orbax
 from capjax.disk import exclusive, local_path, write_atomically
 from capjax.distributed import add_process_arguments, join_processes, on_first_process, stop_requests
 from capjax.errors import CapjaxError, Interrupted
+from capjax.metrics.coco_caption import FEW_IMAGES
 from capjax.model_directory import ModelDirectory, read_scores, save_model
 from capjax.report import model_card, read_log, write_curves
 from capjax.report.ledger import asked_of
@@ -34,7 +35,7 @@ from capjax.training.metric_writer import MetricWriter
 from capjax.training.progress import LARGER_IS_BETTER
 from capjax.training.train_state import TrainState, num_parameters, parameter_overview
 from capjax.training_setup import Setup, setup_from
-from capjax.validation import FEW_IMAGES, Validation
+from capjax.validation import Validation
 from capjax.validation_summaries import ValidationSummaries
 
 
@@ -127,7 +128,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         raise Interrupted(f"interrupted after step {step}, which is saved; the same command goes on from there")
     if lead:
         if out_of_patience:
-            say(f"stopping early: val/{metric} has not improved for {progress.validations_since_best} validations")
+            how = "it would have stopped here" if finished else "stopping early"
+            say(f"{how}: val/{metric} has not improved for {progress.validations_since_best} validations")
         # As the folder says: a part of the run that was killed may have come further, and kept the best of that.
         best = read_scores(workdir / "model")
         score = best.get(f"val/{metric}", math.nan)
@@ -208,6 +210,7 @@ def epoch_lines(setup: Setup, step: int, workdir: pathlib.Path) -> EpochLines:
         config.eval.every,
         step,
         read_log(workdir / "metrics.jsonl") if jax.process_index() == 0 else (),
+        is_smoothed=config.train.label_smoothing > 0,
     )
 
 

@@ -191,6 +191,11 @@ def _load_start(config: ConfigDict) -> ModelDirectory:
     path = model_folder(config.train.init_from)
     start = load_model_directory(path / "model" if (path / "model" / "model.json").exists() else path)
     theirs = configuration.from_dict(start.config, f"{path}/model.json").decoder.to_dict()
+    if theirs["name"] != config.decoder.name:
+        raise CapjaxError(
+            f"expected the decoder {theirs['name']!r} of the model {path} that the run starts from, got "
+            f"{config.decoder.name!r}; choose a recipe with the former"
+        )
     for name, value in config.decoder.to_dict().items():
         if theirs.get(name) != value and name not in TRAINING_ONLY:
             raise CapjaxError(

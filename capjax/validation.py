@@ -17,18 +17,12 @@ from capjax.data.input_pipeline import validation_batches
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
 from capjax.metrics import coco_caption
+from capjax.metrics.coco_caption import FEW_IMAGES
 from capjax.sharding import batch_sharded, check_divides, one_ahead, shard_batch
 from capjax.training.train_state import TrainState
 from capjax.training.xe_step import jit_validation_step
 from capjax.training_setup import Setup
 from capjax.waiting import DEVICES, waiting_for
-
-FEW_IMAGES = 100
-"""With fewer validation images than this, CIDEr-D takes its document frequencies from the training captions.
-
-The metric weighs words by the images whose references lack them. Among a handful of images that says nothing (of one or
-two it is always 0), and the model that is kept would be chosen by chance.
-"""
 
 MOST_IMAGES_COUNTED = 100_000
 """The first so many training images have their captions counted for that, at most."""
@@ -39,7 +33,7 @@ class Validation:
 
     Attributes:
         records: that are validated on.
-        has_few_images: whether their CIDEr-D is weighed by the training captions, see `FEW_IMAGES`.
+        has_few_images: whether their CIDEr-D is weighed by the training captions, see `FEW_IMAGES` there.
     """
 
     def __init__(self, setup: Setup) -> None:

@@ -177,3 +177,9 @@ def test_who_has_no_home_directory_is_asked_for_one_where_it_is_needed(monkeypat
     for command in (["data", "validate", "scenes"], ["weights", "fetch"]):
         assert main(command) == 1
         assert "expected a home directory, found none; set HOME or" in capsys.readouterr().err
+
+
+def test_a_field_without_an_equals_sign_is_told_how(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--config=scenes", "--workdir=x", "--config.train.num_steps", "3"])
+    assert "expected --config.train.num_steps=VALUE, with an equals sign" in capsys.readouterr().err

@@ -132,9 +132,16 @@ def test_a_caption_that_is_given(tmp_path, photos, capsys):
     model = small_model(tmp_path / "model", "init_inject")
     options = [f"--model={model}", f"--out={tmp_path / 'out'}", "--caption=W3 w4!", "--heat=integrated_gradients"]
     assert main(["explain", *options, str(photos[0])]) == 0
-    assert f"{photos[0]}: w3 w4" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert f"{photos[0]}: w3 w4" in printed.out and "knows no" not in printed.err
     page = (tmp_path / "out" / "0.html").read_text()
     assert "the caption was given" in page and "integrated gradients" in page and "The beams" not in page
+
+
+def test_words_of_a_given_caption_that_the_model_has_not_are_told(tmp_path, photos, capsys):
+    model = small_model(tmp_path / "model", "up_down")
+    assert main(["explain", f"--model={model}", f"--out={tmp_path}", "--caption=a w3 dog dog", str(photos[0])]) == 0
+    assert "the model knows no 'a', 'dog': read as unknown words" in capsys.readouterr().err
 
 
 def test_a_caption_longer_than_the_decoder_was_built_for_is_refused(tmp_path, photos, capsys):
@@ -152,6 +159,8 @@ def test_a_caption_longer_than_the_decoder_was_built_for_is_refused(tmp_path, ph
         (["--heat=attention"], "expected a model that attends to a grid, InitInjectDecoder looks at images once"),
         (["--beam_size=0"], "beam_size lies in 1"),
         (["--must_contain=unheard"], "unknown word"),
+        (["--caption=!"], "expected --caption to have words, got '!'"),
+        (["--caption=w3", "--beam_size=3"], "expected no --beam_size beside --caption"),
     ],
 )
 def test_what_cannot_be_explained_is_one_line(tmp_path, photos, capsys, options, message):

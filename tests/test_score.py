@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import runpy
 import subprocess
 import sys
@@ -61,6 +62,18 @@ def test_one_file(tmp_path: pathlib.Path, truth: pathlib.Path) -> None:
     assert {row["image_id"]: row["BLEU-4"] for row in rows} == expected.per_image["BLEU-4"]
     assert set(rows[0]) == {"image_id", *expected.corpus}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "per_image.jsonl"]
+
+
+def test_few_images_make_a_note_of_what_cider_is_worth(tmp_path: pathlib.Path) -> None:
+    truth = write_references(tmp_path / "one.json", {1: ["a dog runs", "the dog is running"]})
+    results = write_results(tmp_path / "mine.json", {1: "a dog runs"})
+    run = capjax_score(
+        f"--references={truth}", f"--results={results}", "--metrics=BLEU-1,CIDEr-D", "--bootstrap_samples=0"
+    )
+    assert "df: references of 1 image;" in run.stdout and re.search(r"BLEU-1 +100\.00", run.stdout)
+    assert "note: CIDEr and CIDEr-D weigh words by the references of these images alone" in run.stdout
+    run = capjax_score(f"--references={truth}", f"--results={results}", "--metrics=BLEU-1", "--bootstrap_samples=0")
+    assert "note:" not in run.stdout
 
 
 def test_two_files_are_compared(tmp_path: pathlib.Path, truth: pathlib.Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from capjax.captioning import load_model
-from capjax.config import load_config
+from capjax.config import decoder_config, load_config
 from capjax.errors import CapjaxError
 from capjax.sharding import make_mesh
 from capjax.tasks.packed_references import pack_references
@@ -156,10 +156,14 @@ def test_any_objective_may_start_from_a_model_with_its_words(store, start, tmp_p
         ({"self_critical.xe_weight": -1.0}, "self_critical.xe_weight"),
         ({"self_critical.temperature": 0.0}, "self_critical.temperature of at least"),
         ({"decoder.hidden_size": 13}, "decoder.hidden_size = 12"),
+        ({"decoder": decoder_config("att2in")}, "expected the decoder 'init_inject' of the model .*, got 'att2in'"),
     ],
 )
 def test_what_makes_no_sense_is_a_clear_error(store, start, tmp_path, change, message):
     config = reinforced(store, start)
+    with config.unlocked():
+        if "decoder" in change:
+            config.decoder = change.pop("decoder")
     config.update_from_flattened_dict(change)
     with pytest.raises(CapjaxError, match=message):
         train(config, tmp_path / "run")

@@ -346,6 +346,12 @@ def _refuse_difference(path: pathlib.Path, field: str, expected: Any, found: Any
     if expected == found:
         return
     if isinstance(expected, dict) and isinstance(found, dict):
+        if ("encoder" in expected) != ("encoder" in found) and field == "key":
+            kinds = ("that another program made", "that an encoder computed")
+            wanted, held = (kinds["encoder" in key] for key in (expected, found))
+            raise CapjaxError(
+                f"expected features {wanted} in {path}, it holds such {held}; choose another --config.features.dir"
+            )
         for name in sorted({*expected, *found}):
             _refuse_difference(path, f"{field}.{name}", expected.get(name), found.get(name))
     raise CapjaxError(

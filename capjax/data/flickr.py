@@ -41,6 +41,7 @@ _TABLES = {  # the first that is there: both have come as either
     "flickr8k": ("captions.txt", "captions.csv", "results.csv"),
     "flickr30k": ("results.csv", "captions.txt", "captions.csv"),
 }
+_NUM_IMAGES = {"flickr8k": 8_000, "flickr30k": 31_014}  # of the official splits, and of Karpathy's
 SPLIT_NAMES = {"train": ("train",), "val": ("dev", "val"), "test": ("test",)}
 # Of about 8,000 photos of Flickr8k, the official validation and test splits have 1,000 each.
 DRAWN_SHARE = 1 / 8
@@ -96,6 +97,9 @@ def open_source(name: DatasetName, options: SourceOptions) -> Listing:
         else:
             splits = _draw_splits(files)
             notes.append("no split lists were found: the splits are drawn by file name and are not the official ones.")
+    num_images = sum(map(len, splits.values()))
+    if num_images < (least := _NUM_IMAGES[name.source]):
+        notes.append(f"{name.source} is incomplete: captions of {num_images:,} photos of {least:,}.")
     for file in (file for files in splits.values() for file in files):
         file.image_id = photo_id(file.file_name) if file.image_id is None else file.image_id
     images = None

@@ -25,6 +25,13 @@ BLEU_NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 METRICS = (*BLEU_NAMES, "METEOR", "ROUGE-L", "CIDEr", "CIDEr-D", "SPICE")
 DEFAULT_METRICS = METRICS[:-1]
 
+FEW_IMAGES = 100
+"""With fewer images than this, CIDEr says little by document frequencies of their references.
+
+It weighs words by the images whose references lack them: among a handful that is chance, and of one or two it is always
+0. Validation takes the frequencies of the training captions then, or the model that is kept would be chosen so.
+"""
+
 
 class References:
     """Reference captions, tokenised once, with everything the metrics derive from them.
@@ -148,7 +155,8 @@ def score(
     if "ROUGE-L" in metrics:
         results["ROUGE-L"] = rouge_l(tokens, references.tokens)
     settings: dict[str, str | int] = {"tokenizer": "PTB, punctuation removed", "num_images": len(tokens)}
-    settings["df"] = f"{df.num_images} images of a saved table" if df else f"references of {len(tokens)} images"
+    own = f"references of {len(tokens)} image{'s' if len(tokens) != 1 else ''}"
+    settings["df"] = f"{df.num_images} images of a saved table" if df else own
     for name, module in (("METEOR", meteor), ("SPICE", spice)):
         if name in metrics:
             try:

@@ -10,7 +10,7 @@ from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
 from capjax.metrics.bootstrap import Comparison, Interval, confidence_intervals
 from capjax.metrics.caption_health import health, image_dependence, leakage
-from capjax.metrics.coco_caption import METRICS, References, Scores
+from capjax.metrics.coco_caption import FEW_IMAGES, METRICS, References, Scores
 from capjax.metrics.ngrams import DocumentFrequencies
 
 _SHARES = {
@@ -76,6 +76,11 @@ def score_report(
     }
     report["intervals"] = {name: [interval.low, interval.high] for name, interval in intervals.items()}
     report["skipped"] = dict(scores.skipped)
+    if df is None and len(ordered) < FEW_IMAGES and {"CIDEr", "CIDEr-D"} & set(scores.corpus):
+        report["notes"] = {
+            "CIDEr": "CIDEr and CIDEr-D weigh words by the references of these images alone: with fewer than "
+            f"{FEW_IMAGES} that says little, and of one or two they are always 0"
+        }
     report["health"] = health(ordered, train_captions).to_dict()
     if len(ordered) > 1:
         report["image_dependence"] = {"metric": "CIDEr-D"} | image_dependence(
@@ -91,12 +96,14 @@ def score_report(
     return report
 
 
-def score_table(name: str, scores: Scores, report: Mapping[str, Any], references: References) -> str:
-    """Lay out a report for the terminal, scores × 100; `name` says what was scored."""
+def score_table(
+    name: str, scores: Scores, report: Mapping[str, Any], references: References, decoder: str = "unknown"
+) -> str:
+    """Lay out a report for the terminal, scores × 100; `name` says what was scored, `decoder` how it was decoded."""
     settings, measures = report["settings"], report["health"]
     lines = [
         f"{name}: {settings['num_images']} images, {len(references.image_of_caption)} references",
-        f"  tokenizer: {settings['tokenizer']}; df: {settings['df']}; decoder: {settings['decoder']}",
+        f"  tokenizer: {settings['tokenizer']}; df: {settings['df']}; decoder: {decoder}",
     ]
     level = f"{100 * settings['confidence']:g} % interval ({settings['bootstrap_samples']} bootstrap samples)"
     lines.append(f"  {'metric (×100)':<14} {'score':>7}" + (f"   {level}" if report["intervals"] else ""))
@@ -106,6 +113,7 @@ def score_table(name: str, scores: Scores, report: Mapping[str, Any], references
             low, high = report["intervals"][metric]
             row += f"   [{100 * low:.2f}, {100 * high:.2f}]"
         lines.append(row)
+    lines += [f"  note: {note}" for note in report.get("notes", {}).values()]
     lines += [f"  {metric} skipped: {reason}" for metric, reason in scores.skipped.items()]
     shares = ", ".join(f"{_SHARES[key]} {100 * measures[key]:.1f} %" for key in _SHARES if measures[key] is not None)
     lines.append(f"  captions: {measures['mean_length']:.1f} words, {measures['vocabulary']} different ones; {shares}")

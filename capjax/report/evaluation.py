@@ -39,7 +39,12 @@ def evaluation_report(
     """
     intervals, health = report.get("intervals", {}), report.get("health", {})
     names = dict.fromkeys(name for row in rows for name in row.scores)  # images without references have none
-    scored = [Score(name, report[name], *intervals.get(name, (None, None))) for name in names if name in report]
+    notes = report.get("notes", {})
+    scored = [
+        Score(name, report[name], *intervals.get(name, (None, None)), note=notes.get(name, ""))
+        for name in names
+        if name in report
+    ]
     skipped = [Score(name, float("nan"), note=reason) for name, reason in report.get("skipped", {}).items()]
     measures = [
         Measure(name, health[key], kind, about)

@@ -2,7 +2,7 @@
 // looked and tells what else was likely. Text only ever enters the page as text.
 "use strict";
 const explainedWords = (picture, { words, heat_method: method, crop }) => {
-  const percent = (probability) => (probability < 0.005 ? "<1 %" : `${Math.round(100 * probability)} %`);
+  const percent = (probability) => (probability < 0.005 ? "<1\u00a0%" : `${Math.round(100 * probability)}\u00a0%`);
   const made = (name, className, ...children) => {
     const element = document.createElement(name);
     element.className = className;

@@ -208,7 +208,8 @@ def _curves(report: Report) -> str:
         figures.append(
             f"<figure><figcaption>{escape(panel.title)}{legend}</figcaption>{line_chart(panel)}{note}</figure>"
         )
-    return _section("training", "Training", f'<div class="figures">{"".join(figures)}</div>')
+    about = '<p class="about">The loss of training is what is made small: with smoothed labels where that is on.</p>'
+    return _section("training", "Training", f'{about}<div class="figures">{"".join(figures)}</div>')
 
 
 def _legend(entries: Iterable[tuple[str, str]]) -> str:

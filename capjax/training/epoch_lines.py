@@ -39,6 +39,7 @@ class EpochLines:
         eval_every: int,
         first_step: int = 0,
         logged: Sequence[Mapping[str, Any]] = (),
+        is_smoothed: bool = False,
     ) -> None:
         """Begin, or go on where the log ends.
 
@@ -50,12 +51,14 @@ class EpochLines:
             first_step: that the run goes on from.
             logged: rows of the log until then; what they told is not told again. Of an epoch whose rows are lost, the
                 mean is that of the rest.
+            is_smoothed: whether the loss of training is that of smoothed labels, and so higher than a validation's.
         """
         self._num_steps, self._epochs_of_step = num_steps, images_per_step / num_images
         self._tells_each_validation = eval_every * images_per_step < num_images
         self._logged_step, self._is_news, self._began = 0, False, None
         self._of_epoch, self._since_line = _Mean(), _Mean()
-        self._what, self._scores, self._scored_step = "loss", None, 0
+        self._loss = "smoothed loss" if is_smoothed else "loss"
+        self._what, self._scores, self._scored_step = self._loss, None, 0
         can_go_on = any("train/loss" in row for row in logged)
         self._epochs_told = 0 if can_go_on else self._epochs_ended(first_step)
         for step, rows in itertools.groupby(logged, key=lambda row: row["step"]):
@@ -104,8 +107,10 @@ class EpochLines:
 
     def _take(self, step: int, row: Mapping[str, Any]) -> None:
         if all(row.get(name) is not None for name in _NEEDED):
-            self._what = "reward" if row.get("train/reward") is not None else "loss"
-            value, speed, seconds = row[f"train/{self._what}"], row["train/words_per_second"], row["train/seconds"]
+            name, self._what = "train/loss", self._loss
+            if row.get("train/reward") is not None:
+                name, self._what = "train/reward", "reward"
+            value, speed, seconds = row[name], row["train/words_per_second"], row["train/seconds"]
             for mean in (self._of_epoch, self._since_line):
                 mean.add(value, speed * seconds, seconds)
             self._logged_step = step

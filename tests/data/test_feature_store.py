@@ -437,6 +437,16 @@ def test_importing_again_takes_no_rows_of_other_names_for_done(tmp_path):
         import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)})
 
 
+def test_features_of_one_kind_are_not_looked_for_in_a_store_of_the_other(tmp_path):
+    np.savez(tmp_path / "x.npz", file_name=NAMES, pooled=np.ones((2, F), np.float32))
+    create_store(tmp_path / "computed", {"dataset": "toys", "encoder": {"image_size": 8}}, F)
+    with pytest.raises(CapjaxError, match=r"expected features that another program made .* that an encoder computed"):
+        import_npz(tmp_path / "x.npz", tmp_path / "computed", "toys", {"train": records(2)})
+    import_npz(tmp_path / "x.npz", tmp_path / "imported", "toys", {"train": records(2)})
+    with pytest.raises(CapjaxError, match=r"that an encoder computed .* that another program made"):
+        create_store(tmp_path / "imported", {"dataset": "toys", "encoder": {"image_size": 8}}, F)
+
+
 def test_names_as_bytes_are_read_and_repeated_ones_refused(tmp_path):
     np.savez(tmp_path / "x.npz", file_name=NAMES.astype("S"), pooled=np.zeros((2, F)))
     assert import_npz(tmp_path / "x.npz", tmp_path / "store", "toys", {"train": records(2)}) == {"train": (2, 0)}

@@ -142,6 +142,7 @@ def test_kaggle_flickr8k_with_images_in_a_zip(tmp_path):
     assert sorted(name for part in names(listing).values() for name in part) == sorted(FLICKR_NAMES)
     assert listing.files[FLICKR_NAMES[2]].read() == jpeg(2)
     assert any("not the official ones" in note for note in listing.notes)
+    assert any("incomplete: captions of" in note and "of 8,000" in note for note in listing.notes)
     again = flickr.open_source(parse_name("flickr8k"), SourceOptions(source=tmp_path))
     assert again.splits == listing.splits
 

@@ -143,7 +143,7 @@ def test_pointing_at_a_word_lights_the_picture(page: Page, tmp_path: pathlib.Pat
     page.locator("button.word").nth(0).hover()
     assert page.locator("canvas.light").is_visible()
     np.testing.assert_allclose(light(page), explanation(heat=corners()).brightness[0], atol=0.01)
-    assert page.locator(".likely").inner_text() == "dog 70 %, a 30 %, cow <1 %"
+    assert page.locator(".likely").inner_text() == "dog 70\u00a0%, a 30\u00a0%, cow <1\u00a0%"
     picture, canvas = page.locator("#picture img").bounding_box(), page.locator("canvas.light").bounding_box()
     for side in ("x", "y", "width", "height"):
         assert canvas[side] == pytest.approx(picture[side], abs=2)
