@@ -221,6 +221,10 @@ def read_captions(folder: pathlib.Path, records: Sequence[CaptionRecord]) -> dic
     Raises:
         CapjaxError: if it is none, or not of these images.
     """
+    if not (folder / "results.json").is_file():
+        raise CapjaxError(
+            f"expected an evaluation in {folder}, found no results.json; `capjax evaluate --out={folder}` writes one"
+        )
     captions = read_results(str(folder / "results.json"))
     if lacking := [record.image_id for record in records if record.image_id not in captions]:
         raise CapjaxError(

@@ -153,6 +153,7 @@ def _read_header(directory: pathlib.Path) -> dict[str, Any]:
         version = header["format_version"]
     except (FileNotFoundError, NotADirectoryError):
         hint = f"; did you mean {directory / 'model'}?" if (directory / "model" / "model.json").exists() else ""
+        hint = "; this takes one model, not several" if "," in str(directory) else hint
         raise CapjaxError(f"expected a model directory (with model.json), got {directory}{hint}") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CapjaxError(f"expected a model description in {path}, got something else ({error!r})") from None
