@@ -65,7 +65,7 @@
 
   const showModel = () => {
     const { limits } = model;
-    const facts = { model: model.recipe || model.model.name, decoder: spaced(model.decoder), words: model.vocabulary_size.toLocaleString("en") };
+    const facts = { model: model.recipe || model.model.name, decoder: spaced(model.decoder), vocabulary: model.vocabulary_size.toLocaleString("en") };
     for (const [name, value] of Object.entries(facts)) {
       get("model").append(element("div", "", element("dt", "", name), element("dd", "", value)));
     }
