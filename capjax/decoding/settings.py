@@ -52,11 +52,13 @@ class DecoderSettings:
     """
 
     method: str = _setting("greedy", _ALL, "greedy, sample, beam or diverse_beam")
-    max_length: int = _setting(20, _ALL, "tokens per caption at most")
+    max_length: int = _setting(20, _ALL, "words per caption at most; one that comes to its end needs a place for that")
     min_length: int = _setting(0, _ALL, "words per caption at least")
     no_repeat_ngram_size: int = _setting(0, _ALL, "no n-gram of this size occurs twice in a caption; 0: no limit")
     allow_unk: bool = _setting(False, _ALL, "let the search take the unknown word, which is not shown")
-    must_not_contain: tuple[str | int, ...] = _setting((), _ALL, "words that no caption contains")
+    must_not_contain: tuple[str | int, ...] = _setting(
+        (), _ALL, "words that no caption contains, with commas between them"
+    )
     num_captions: int = _setting(1, (*_SAMPLE, *_BEAM), "captions per image, best first")
     seed: int = _setting(0, _SAMPLE, "seed of the samples; with the image id it fixes a caption")
     temperature: float = _setting(1.0, _SAMPLE, "below 1 sharpens the distribution, above 1 flattens it")
@@ -66,7 +68,7 @@ class DecoderSettings:
     length_penalty: float = _setting(0.0, _BEAM, "alpha of the length penalty; 0: rank by log-probability")
     length_formula: str = _setting("gnmt", _BEAM, "gnmt: ((5 + n) / 6)^alpha; plain: n^alpha")
     must_contain: tuple[str | int | tuple[str | int, ...], ...] = _setting(
-        (), _BEAM, "words that every caption contains; dog|puppy for either"
+        (), _BEAM, "words that every caption contains, with commas between them; dog|puppy for either"
     )
     num_groups: int = _setting(3, _DIVERSE, "groups that the beams are divided into")
     diversity_strength: float = _setting(0.5, _DIVERSE, "penalty for each earlier group that says the same word")

@@ -85,7 +85,8 @@ class Service:
     @property
     def name(self) -> dict[str, str]:
         """The model as every answer names it."""
-        return {"name": "/".join(pathlib.Path(self._model.path).resolve().parts[-2:]), "sha256": self._header["weights_sha256"]}
+        name = "/".join(pathlib.Path(self._model.path).resolve().parts[-2:])  # with the run that it is of
+        return {"name": name, "sha256": self._header["weights_sha256"]}
 
     def describe(self) -> dict[str, Any]:
         """Say what the model is and what it can be asked for."""
