@@ -76,11 +76,12 @@ def score_report(
     }
     report["intervals"] = {name: [interval.low, interval.high] for name, interval in intervals.items()}
     report["skipped"] = dict(scores.skipped)
-    if df is None and len(ordered) < FEW_IMAGES and {"CIDEr", "CIDEr-D"} & set(scores.corpus):
-        report["notes"] = {
-            "CIDEr": "CIDEr and CIDEr-D weigh words by the references of these images alone: with fewer than "
-            f"{FEW_IMAGES} that says little, and of one or two they are always 0"
-        }
+    if df is None and len(ordered) < FEW_IMAGES:
+        few = (
+            f"words are weighed by the references of these images alone, which says little of fewer than {FEW_IMAGES} "
+            "(one or two always give 0)"
+        )
+        report["notes"] = {name: few for name in ("CIDEr", "CIDEr-D") if name in scores.corpus}
     report["health"] = health(ordered, train_captions).to_dict()
     if len(ordered) > 1:
         report["image_dependence"] = {"metric": "CIDEr-D"} | image_dependence(
@@ -113,7 +114,7 @@ def score_table(
             low, high = report["intervals"][metric]
             row += f"   [{100 * low:.2f}, {100 * high:.2f}]"
         lines.append(row)
-    lines += [f"  note: {note}" for note in report.get("notes", {}).values()]
+    lines += [f"  {metric}: {note}" for metric, note in report.get("notes", {}).items()]
     lines += [f"  {metric} skipped: {reason}" for metric, reason in scores.skipped.items()]
     shares = ", ".join(f"{_SHARES[key]} {100 * measures[key]:.1f} %" for key in _SHARES if measures[key] is not None)
     lines.append(f"  captions: {measures['mean_length']:.1f} words, {measures['vocabulary']} different ones; {shares}")

@@ -94,8 +94,8 @@ def _render(report: Report, shown: list[CaptionRow], pictures: list[str]) -> str
 
 
 def _settings_line(settings: Mapping[str, Any]) -> str:
-    """Return the decoder settings as the line that stands beside every table and figure (HTML)."""
-    told = ", ".join(f"{escape(str(name))} {escape(_plain(value))}" for name, value in settings.items())
+    """Return the decoder settings as the line that stands beside every table and figure (HTML): those that are set."""
+    told = ", ".join(f"{escape(str(name))} {escape(_plain(value))}" for name, value in settings.items() if value)
     return f"Decoded with {told}." if told else "Decoder settings were not given."
 
 
