@@ -40,7 +40,7 @@ class PhotoCaptioner:
         Raises:
             CapjaxError: if the models have no encoder to look at photos with.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise CapjaxError(f"expected a batch_size of at least 1, got {batch_size!r}")
         self._preprocessing = models[0].require_preprocessing("capjax evaluate scores it on such features")
         self._mesh = make_mesh()
@@ -59,10 +59,11 @@ class PhotoCaptioner:
             For each photo in turn its caption, or why it could not be read.
         """
         # Fewer photos are filled up to the shape that there is a program for.
-        self._size = max(self._size, min(self._most, -(-len(photos) // self._mesh.size) * self._mesh.size))
-        for start in range(0, len(photos), self._size):
-            read = read_photos(photos[start : start + self._size], self._preprocessing)
-            batches = [photo_batch(read, self._size, self._preprocessing)] if read.images else []
+        size = max(self._size, min(self._most, -(-len(photos) // self._mesh.size) * self._mesh.size))
+        self._size = size
+        for start in range(0, len(photos), size):
+            read = read_photos(photos[start : start + size], self._preprocessing)
+            batches = [photo_batch(read, size, self._preprocessing)] if read.images else []
             captions = self._generator(self._variables, batches, settings)
             for error in read.errors:
                 yield error or next(captions)
