@@ -43,10 +43,10 @@ def draw_tokens(keys: Key[Array, " N"], logits: Float[Array, "N V"], block_size:
 
 def _invert(weights: Float[Array, "N M"], uniform: Float[Array, " N"]) -> Int[Array, " N"]:
     """Return the index at which the cumulative weight first exceeds a share `uniform` (below 1) of its total."""
-    cumulative = jnp.cumsum(weights, axis=-1)
-    exceeds = cumulative > uniform[:, None] * cumulative[:, -1:]
     # A sum in another order may grow by its rounding where nothing is added: what has no weight is never drawn.
-    return jnp.argmax(exceeds & (weights > 0), axis=-1).astype(jnp.int32)
+    cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0)
+    total = jnp.max(cumulative, axis=-1, keepdims=True)
+    return jnp.argmax(cumulative > uniform[:, None] * total, axis=-1).astype(jnp.int32)
 
 
 def sample(

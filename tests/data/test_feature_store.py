@@ -128,6 +128,20 @@ def test_stale_store_is_refused(tmp_path, key, message):
         create_store(tmp_path, key, F)
 
 
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ((F + 1, None, "float32"), "feature_size = 7.*made with 6"),
+        ((F, P, "float32"), "num_positions = 4.*made with None"),
+        ((F, None, "float16"), "dtype = 'float16'.*made with 'float32'"),
+    ],
+)
+def test_a_store_of_other_shapes_or_another_dtype_is_not_used_again(tmp_path, shapes, message):
+    create_store(tmp_path, KEY, F)
+    with pytest.raises(CapjaxError, match=message):
+        create_store(tmp_path, KEY, *shapes)
+
+
 def test_other_images_are_refused(tmp_path):
     store = create_store(tmp_path, KEY, F)
     store.begin_split("train", records(5))

@@ -101,6 +101,14 @@ def test_an_epoch_shows_every_image_with_captions_once_and_epochs_differ(caption
     assert order[:7] != order[7:]
 
 
+def test_the_order_depends_on_the_seed(captions):
+    orders = []
+    for seed in (3, 4, 3):
+        batches = training_batches(captions, VectorRows(10), **SIZES | {"seed": seed})
+        orders.append(np.concatenate([next(batches)["image_id"] for _ in range(10)]).tolist())
+    assert orders[0] == orders[2] != orders[1]
+
+
 def test_processes_share_the_batches_of_one(captions):
     whole = training_batches(captions, VectorRows(10), **SIZES)
     parts = [training_batches(captions, VectorRows(10), **SIZES, process_index=i, process_count=2) for i in (0, 1)]
@@ -141,8 +149,8 @@ def test_going_on_after_some_batches_is_exact_whoever_reads_them(captions, num_w
 
 @pytest.mark.parametrize("process_count", [1, 2])
 @pytest.mark.parametrize("captions_per_image", [1, 2])
-def test_validation_covers_every_caption_once(records, vocabulary, process_count, captions_per_image):
-    seen, shapes = [], set()
+def test_validation_covers_captions_and_their_images_once(records, vocabulary, process_count, captions_per_image):
+    seen, counted, shapes = [], [], set()
     for index in range(process_count):
         batches = validation_batches(
             records, VectorRows(10), vocabulary, batch_size=8, captions_per_image=captions_per_image, max_tokens=6,
@@ -150,11 +158,13 @@ def test_validation_covers_every_caption_once(records, vocabulary, process_count
         )  # fmt: skip
         for batch in batches:
             shapes.add((batch["tokens"].shape, batch["features"].pooled.shape))
+            counted += batch["image_id"][batch["valid"]].tolist()
             for row, tokens in enumerate(batch["tokens"]):
                 if batch["mask"][row].any():
                     image = int(batch["features"].pooled[row // captions_per_image, 0])
                     seen.append((image, vocabulary.decode(tokens[1:])))
     assert sorted(seen) == sorted((i, c) for i, r in enumerate(records) for c in r.captions)
+    assert sorted(counted) == [record.image_id for record in records if record.captions]
     assert len(shapes) == 1
 
 
@@ -202,6 +212,21 @@ def test_images_and_random_crops(captions):
         np.testing.assert_array_equal(batch["image"][:, 8, 8, 0], 20 * (batch["image_id"] - 100))
 
 
+def test_random_crops_lie_anywhere_in_an_image_a_little_larger():
+    # 19 = 16 · 346/299, rounded: it is not resized, so that each pixel tells where it was.
+    image = np.stack([*np.indices((19, 19)), np.zeros((19, 19))], axis=-1).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    rows, rng = ImageRows([buffer.getvalue()], Preprocessing(image_size=16)), np.random.default_rng(0)
+    corners = set()
+    for _ in range(200):
+        crop = rows.random_crop(0, rng)
+        top, left = crop[0, 0, :2].tolist()
+        np.testing.assert_array_equal(crop, image[top : top + 16, left : left + 16])
+        corners.add((top, left))
+    assert corners == {(top, left) for top in range(4) for left in range(4)}
+
+
 def test_nothing_to_train_on_is_an_error(vocabulary, tmp_path):
     with pytest.raises(CapjaxError, match="the split has none"):
         training_batches(encoded([CaptionRecord(1, "a.jpg", ())], vocabulary, tmp_path), VectorRows(1), **SIZES)
@@ -212,6 +237,9 @@ def test_augmented_features_are_refused(captions):
         training_batches(captions, VectorRows(10), **SIZES, augment=True)
 
 
-def test_batch_that_does_not_divide_is_refused(captions):
+def test_batch_that_does_not_divide_is_refused(records, captions):
     with pytest.raises(CapjaxError, match="multiple of 3 captions"):
         training_batches(captions, VectorRows(10), **SIZES | {"captions_per_image": 3})
+    for batch_size in (0, 5):
+        with pytest.raises(CapjaxError, match=f"multiple of 2 processes, got {batch_size}"):
+            image_batches(records, VectorRows(10), batch_size=batch_size, process_count=2)

@@ -4,6 +4,7 @@ import collections
 import hashlib
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 
@@ -94,6 +95,16 @@ def test_they_are_made_once_and_again_when_the_captions_change(records):
     changed = tokenized_captions(write_records(records.path, RECORDS[:1]), "words")
     assert changed.counts == {"a": 3, "dog": 3, "runs": 1}
     assert len(list((records.path.parent / "captions-train.words").iterdir())) == 1  # the older ones are gone
+
+
+def test_they_are_made_again_when_captions_change_to_others_of_the_same_length(records):
+    tokenized_captions(records, "words")
+    status = records.path.stat()
+    edited = write_records(records.path, [CaptionRecord(9, "a.jpg", ("A cat runs.", "a cat, a dog")), *RECORDS[1:]])
+    os.utime(records.path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert records.path.stat().st_size == status.st_size
+    counts = tokenized_captions(edited, "words").counts
+    assert (counts["cat"], counts["dog"]) == (2, 1)
 
 
 def test_what_a_kill_left_is_made_anew(records):

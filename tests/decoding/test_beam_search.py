@@ -118,14 +118,21 @@ def test_search_ends_when_all_sentences_are_done_and_traces_once(alpha):
     assert len(traces) == 1
 
 
-def test_a_long_caption_may_win_late():
-    # END at once has probability 0.6 and an average of log 0.6; the word 4, with 0.2, then goes on for free.
+@pytest.mark.parametrize(
+    "alpha, probs, num_words",
+    [
+        (1.0, (0.6, 0.2, 0.2), 6),  # log 0.2 over 7 tokens against log 0.6 over one
+        (-1.0, (0.3, 0.55, 0.15), 1),  # log 0.55 times 2 tokens against log 0.3 times one: 0.55^2 > 0.3
+    ],
+)
+def test_a_longer_caption_may_win_late(alpha, probs, num_words):
+    # At first END, the words 4 and 5 have these probabilities; later words, and END after `num_words`, come for free.
     def decode_step(step, tokens):
-        first = jnp.log(jnp.array([0, 0, 0, 0.6, 0.2, 0.2, 0]))
-        later = 30.0 * jax.nn.one_hot(jnp.where(step < 6, 4, 3), 7)
+        first = jnp.log(jnp.array([0, 0, 0, *probs, 0]))
+        later = 30.0 * jax.nn.one_hot(jnp.where(step < num_words, 4, 3), 7)
         return step + 1, jnp.where(step[:, None] == 0, first[None], later)
 
-    settings = DecoderSettings(method="beam", beam_size=2, max_length=8, length_penalty=1.0, length_formula="plain")
+    settings = DecoderSettings(method="beam", beam_size=2, max_length=8, length_penalty=alpha, length_formula="plain")
     hypotheses = build_search(settings, SpecialIds())(decode_step, jnp.zeros(1, jnp.int32), None)
-    assert hypotheses.tokens[0, 0].tolist() == [4] * 6 + [3, 0]
-    assert hypotheses.log_probs[0, 0] == pytest.approx(np.log(0.2), abs=1e-4)
+    assert hypotheses.tokens[0, 0].tolist() == [4] * num_words + [3] + [0] * (7 - num_words)
+    assert hypotheses.log_probs[0, 0] == pytest.approx(np.log(probs[1]), abs=1e-4)

@@ -18,6 +18,7 @@ RULES = [
     {"no_repeat_ngram_size": 2, "min_length": 4},
     {"allow_unk": True, "must_not_contain": (4,)},
     {"no_repeat_ngram_size": 1, "min_length": 8},
+    {"must_not_contain": (4, 5, 6), "min_length": 2},  # no word, and END too early: the sentence ends all the same
 ]
 
 

@@ -114,9 +114,10 @@ def test_top_p_threshold_is_that_of_sorting(seed, p):
         assert np.flatnonzero(kept(nuclei[p], logits)[0]).tolist() == expected
 
 
-def test_top_p_keeps_equals_together():
-    logits = np.array([[1.0, 0.0, 1.0, 1.0, -np.inf]], np.float32)
-    assert kept(keep_top_p(0.3), logits) == [[True, False, True, True, False]]
+@pytest.mark.parametrize("second, expected", [(1.0, [0, 2, 3]), (1 - 1e-3, [0, 3]), (1 - 1e-6, [0, 3])])
+def test_top_p_keeps_equals_together_and_nothing_below(second, expected):
+    logits = np.array([[1.0, 0.0, second, 1.0, -np.inf]], np.float32)
+    assert np.flatnonzero(kept(keep_top_p(0.3), logits)[0]).tolist() == expected
 
 
 def test_ids_outside_the_vocabulary_are_refused():

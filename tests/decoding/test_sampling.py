@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import chisquare
 
 from capjax.decoding import DecoderSettings, image_keys
-from capjax.decoding.sampling import draw_tokens, keys_of_images
+from capjax.decoding.sampling import _invert, draw_tokens, keys_of_images
 
 PAIRS = DecoderSettings(method="sample", max_length=2)
 
@@ -112,3 +112,21 @@ def test_draws_from_a_large_vocabulary():
     possible = weights > 0
     assert counts[~possible].tolist() == [0, 0, 0]
     assert chisquare(counts[possible], 20_000 * weights[possible] / weights.sum()).pvalue > 0.01
+
+
+def test_what_has_no_weight_is_not_drawn_where_a_sum_grows_by_its_rounding():
+    generator = np.random.default_rng(0)
+    weights = generator.random(1000).astype(np.float32) * (generator.random(1000) < 0.5)
+    weights[-1] = 1.0
+    cumulative = np.asarray(jnp.cumsum(jnp.asarray(weights)[None], axis=-1)[0])
+    uniform = cumulative[:-1] / cumulative[-1]  # what is added, and what grows by itself, begins at one of these
+    drawn = jax.jit(_invert)(jnp.broadcast_to(weights, (999, 1000)), uniform)
+    assert (weights[drawn] > 0).all()
+
+
+def test_what_has_no_weight_is_not_drawn_by_the_largest_number_either():
+    generator = np.random.default_rng(0)
+    weights = generator.random((2000, 1000)).astype(np.float32) * (generator.random((2000, 1000)) < 0.5)
+    weights[:, 0] = weights[:, 667:] = 0.0
+    drawn = np.asarray(jax.jit(_invert)(weights, np.full(2000, 1 - 2**-23, np.float32)))
+    assert (weights[np.arange(2000), drawn] > 0).all()

@@ -103,6 +103,13 @@ def test_words_become_token_ids():
     assert settings.with_token_ids({"dog": 4, "puppy": 9, "grass": 5, "cat": 6}, [7, 8]).must_not_contain[-2:] == (7, 8)
 
 
+@pytest.mark.parametrize("outside", [-1, 6])
+def test_ids_that_no_word_has_are_refused(outside):
+    settings = DecoderSettings(method="beam", must_contain=(4, outside))
+    with pytest.raises(CapjaxError, match=f"ids of words of the vocabulary, from 0 to 5, got {outside}"):
+        settings.with_token_ids({"dog": 4, "cat": 5})
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [

@@ -84,6 +84,24 @@ def test_bleu_intervals_resample_the_corpus_score() -> None:
     np.testing.assert_allclose([interval.low, interval.high], np.quantile(expected, [0.1, 0.9]), atol=1e-12)
 
 
+def test_more_draws_than_are_held_at_a_time_are_all_different() -> None:
+    first, second = np.random.default_rng(0).normal(size=(2, 30))
+    results = {"x": mean_result(first)}
+    draws = np.random.default_rng([3, 0]).integers(30, size=(600, 30))
+    interval = confidence_intervals(results, num_samples=600, confidence=0.8, seed=3)["x"]
+    np.testing.assert_allclose([interval.low, interval.high], np.quantile(first[draws].mean(axis=1), [0.1, 0.9]))
+    exchanged = np.random.default_rng([3, 1]).integers(2, size=(600, 30)) == 0
+    differences = np.where(exchanged, first - second, second - first).mean(axis=1)
+    extreme = (np.abs(differences) >= abs((second - first).mean())).sum()
+    assert compare(results, {"x": mean_result(second)}, num_samples=600, seed=3)["x"].p_value == (1 + extreme) / 601
+
+
+def test_the_smallest_p_value_counts_the_difference_seen_among_the_draws() -> None:
+    noise = np.random.default_rng(0).normal(size=40)
+    comparison = compare({"x": mean_result(noise)}, {"x": mean_result(noise + 50)}, num_samples=99)["x"]
+    assert comparison.p_value == 0.01
+
+
 def test_same_system_twice() -> None:
     results = {"x": mean_result(np.arange(10.0))}
     comparison = compare(results, results)["x"]

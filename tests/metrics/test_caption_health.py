@@ -71,6 +71,14 @@ def test_image_dependence() -> None:
     assert json.dumps(again) == json.dumps(blind)
 
 
+def test_no_image_keeps_its_caption_in_the_shuffle() -> None:
+    """Without a word in common, a caption scores at its own image alone."""
+    words = {1: "dog", 2: "cat", 3: "bus"}
+    for seed in range(10):
+        found = image_dependence({n: [word] for n, word in words.items()}, words, seed=seed)
+        assert found["score"] > 0 and found["shuffled"] == 0.0, seed
+
+
 def test_leakage() -> None:
     train = {1: ["A dog runs.", "The dog on the beach", "a brown dog"], 2: ["a cat"], 3: ["a cat", "the cat sits"]}
     test = {

@@ -1,6 +1,7 @@
 """CIDEr and CIDEr-D against a direct transcription of the paper, and tables of document frequencies."""
 
 import collections
+import dataclasses
 import math
 import pathlib
 
@@ -101,6 +102,15 @@ def test_table_errors(tmp_path: pathlib.Path) -> None:
         np.save(file, np.zeros(3))
     with pytest.raises(CapjaxError, match="expected a df table"):
         DocumentFrequencies.load(tmp_path / "array.npz")
+
+
+def test_a_table_whose_numbers_do_not_fit_is_refused(tmp_path: pathlib.Path) -> None:
+    table = References({1: ["a dog runs"]}).df
+    singles, pairs, *longer = table.counts
+    for change in ({"counts": (singles, pairs[:-1], *longer)}, {"num_images": 0}):
+        dataclasses.replace(table, **change).save(tmp_path / "table.npz")
+        with pytest.raises(CapjaxError, match="df table is damaged"):
+            DocumentFrequencies.load(tmp_path / "table.npz")
 
 
 def test_damaged_tables_end_in_clear_errors(tmp_path: pathlib.Path) -> None:
