@@ -40,6 +40,21 @@ def test_weights_forget_and_shrink_alike_in_an_epoch():
     assert shrinkage[0] == pytest.approx(shrinkage[1], rel=1e-3)
 
 
+def test_every_count_of_steps_is_scaled():
+    config = default_config()
+    config.train.num_steps = config.optimizer.warmup_steps = config.optimizer.decay_steps = 1000
+    scaled, fields = scale_batch(config, 10).to_dict(), config.to_dict()
+    counts = {
+        (section, name)
+        for section, values in fields.items()
+        if isinstance(values, dict)
+        for name in values
+        if ("steps" in name or "every" in name) and name != "accumulate_steps"
+    }
+    assert len(counts) == 6
+    assert all(fields[section][name] == 10 * scaled[section][name] for section, name in counts)
+
+
 def test_nothing_changes_at_the_scale_of_the_recipe_and_unset_fields_stay_unset():
     assert scale_batch(default_config(), 1).to_dict() == default_config().to_dict()
     scaled = scale_batch(default_config(), 100_000)
