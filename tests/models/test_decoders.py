@@ -1,5 +1,6 @@
 """What every decoder must do, whatever its equations."""
 
+import itertools
 import re
 from functools import partial
 
@@ -13,6 +14,7 @@ from capjax.decoding.ensemble import ensemble
 from capjax.decoding.settings import DecoderSettings, build_search
 from capjax.losses.cross_entropy import weighted_cross_entropy
 from capjax.models import DECODERS, Captioner, begin_search, build_decoder, decoder_settings
+from capjax.models.dropout import dropout
 from capjax.types import SPECIAL_IDS, Features
 
 V, F, P, L = 13, 11, 7, 6
@@ -131,6 +133,31 @@ def test_dropout_goes_with_the_captions_key(model):
     turned = jax.tree.map(lambda x: x[::-1], features)
     again = decoder.apply(params, turned, tokens[::-1], keys=keys[::-1]).logits[::-1]
     np.testing.assert_allclose(again, dropped, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_scales_up_what_stays_and_every_place_and_caption_drops_its_own():
+    x, keys = jnp.ones((3, 10_000)), jax.random.split(jax.random.key(0), 3)
+    first, second = (np.asarray(dropout(x, 0.2, keys, site=site)) for site in (0, 1))
+    dropped = np.concatenate([first, second]) == 0
+    np.testing.assert_allclose(dropped.mean(axis=1), 0.2, atol=0.02)
+    np.testing.assert_allclose(np.concatenate([first, second])[~dropped], 1.25)
+    # Of two that are independent, each drops a fifth of what the other keeps.
+    for a, b in itertools.combinations(dropped, 2):
+        assert b[~a].mean() == pytest.approx(0.2, abs=0.02)
+
+
+def test_no_two_places_of_a_decoder_drop_the_same_units(model, monkeypatch):
+    decoder, params = model
+    fold_in, sites = jax.random.fold_in, []
+
+    def note_site(key, site):
+        sites.append(site)
+        return fold_in(key, site)
+
+    monkeypatch.setattr(jax.random, "fold_in", note_site)
+    keys = jax.random.split(jax.random.key(0), 3)
+    decoder.clone(dropout_rate=0.5).apply(params, images(3), captions(3)[:, :-1], keys=keys)
+    assert len(set(sites)) == len(sites) >= 2
 
 
 @pytest.mark.parametrize("name", ["par_inject", "att2in", "up_down"])

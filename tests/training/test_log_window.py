@@ -3,8 +3,10 @@
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from capjax.errors import CapjaxError
 from capjax.training.log_window import LogWindow
 
 
@@ -23,6 +25,24 @@ def test_means_are_weighted_by_words_and_a_validation_takes_no_time(monkeypatch)
     assert scalars["train/seconds"] == pytest.approx(2.0)
     assert scalars["train/words_per_second"] == pytest.approx(20.0)
     assert window.summarise() == {}
+    window.add(3, {"loss": jnp.ones(()), "gradient_norm": jnp.ones(()), "num_words": jnp.asarray(8.0)})
+    now += 4.0
+    assert window.summarise() == {
+        "train/loss": 1.0,
+        "train/gradient_norm": 1.0,
+        "train/words_per_second": 2.0,
+        "train/seconds": 4.0,
+    }
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_the_first_step_that_is_not_finite_is_named(name, value):
+    window, metrics = LogWindow(), {"loss": 1.0, "gradient_norm": 1.0, "num_words": 1.0}
+    for step, changes in ((2, {}), (3, {name: value}), (4, {name: value})):
+        window.add(step, {key: jnp.asarray(number) for key, number in (metrics | changes).items()})
+    with pytest.raises(CapjaxError, match="not finite at step 3"):
+        window.check()
 
 
 def test_a_line_that_was_begun_goes_on_in_another_run(monkeypatch):

@@ -12,6 +12,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
 from capjax.losses.self_critical import leave_one_out
+from capjax.metrics.caption_health import repeats_itself
 from capjax.models import Captioner, InitInjectDecoder
 from capjax.sharding import replicate, shard_batch
 from capjax.tasks.packed_references import pack_references
@@ -45,6 +46,7 @@ TABLES = RewardTables(  # as arrays of the device, which a program may close ove
     jnp.asarray([w in DANGLING for w in VOCABULARY.words]),
 )
 SETTINGS = SelfCriticalSettings(num_samples=K, max_length=L)
+EVERYTHING = SelfCriticalSettings(K, "greedy", bleu_weight=2.0, xe_weight=0.5, temperature=0.6, max_length=L)
 
 
 def make_batch(visual=None):
@@ -75,9 +77,9 @@ def variables(model):
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), shapes)
 
 
-def one_update(model, variables, batch, num_devices=1, settings=SETTINGS, optimizer=None, **others):
+def one_update(model, variables, batch, num_devices=1, settings=SETTINGS, optimizer=None, at_step=0, **others):
     mesh, optimizer = mesh_of(num_devices), optimizer or optax.sgd(1.0)
-    state = replicate(TrainState.create(variables, optimizer), mesh)
+    state = replicate(TrainState.create(variables, optimizer).replace(step=jnp.int32(at_step)), mesh)
     step = jit_scst_step(mesh, model=model, optimizer=optimizer, settings=settings, **others)
     return jax.device_get(step(state, shard_batch(batch, mesh), replicate(TABLES, mesh), jax.random.key(0)))
 
@@ -118,16 +120,13 @@ def test_what_is_no_word_is_neither_drawn_nor_learnt(model, variables, baseline)
     assert not change[list(no_words)].any() and np.count_nonzero(change) > 5
 
 
-@pytest.mark.parametrize(
-    ("baseline", "bleu_weight", "xe_weight", "temperature"), [("mean", 0.0, 0.0, 1.0), ("greedy", 2.0, 0.5, 0.6)]
-)
-def test_gradient_is_that_of_the_papers(model, variables, baseline, bleu_weight, xe_weight, temperature):
+@pytest.mark.parametrize("settings", [SETTINGS, EVERYTHING], ids=["plain", "everything"])
+def test_gradient_is_that_of_the_papers(model, variables, settings):
     """Σ (r - b) ∇ log p, with the published scorer's rewards, and log p from decoding word by word."""
-    settings = SelfCriticalSettings(K, baseline, bleu_weight, xe_weight, temperature, L)
     drawn = drawn_captions(model, variables, settings)
-    rewards = published_rewards(drawn.tokens, bleu_weight)
+    rewards = published_rewards(drawn.tokens, settings.bleu_weight)
     np.testing.assert_allclose(drawn.reward, rewards, rtol=1e-5, atol=1e-6)
-    if baseline == "mean":
+    if settings.baseline == "mean":
         baselines = [[np.mean(np.delete(row, k)) for k in range(K)] for row in rewards]
     else:
         context, carry = model.apply(variables, make_batch()["features"], method="start")
@@ -137,7 +136,7 @@ def test_gradient_is_that_of_the_papers(model, variables, baseline, bleu_weight,
             word = jnp.argmax(logits.at[:, :3].set(-jnp.inf), axis=-1)
             greedy.append(np.where(ended, SPECIAL_IDS.pad, word))
             ended |= np.asarray(word) == SPECIAL_IDS.end
-        baselines = np.repeat(published_rewards(np.transpose(greedy)[:, None], bleu_weight), K, axis=1)
+        baselines = np.repeat(published_rewards(np.transpose(greedy)[:, None], settings.bleu_weight), K, axis=1)
     np.testing.assert_allclose(drawn.baseline, baselines, rtol=1e-5, atol=1e-6)
 
     batch = make_batch()
@@ -149,7 +148,7 @@ def test_gradient_is_that_of_the_papers(model, variables, baseline, bleu_weight,
             carry, word = first, jnp.full(N, SPECIAL_IDS.start)
             for t in range(L):
                 carry, logits = model.apply(variables, context, carry, word, method="decode_step")
-                log_probs = jax.nn.log_softmax(logits.at[:, :3].set(-jnp.inf) / temperature)
+                log_probs = jax.nn.log_softmax(logits.at[:, :3].set(-jnp.inf) / settings.temperature)
                 word = jnp.asarray(drawn.tokens[:, k, t])
                 said = word != SPECIAL_IDS.pad
                 advantage = jnp.asarray(rewards[:, k] - np.asarray(baselines)[:, k], jnp.float32)
@@ -157,7 +156,7 @@ def test_gradient_is_that_of_the_papers(model, variables, baseline, bleu_weight,
                 total -= jnp.sum(advantage * log_prob) / (N * K)
         logits = model.apply(variables, batch["features"], jnp.asarray(batch["tokens"][:, :-1])).logits
         of_words = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["tokens"][:, 1:, None], axis=-1)[..., 0]
-        return total - xe_weight * jnp.sum(jnp.where(batch["mask"], of_words, 0.0)) / N
+        return total - settings.xe_weight * jnp.sum(jnp.where(batch["mask"], of_words, 0.0)) / N
 
     value, gradient = jax.value_and_grad(loss)(variables)
     state, metrics = one_update(model, variables, batch, settings=settings)
@@ -185,20 +184,53 @@ def test_diagnostics_are_those_of_the_captions_drawn(model, variables):
     tokens = [say(row).split() for row in drawn.tokens.reshape(-1, L)]
     np.testing.assert_allclose(metrics["length"], np.mean([len(t) for t in tokens]), rtol=1e-5)
     np.testing.assert_allclose(metrics["dangling_end"], np.mean([bool(c) and c[-1] in DANGLING for c in captions]))
+    np.testing.assert_allclose(metrics["repetition"], np.mean([repeats_itself(t) for t in tokens]))
     np.testing.assert_allclose(metrics["reward"], drawn.reward.mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["baseline"], drawn.baseline.mean(), rtol=1e-5)
     spread = np.sqrt(np.mean((drawn.reward - drawn.baseline) ** 2))
     np.testing.assert_allclose(metrics["advantage_std"], spread, rtol=1e-5)
-    assert 0 < metrics["dangling_end"] < 1
+    assert 0 < metrics["dangling_end"] < 1 and 0 < metrics["repetition"] < 1
+    _, of_another_step = one_update(model, variables, make_batch(), at_step=1)
+    assert of_another_step["reward"] != metrics["reward"]
+
+
+class PenalisedDecoder(InitInjectDecoder):
+    """With a penalty that is cheap to compute."""
+
+    def __call__(self, features, tokens, keys=None):
+        output = super().__call__(features, tokens, keys)
+        return output._replace(penalties={"squares": jnp.sum(output.hidden**2, axis=(1, 2))})
+
+
+WITH_EVERYTHING = Captioner(PenalisedDecoder(len(VOCABULARY), 5, 7, 6, 6, dropout_rate=0.5))
+
+
+def test_loss_has_dropout_in_both_its_parts_and_the_penalties_of_the_references(model, variables):
+    """Captions are drawn without dropout, and learnt from with it."""
+    drawn, batch = drawn_captions(model, variables, EVERYTHING), make_batch()
+
+    def run(purpose, fed, words, temperature=1.0, unsayable=slice(0)):
+        keys = row_keys(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), purpose), jnp.arange(len(fed)))
+        output = jax.jit(WITH_EVERYTHING.apply)(variables, batch["features"], jnp.asarray(fed), keys)
+        log_probs = np.asarray(jax.nn.log_softmax(output.logits.at[..., unsayable].set(-jnp.inf) / temperature))
+        of_words = np.take_along_axis(log_probs, words[..., None], axis=-1)[..., 0]
+        return np.where(words == SPECIAL_IDS.pad, 0.0, of_words).sum(axis=1), output.penalties["squares"]
+
+    captions = drawn.tokens.reshape(-1, L)
+    fed = np.insert(captions[:, :-1], 0, SPECIAL_IDS.start, axis=1)
+    of_captions, _ = run(2, fed, captions, EVERYTHING.temperature, slice(3))
+    of_references, penalty = run(3, batch["tokens"][:, :-1], batch["tokens"][:, 1:])
+    expected = -np.mean((drawn.reward - drawn.baseline).reshape(-1) * of_captions)
+    expected += EVERYTHING.xe_weight * (np.mean(penalty) - np.mean(of_references))
+    _, metrics = one_update(WITH_EVERYTHING, variables, batch, settings=EVERYTHING)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("num_devices", "accumulate_steps"), [(8, 1), (2, 4)])
 def test_devices_and_microbatches_do_not_matter(variables, num_devices, accumulate_steps):
-    model = Captioner(InitInjectDecoder(len(VOCABULARY), 5, 7, 6, 6, dropout_rate=0.5))
-    settings = SelfCriticalSettings(K, "greedy", 1.0, 0.3, 0.8, L)
-    whole, metrics = one_update(model, variables, make_batch(), settings=settings)
+    whole, metrics = one_update(WITH_EVERYTHING, variables, make_batch(), settings=EVERYTHING)
     parted, parted_metrics = one_update(
-        model, variables, make_batch(), num_devices, settings, accumulate_steps=accumulate_steps
+        WITH_EVERYTHING, variables, make_batch(), num_devices, EVERYTHING, accumulate_steps=accumulate_steps
     )
     for name, value in metrics.items():
         np.testing.assert_allclose(parted_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)

@@ -46,21 +46,23 @@ def mesh_of(num_devices, model_parallel=1):
     return make_mesh(jax.devices()[:num_devices], model_parallel)
 
 
-def one_update(model, variables, batch, num_devices, model_parallel=1, optimizer=None, **settings):
+def one_update(model, variables, batch, num_devices, model_parallel=1, optimizer=None, at_step=0, **settings):
     mesh = mesh_of(num_devices, model_parallel)
     optimizer = optimizer or optax.sgd(1.0)
-    state = shard_state(TrainState.create(variables, optimizer), mesh)
+    state = shard_state(TrainState.create(variables, optimizer).replace(step=jnp.int32(at_step)), mesh)
     step = jit_train_step(mesh, model=model, optimizer=optimizer, **settings)
     return jax.device_get(step(state, shard_batch(batch, mesh), jax.random.key(0)))
 
 
-def test_loss_is_one_sum_over_one_count(model, variables):
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_loss_is_one_sum_over_one_count(model, variables, label_smoothing):
     batch = make_batch()
-    _, metrics = one_update(model, variables, batch, 1)
+    _, metrics = one_update(model, variables, batch, 1, label_smoothing=label_smoothing)
     logits = model.apply(variables, batch["features"], jnp.asarray(batch["tokens"][:, :-1])).logits
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     losses = [
-        -log_probs[b, position, batch["tokens"][b, position + 1]]
+        -(1 - label_smoothing) * log_probs[b, position, batch["tokens"][b, position + 1]]
+        - label_smoothing * log_probs[b, position].mean()
         for b in range(8)
         for position in range(L)
         if batch["tokens"][b, position + 1] != 0
@@ -88,6 +90,12 @@ def test_devices_and_microbatches_do_not_matter(variables, num_devices, model_pa
     np.testing.assert_allclose(parted_metrics["gradient_norm"], metrics["gradient_norm"], rtol=1e-4)
     assert parted_metrics["accuracy"] == metrics["accuracy"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole.params, parted.params)
+
+
+def test_every_step_drops_other_units(variables):
+    model, batch = Captioner(InitInjectDecoder(V, 4, 6, 5, 5, dropout_rate=0.5)), make_batch()
+    first, second = (one_update(model, variables, batch, 1, at_step=step)[1]["loss"] for step in (0, 1))
+    assert abs(first - second) > 1e-3
 
 
 def test_moments_of_another_shape_than_their_parameters(model, variables):
