@@ -234,6 +234,13 @@ def test_an_ensemble_shares_words_and_eyes(golden):
     change(golden.parent / "other" / "model.json", lambda h: h["config"]["encoder"].update(crop="none"))
     with pytest.raises(CapjaxError, match="other preprocesses differently"):
         load_ensemble(f"{golden},{golden.parent / 'other'}")
+    shutil.copytree(golden, golden.parent / "permuted")
+    vocabulary = load_model(str(golden)).vocabulary
+    permuted = Vocabulary([*SPECIAL_WORDS, *reversed(vocabulary.words[len(SPECIAL_WORDS) :])], vocabulary.tokenizer)
+    permuted.save(golden.parent / "permuted" / "vocabulary.json")
+    change(golden.parent / "permuted" / "model.json", lambda h: h.update(vocabulary_sha256=permuted.sha256))
+    with pytest.raises(CapjaxError, match=r"one vocabulary for an ensemble, .*permuted has another"):
+        load_ensemble(f"{golden},{golden.parent / 'permuted'}")
 
 
 def test_a_search_longer_than_the_decoder_was_built_for_is_refused():

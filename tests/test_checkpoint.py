@@ -80,6 +80,26 @@ def test_a_model_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == ["model.json", "vocabulary", "weights"]
 
 
+def flip_the_last_bit(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "damage", "message"),
+    [
+        ("weights-*", flip_the_last_bit, "weights-.* is damaged"),
+        ("vocabulary-*", lambda path: model("cat", 1.0).vocabulary.save(path), "vocabulary-.* differs"),
+    ],
+)
+def test_parts_of_a_model_that_read_well_and_are_others_are_refused(tmp_path, pattern, damage, message):
+    save_model(tmp_path, model("dog", 1.0))
+    (path,) = tmp_path.glob(pattern)
+    damage(path)
+    with pytest.raises(CapjaxError, match=message):
+        load_model_directory(tmp_path)
+
+
 # Replaces a model again and again: by one of two others in turn, as a model that comes back is the hardest to notice.
 REPLACE = """
 import itertools, sys

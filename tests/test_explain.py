@@ -19,6 +19,7 @@ from capjax.explaining import Explainer, WatchedSearch, branches_of
 from capjax.photo_captioning import PhotoCaptioner, read_photos
 from capjax.report.explanation import Branch
 from capjax.report.ledger import config_sha256, read_ledger
+from capjax.types import Features
 from tests.random_models import model_of_features, small_model
 from tests.toy_project import changed, config, draw, prepare
 
@@ -151,6 +152,18 @@ def test_a_caption_longer_than_the_decoder_was_built_for_is_refused(tmp_path, ph
         caption = f"--caption={' '.join(['w3'] * number)}"
         assert main(["explain", f"--model={model}", f"--out={tmp_path / 'out'}", caption, str(photos[0])]) == status
     assert f"expected a caption of at most {longest - 1} words" in capsys.readouterr().err
+
+
+def test_a_caption_longer_than_usual_is_explained_alike(tmp_path):
+    model = load_model(str(small_model(tmp_path, "att2in")))
+    size = model.variables["params"]["decoder"]["grid_embedding"]["kernel"].shape[0]
+    grid = np.random.default_rng(0).normal(size=(9, size)).astype(np.float32)
+    features = Features(grid.mean(axis=0), grid)
+    short, long = (Explainer(model, max_words=number)(features, "w3 w10 w7") for number in (2, 20))
+    assert [word.text for word in short.words] == ["w3", "w10", "w7", "(end)"]
+    for a, b in zip(short.words, long.words, strict=True):
+        assert (a.text, a.probability) == (b.text, pytest.approx(b.probability, rel=1e-4))
+    np.testing.assert_allclose(short.heat, long.heat, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

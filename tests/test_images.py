@@ -15,6 +15,7 @@ from capjax.data.ingestion import examine
 from capjax.errors import CapjaxError
 from capjax.images import (
     MIN_SIDE,
+    RESAMPLING,
     ImageError,
     Preprocessing,
     decode_image,
@@ -159,6 +160,16 @@ def test_preprocess_crops_and_resizes_like_the_textbook(height, width, crop):
     assert np.abs(result - expected).max() <= 1.01
 
 
+def test_every_filter_is_pillows_of_that_name():
+    image = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    found = {name: preprocess(image, Preprocessing(33, resize=name)) for name in RESAMPLING}
+    for name, pixels in found.items():
+        expected = Image.fromarray(image).resize((33, 33), Image.Resampling[name.upper()])
+        np.testing.assert_array_equal(pixels, np.asarray(expected))
+    assert set(found) == {"bilinear", "bicubic", "lanczos", "box"}
+    assert len({pixels.tobytes() for pixels in found.values()}) == 4
+
+
 def test_preprocessing_gives_its_fields_and_refuses_what_it_does_not_know():
     assert Preprocessing(75, "none", "bicubic").to_dict() == {"image_size": 75, "crop": "none", "resize": "bicubic"}
     for fields, expected in [
@@ -272,13 +283,20 @@ def test_every_format_is_read_before_it_is_damaged():
         assert pixels.shape == shapes.get(name, (32, 32, 3)), name
 
 
-def test_a_bomb_inside_an_image_is_too_large():
-    # An ICNS file of one icon, a PNG whose header announces 400 megapixels.
-    png = png_of_size(20_000, 20_000)
+@pytest.mark.parametrize(
+    ("kind", "png", "message"),
+    [
+        ("too large", png_of_size(20_000, 20_000), "at most 200 megapixels, got one of 400"),
+        ("too small", encode(Image.new("RGB", (4, 4)), "PNG"), "at least 8×8 pixels, got 4×4"),
+    ],
+    ids=["too large", "too small"],
+)
+def test_an_image_inside_an_image_is_too_large_or_too_small_as_any_other(kind, png, message):
+    # An ICNS file of one icon, which is announced as of 128 × 128 pixels.
     icons = b"ic07" + struct.pack(">I", 8 + len(png)) + png
-    with pytest.raises(ImageError, match="at most 200 megapixels, got one of 400") as caught:
+    with pytest.raises(ImageError, match=message) as caught:
         decode_image(b"icns" + struct.pack(">I", 8 + len(icons)) + icons)
-    assert caught.value.kind == "too large"
+    assert caught.value.kind == kind
 
 
 def test_image_files_are_listed_once_each_and_hidden_ones_are_not(tmp_path):

@@ -1,6 +1,7 @@
 """Runs that stop go on as if they had not: exactly, after kills and signals, in one process at a time."""
 
 import contextlib
+import copy
 import json
 import os
 import pathlib
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from flax import struct
 
+from capjax import config as configuration
+from capjax import resumption
 from capjax.checkpoint import Checkpoints
 from capjax.distributed import stop_requests
 from capjax.errors import CapjaxError
@@ -75,6 +78,9 @@ def test_resuming_is_exact(store, finished, tmp_path, stop_at):
         ({"optimizer.learning_rate": 0.5}, r"optimizer\.learning_rate = 0\.02"),
         ({"train.ema_decay": 0.9}, r"train\.ema_decay = 0\.0"),
         ({"optimizer.name": "sgd"}, r"optimizer\.name = 'adam'"),
+        ({"seed": 1}, r"seed = 0"),
+        ({"train.batch_size": 32}, r"train\.batch_size = 16"),
+        ({"train.captions_per_image": 2}, r"train\.captions_per_image = 1"),
         ({"eval.max_images": 3}, r"eval\.max_images = 5000"),
         ({"search.max_length": 3}, r"search\.max_length = 20"),
     ],
@@ -86,6 +92,38 @@ def test_other_configuration_is_refused_on_resume(store, finished, tmp_path, cha
     config.update_from_flattened_dict(change)
     with pytest.raises(CapjaxError, match=message):
         train(config, workdir)
+
+
+def test_what_may_change_on_resume(tmp_path):
+    """All that leaves the course of training, and what its validations are compared by, as they were."""
+    begun, free = configuration.to_dict(configuration.default_config()), set()
+    for name in configuration._fields(configuration.default_config()):
+        *section, field = name.split(".")
+        resumed = copy.deepcopy(begun)
+        (resumed[section[0]] if section else resumed)[field] = "another value"
+        with contextlib.suppress(CapjaxError):
+            resumption._check_same_run(begun, resumed, tmp_path)
+            free.add(name)
+    search = {name for name in free if name.startswith("search.")}
+    assert search == {f"search.{name}" for name in set(begun["search"]) - {"max_length"}}
+    assert sorted(free - search) == [
+        "dataset.data_dir",
+        "eval.batch_size",
+        "eval.best_metric",
+        "eval.every",
+        "eval.patience",
+        "features.batch_size",
+        "features.dir",
+        "log.histograms",
+        "log.num_pictures",
+        "mesh.model_parallel",
+        "recipe",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.log_every",
+        "train.num_steps",
+        "train.num_workers",
+    ]
 
 
 def test_fields_that_a_stored_configuration_lacks_had_their_defaults(store, finished, tmp_path):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from capjax.sharding import one_ahead
+from capjax.errors import CapjaxError
+from capjax.sharding import check_divides, make_mesh, one_ahead
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 5])
@@ -22,3 +23,20 @@ def test_the_next_is_on_its_way_before_a_result_is_waited_for(number):
         assert log.index(f"dispatch {i + 1}") < log.index(f"fetch {i}")
     most = np.cumsum([1 if entry.startswith("dispatch") else -1 for entry in log])
     assert most.max(initial=0) <= 2, "and no more than that, for the memory of the devices"
+
+
+@pytest.mark.parametrize(
+    ("size", "model_parallel", "message"),
+    [
+        (12, 1, "a positive multiple of the 8 devices, got 12; try 16"),
+        (3, 1, "a positive multiple of the 8 devices, got 3; try 8"),
+        (0, 1, "a positive multiple of the 8 devices, got 0; try 8"),
+        (-8, 1, "a positive multiple of the 8 devices, got -8; try 8"),
+        (6, 2, "a positive multiple of the 4 rows of devices, got 6; try 8"),
+    ],
+)
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(size, model_parallel, message):
+    mesh = make_mesh(model_parallel=model_parallel)
+    with pytest.raises(CapjaxError, match=f"^x must be {message}$"):
+        check_divides(size, "x", mesh)
+    check_divides(24, "x", mesh)

@@ -240,6 +240,7 @@ def test_few_validation_images_are_scored_by_the_training_captions(tmp_path, cap
         ({"train.objective": "reward"}, "train.objective"),
         ({"optimizer.weight_decay": 0.1}, "weight_decay = 0 for 'adam'"),
         ({"train.accumulate_steps": 4}, "accumulate_steps 4, got 16; try 32"),
+        ({"train.captions_per_image": 4}, "captions_per_image 4 .* got 16; try 32"),
         ({"eval.batch_size": 12}, "multiple of the 8 devices"),
         ({"eval.every": 0}, "eval.every"),
         ({"seed": -1}, "seed of at least 0"),

@@ -121,7 +121,7 @@ class Batcher:
                 self._forget_cancelled()
                 now, most = time.monotonic(), self._programs.max_batch
                 found = [
-                    (0 if len(group) >= most else group[0].since + self._wait_seconds, settings, generator)
+                    (group[0].since + (0 if len(group) >= most else self._wait_seconds), settings, generator)
                     for settings, group in self._groups.items()
                     if (generator := self._programs.find(settings))
                 ]

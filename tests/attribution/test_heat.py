@@ -118,6 +118,11 @@ def test_every_decoder_is_explained_by_what_it_has(tmp_path, image, name):
         mine = [probability for text, probability in word.likely if text == word.text]
         assert mine in ([], [pytest.approx(word.probability)])
     if name in ATTEND:
+        ids = jnp.asarray([model.vocabulary.encode(CAPTION)[:-1]])
+        (attention,) = jax.jit(model.captioner.apply)(model.variables, image[None], ids).extras["attention"]
+        for row, column in np.ndindex(7, 7):  # places are counted row by row
+            of_place = attention[:, 7 * row + column]
+            np.testing.assert_allclose(explanation.heat[:, row, column], of_place, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(explanation.heat.sum(axis=(1, 2)), 1, rtol=1e-5)
         longer = Explainer(model)(image, f"{CAPTION} w3")
         np.testing.assert_allclose(longer.heat[:3], explanation.heat[:3], rtol=1e-4, atol=1e-6)
