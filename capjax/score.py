@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     reports, all_scores = {}, {}
     for (path, hypotheses), name in zip(results.items(), _names(results), strict=True):
         scores = score(references, hypotheses, metrics, df)
+        if not scores.corpus:
+            raise CapjaxError(f"none of what was asked for can be computed: {'; '.join(scores.skipped.values())}")
         report = score_report(
             scores,
             references,

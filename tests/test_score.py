@@ -76,6 +76,17 @@ def test_few_images_make_a_note_of_what_cider_is_worth(tmp_path: pathlib.Path) -
     assert "weighed" not in run.stdout
 
 
+def test_scores_of_which_none_can_be_computed_are_an_error(tmp_path: pathlib.Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("PATH", "")  # without Java
+    truth = write_references(tmp_path / "one.json", {1: ["a dog runs"], 2: ["a cat"]})
+    results = write_results(tmp_path / "mine.json", {1: "a dog runs", 2: "a cat"})
+    command = ["score", f"--references={truth}", f"--results={results}", "--bootstrap_samples=0"]
+    assert main([*command, "--metrics=SPICE"]) == 1
+    assert "none of what was asked for can be computed: SPICE needs" in capsys.readouterr().err
+    assert main([*command, "--metrics=SPICE,BLEU-1"]) == 0
+    assert "SPICE skipped: SPICE needs" in capsys.readouterr().out
+
+
 def test_two_files_are_compared(tmp_path: pathlib.Path, truth: pathlib.Path) -> None:
     good = write_results(tmp_path / "good.json", systems["plain"])
     bad = write_results(tmp_path / "bad.json", systems["nasty"])
