@@ -37,8 +37,10 @@ def make_server(app: Any, limits: Limits) -> uvicorn.Server:
 class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        if self.force_exit:  # a second Ctrl-C: what it cuts off is no error
+        if self.force_exit:  # a second Ctrl-C: what it cuts off is no error, and connections would be waited for
             logging.getLogger("uvicorn.error").disabled = True
+            for connection in list(self.server_state.connections):
+                connection.loop.call_soon_threadsafe(connection.transport.abort)
 
 
 class BoundedProtocol(H11Protocol):
