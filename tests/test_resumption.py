@@ -56,6 +56,25 @@ def finished(store, tmp_path_factory):
     return workdir, jax.device_get(state)
 
 
+class Killed(BaseException):
+    """What nothing catches."""
+
+
+def train_until_killed(config, workdir, monkeypatch):
+    """Train; the run ends in the middle of step 7, as if it were killed."""
+
+    def add(window, step, metrics):
+        if step == 7:
+            raise Killed
+        add_to(window, step, metrics)
+
+    add_to = LogWindow.add
+    with monkeypatch.context() as patch:
+        patch.setattr(LogWindow, "add", add)
+        with pytest.raises(Killed):
+            train(config, workdir)
+
+
 def assert_equal_params(a, b):
     jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
     jax.tree.map(np.testing.assert_array_equal, a.opt_state, b.opt_state)
@@ -173,19 +192,8 @@ def test_a_workdir_that_could_not_be_read_again_is_refused_before_the_first_step
 def test_the_last_line_tells_of_the_model_that_is_there(store, tmp_path, monkeypatch, capsys):
     """Killed at step 7 with the model of step 6, and begun again for 5 steps alone."""
 
-    class Killed(BaseException):
-        pass
-
-    def add(window, step, metrics):
-        if step == 7:
-            raise Killed
-        add_to(window, step, metrics)
-
-    add_to, config = LogWindow.add, tiny_config(store)
-    with monkeypatch.context() as patch:
-        patch.setattr(LogWindow, "add", add)
-        with pytest.raises(Killed):
-            train(config, tmp_path)
+    config = tiny_config(store)
+    train_until_killed(config, tmp_path, monkeypatch)
     config.train.num_steps = 5
     monkeypatch.setattr(Progress, "after", lambda progress, step, scores, metric: progress)  # no better than before
     train(config, tmp_path)
@@ -196,21 +204,10 @@ def test_the_last_line_tells_of_the_model_that_is_there(store, tmp_path, monkeyp
 def test_a_log_line_that_a_kill_cut_in_two_is_whole(store, tmp_path, monkeypatch):
     """Checkpoints of steps 3, 6, 9 and log lines of 4, 8, 12."""
 
-    class Killed(BaseException):
-        pass
-
-    def add(window, step, metrics):
-        if step == 7:
-            raise Killed
-        add_to(window, step, metrics)
-
-    add_to, config = LogWindow.add, tiny_config(store)
+    config = tiny_config(store)
     config.train.checkpoint_every = 3
     train(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(LogWindow, "add", add)
-        with pytest.raises(Killed):
-            train(config, tmp_path / "killed")
+    train_until_killed(config, tmp_path / "killed", monkeypatch)
     train(config, tmp_path / "killed")
     logs = [read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
     times = {"train/seconds", "train/words_per_second", "train/images_per_second"}
@@ -375,19 +372,7 @@ def test_a_model_kept_at_a_step_that_was_saved_before_stays_best_when_the_run_is
 def test_a_model_kept_after_the_newest_checkpoint_is_validated_again(store, finished, tmp_path, monkeypatch):
     """Killed at step 7: the model is of step 6, the checkpoint of step 4."""
 
-    class Killed(BaseException):
-        pass
-
-    def add(window, step, metrics):
-        if step == 7:
-            raise Killed
-        add_to(window, step, metrics)
-
-    add_to = LogWindow.add
-    with monkeypatch.context() as patch:
-        patch.setattr(LogWindow, "add", add)
-        with pytest.raises(Killed):
-            train(tiny_config(store), tmp_path)
+    train_until_killed(tiny_config(store), tmp_path, monkeypatch)
     assert load_model_directory(tmp_path / "model").scores["step"] == 6
     assert saved_step(tmp_path / "checkpoints") == 4
     train(tiny_config(store), tmp_path)
