@@ -19,14 +19,16 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from capjax import captioning, evaluate, train
 from capjax import config as configuration
-from capjax.captioning import Caption, LoadedModel
+from capjax import evaluate, train
+from capjax.captioning import loaded_model
+from capjax.captioning.generator import Caption
+from capjax.captioning.loaded_model import LoadedModel, check_ensemble
+from capjax.captioning.photos import PhotoCaptioner, find_photos
 from capjax.errors import CapjaxError
 from capjax.images import MIN_SIDE, load_rgb
 from capjax.metrics.coco_caption import DEFAULT_METRICS, References, score
 from capjax.metrics.score_report import metric_names, score_report
-from capjax.photo_captioning import PhotoCaptioner, find_photos
 
 PathLike = str | os.PathLike[str]
 Photo = PathLike | Image.Image | UInt8[np.ndarray, "H W 3"]
@@ -46,7 +48,7 @@ def load_model(path: PathLike) -> LoadedModel:
     """
     if not isinstance(path, str | os.PathLike):
         raise CapjaxError(f"expected the path of a model directory, got {type(path).__name__}")
-    return captioning.load_model(os.fspath(path))
+    return loaded_model.load_model(os.fspath(path))
 
 
 def caption_photos(
@@ -243,5 +245,5 @@ def _models(model: LoadedModel | Sequence[LoadedModel]) -> list[LoadedModel]:
     models = list(model) if isinstance(model, Iterable) else [model]
     if not models or not all(isinstance(each, LoadedModel) for each in models):
         raise CapjaxError(f"expected a model that load_model or train_model returned, or several, got {model!r}")
-    captioning.check_ensemble(models)
+    check_ensemble(models)
     return models

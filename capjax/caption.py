@@ -9,10 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from capjax.captioning import Caption, load_ensemble
+from capjax.captioning.generator import Caption
+from capjax.captioning.loaded_model import load_ensemble
+from capjax.captioning.photos import PhotoCaptioner, find_photos
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.errors import CapjaxError, printable
-from capjax.photo_captioning import PhotoCaptioner, find_photos
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from capjax.errors import CapjaxError, causes, first_line
-from capjax.waiting import waiting_for
+from capjax.host.waiting import waiting_for
 
 
 class Checkpoints:

@@ -12,10 +12,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from capjax import __version__
 from capjax.errors import CapjaxError, Interrupted, first_line
-from capjax.host_memory import keep_freed_memory
+from capjax.host.memory import keep_freed_memory
 
 COMMANDS = {
     "demo": ("capjax.demo", "train on rendered scenes, caption unseen ones, write a report page"),
@@ -136,12 +137,19 @@ def _message(error: Exception) -> str | None:
     return None
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, where argparse would put the usage of all options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     """Parse the arguments, importing only the module of the subcommand that was asked for."""
     overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     bare = [a for a in argv if a.startswith("--config.") and "=" not in a]
     given, argv = argv, [a for a in argv if not a.startswith("--config.")]
-    parser = argparse.ArgumentParser(prog="capjax", description="Image captioning in JAX.")
+    parser = _Parser(prog="capjax", description="Image captioning in JAX.")
     parser.add_argument("--version", action="version", version=f"capjax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module_name, summary) in COMMANDS.items():
@@ -153,9 +161,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             command.set_defaults(run=module.run, main=main, argv=given, overrides=overrides)
     if bare:
         parser.error(f"expected {bare[0]}=VALUE, with an equals sign")
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
     if overrides and not hasattr(args, "config"):
-        parser.error(f"{args.command} takes no --config.{overrides[0]}")
+        unknown += [f"--config.{override}" for override in overrides]
+    if unknown:
+        commands.choices[args.command].error(f"expected none of {' '.join(unknown)}")
     return args
 
 

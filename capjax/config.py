@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 from capjax import __version__
 from capjax.decoding.settings import DecoderSettings
-from capjax.disk import local_path, write_atomically
 from capjax.errors import CapjaxError
+from capjax.host.disk import local_path, write_atomically
 from capjax.models import decoder_settings
 
 DTYPES = ("bfloat16", "float32")
@@ -83,7 +83,7 @@ def default_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.0  # of adamw, lion
 
     config.train = ConfigDict()
-    config.train.objective = "cross_entropy"  # what is trained, a task of capjax.tasks: or "self_critical"
+    config.train.objective = "cross_entropy"  # what is trained, a task of capjax.training_run.tasks: or "self_critical"
     config.train.init_from = ""  # a model or workdir, whose weights and vocabulary the run starts from
     config.train.num_steps = 12_000  # updates
     config.train.batch_size = 64  # captions over all devices
@@ -121,7 +121,8 @@ def default_config() -> ConfigDict:
     config.eval.best_metric = "CIDEr-D"  # chooses the model that is kept: or "loss", "accuracy"
     config.eval.patience = 0  # validations without improvement before the run stops; 0 never stops early
 
-    # What TensorBoard shows of every validation beside its scores; what that costs, `capjax.validation_summaries` says.
+    # What TensorBoard shows of every validation beside its scores; for what it costs see
+    # `capjax.training_run.validation_summaries`.
     config.log = ConfigDict()
     config.log.num_pictures = 8  # validation pictures with their captions, always the same; 0 for none
     config.log.histograms = True  # of every trained array, and of what it changed by since the validation before

@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import safetensors
 
-from capjax import download
-from capjax.disk import local_path
 from capjax.errors import CapjaxError
+from capjax.host import download
+from capjax.host.disk import local_path
 from capjax.models import inception_v3
 from capjax.pretrained import encoder_file, inception_map, keras_h5, side_by_side, torchvision
 from capjax.pretrained.published import PUBLISHED, default_cache_dir

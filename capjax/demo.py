@@ -10,7 +10,7 @@ import sys
 import time
 
 from capjax import data
-from capjax.disk import local_path, write_atomically
+from capjax.host.disk import local_path, write_atomically
 from capjax.metrics.coco_caption import DEFAULT_METRICS
 
 NUM_PICTURES = 8

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from capjax.errors import CapjaxError, LostProcess, causes, first_line
-from capjax.waiting import waiting_for
+from capjax.host.waiting import waiting_for
 
 # Whoever ends first waits for the others, which may have more work left, or scores to compute.
 _WEEK = 7 * 24 * 3600

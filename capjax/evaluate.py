@@ -23,18 +23,20 @@ from tqdm import tqdm
 
 from capjax import config as configuration
 from capjax import data, split_rows
-from capjax.captioning import LoadedModel, load_ensemble
+from capjax.attribution.explainer import Explainer
+from capjax.captioning.generator import Caption
+from capjax.captioning.loaded_model import LoadedModel, load_ensemble
+from capjax.captioning.splits import decode_split, open_as_seen
 from capjax.data.input_pipeline import Rows
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
-from capjax.disk import check_writable, inside, local_path
 from capjax.distributed import add_process_arguments, join_processes, on_first_process
 from capjax.errors import CapjaxError
-from capjax.explaining import Explainer
+from capjax.host.disk import check_writable, inside, local_path
 from capjax.images import ImageError, Preprocessing, decode_image, preprocess, read_image_file
 from capjax.metrics.bootstrap import compare
 from capjax.metrics.caption_health import ailments
-from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, score
+from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, Scores, score
 from capjax.metrics.coco_files import read_results
 from capjax.metrics.score_report import (
     comparison_dict,
@@ -56,7 +58,6 @@ from capjax.report import (
     write_sheet,
 )
 from capjax.report.ledger import append_row, asked_of, config_sha256, provenance
-from capjax.split_captioning import decode_split, open_as_seen
 from capjax.text.ptb_tokenizer import tokenize
 from capjax.types import CaptionRecord
 
@@ -109,11 +110,7 @@ def evaluate(
         CapjaxError: if the split, its images or its features are not there, a number makes no sense, or the folder
             cannot be written.
     """
-    for name, (value, least) in {"batch_size": (batch_size, 1), "max_images": (max_images, 0)}.items():
-        if value < least:
-            raise CapjaxError(f"expected {name} of at least {least}, got {value}")
-    if bootstrap_samples < 0 or bootstrap_samples == 1:
-        raise CapjaxError(f"expected bootstrap_samples of 0 (none) or at least 2, got {bootstrap_samples}")
+    _check(batch_size, max_images, bootstrap_samples)
     if rival and rival.resolve() == out.resolve():
         raise CapjaxError(f"expected another folder to write than {rival}, which it is compared with; set --out")
     records, rows, config = open_as_seen(models, config, split, other_features=other_features)
@@ -123,46 +120,36 @@ def evaluate(
         explainer(rows[0], "")
     others = read_captions(rival, records) if rival else {}
     on_first_process(partial(check_writable, out))
+
     captions, seconds = decode_split(models, records, rows, settings, batch_size)
     if jax.process_index() != 0:
         return {}
     configuration.write_json(out / "results.json", [{"image_id": c.image_id, "caption": c.text} for c in captions])
 
-    # Images without references (a test set whose captions are secret) are captioned and not scored.
-    known = {record.image_id: record.captions for record in records if record.captions}
     judge = _judge(config.dataset.name)
     verdicts = [judge and judge.verdict(r, c.text) for r, c in zip(records, captions, strict=True)]
-    report, per_image, rival_scores = {}, {}, {}
+    # Images without references (a test set whose captions are secret) are captioned and not scored.
+    known = {record.image_id: record.captions for record in records if record.captions}
+    report, per_image, rival_per_image = {}, {}, {}
     if known:
         references = References(known)
-        hypotheses = {caption.image_id: caption.text for caption in captions if caption.image_id in known}
-        scores = score(references, hypotheses, metrics)
-        per_image = scores.per_image
-        report = score_report(
-            scores, references, hypotheses, bootstrap_samples=bootstrap_samples, decoder=settings.to_dict()
-        )
+        scores = score(references, {c.image_id: c.text for c in captions if c.image_id in known}, metrics)
+        report = _report(scores, references, captions, settings, bootstrap_samples)
         report["settings"] |= {"dataset": config.dataset.name, "split": split, "num_models": len(models)}
         report["models"] = [{"recipe": model.config.recipe, "scores": model.scores} for model in models]
-        report["command"] = command
-        report["captions_per_second"] = len(captions) / seconds
-        pairs = zip(references.image_ids, references.tokens, strict=True)
-        report["exact_match"] = sum(tokenize(hypotheses[i]) in sentences for i, sentences in pairs) / len(known)
+        report |= {"command": command, "captions_per_second": len(captions) / seconds}
         if judge:
             report["right"] = verdicts.count("right") / len(verdicts)
+        per_image = scores.per_image
         if rival:
-            their_scores = score(references, {i: others[i] for i in known}, metrics)
-            rival_scores = their_scores.per_image
-            report["comparison"] = {"with": "/".join(rival.resolve().parts[-2:]), "metrics": {}}
-            if bootstrap_samples:
-                level = report["settings"]["confidence"]
-                comparison = compare(their_scores.results, scores.results, bootstrap_samples, level)
-                report["comparison"]["metrics"] = comparison_dict(comparison)
-                print(comparison_table(str(rival), str(out), comparison, bootstrap_samples, level))
+            rival_scores = score(references, {i: others[i] for i in known}, metrics)
+            report["comparison"] = _comparison(rival, rival_scores, out, scores, report["settings"])
+            rival_per_image = rival_scores.per_image
         write_metrics(out, report)
         print(score_table(f"{config.dataset.name}, {split}", scores, report, references, settings.told()))
 
-    if picture_of is None:
-        picture_of = split_rows.pictures(config, split)
+    picture_of = picture_of or split_rows.pictures(config, split)
+    ailing = ailments([caption.text for caption in captions])
     captioned = [
         CaptionRow(
             image_id=record.image_id,
@@ -176,12 +163,15 @@ def evaluate(
             verdict=verdict,
             ailments=found,
             rival=others.get(record.image_id),
-            rival_scores=_of_image(rival_scores, record.image_id),
+            rival_scores=_of_image(rival_per_image, record.image_id),
         )
-        for record, caption, verdict, found in zip(
-            records, captions, verdicts, ailments([caption.text for caption in captions]), strict=True
-        )
+        for record, caption, verdict, found in zip(records, captions, verdicts, ailing, strict=True)
     ]
+    # What an earlier evaluation left here and this one does not write.
+    for name, is_written in {"metrics.json": known, "explained.png": explainer}.items():
+        if not is_written:
+            (out / name).unlink(missing_ok=True)
+    write_per_image(out / "per_image.jsonl", captioned)
     chosen = spread(captioned, _SHEET_SIZE)
     looks = _looks(models[0], explainer, records, rows, picture_of, chosen) if explainer else {}
     crop = models[0].preprocessing.crop if models[0].preprocessing else _PICTURE.crop
@@ -189,11 +179,6 @@ def evaluate(
         replace(row, explanation=looks[row.image_id].explanation, crop=crop) if row.image_id in looks else row
         for row in captioned
     ]
-    # What an earlier evaluation left here and this one does not write.
-    for name, is_written in {"metrics.json": known, "explained.png": explainer}.items():
-        if not is_written:
-            (out / name).unlink(missing_ok=True)
-    write_per_image(out / "per_image.jsonl", captioned)
     title = f"{config.dataset.name}, {split}"
     note = judge.note(records) if judge else "Captions that a model wrote, with what people wrote of the same images."
     log = pathlib.Path(models[0].path).parent / "metrics.jsonl"  # of the training, for curves
@@ -209,6 +194,49 @@ def evaluate(
         append_row(ledger, _ledger_row(models, config, split, report, settings, log))
     print(f"{len(captions):,} captions, {len(captions) / seconds:,.1f} a second; wrote {out}")
     return report
+
+
+def _check(batch_size: int, max_images: int, bootstrap_samples: int) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        CapjaxError: naming the number.
+    """
+    for name, (value, least) in {"batch_size": (batch_size, 1), "max_images": (max_images, 0)}.items():
+        if value < least:
+            raise CapjaxError(f"expected {name} of at least {least}, got {value}")
+    if bootstrap_samples < 0 or bootstrap_samples == 1:
+        raise CapjaxError(f"expected bootstrap_samples of 0 (none) or at least 2, got {bootstrap_samples}")
+
+
+def _report(
+    scores: Scores,
+    references: References,
+    captions: Sequence[Caption],
+    settings: DecoderSettings,
+    bootstrap_samples: int,
+) -> dict[str, Any]:
+    """Return what metrics.json tells of captions, whoever wrote them; some may be of images without references."""
+    told = {caption.image_id: caption.text for caption in captions}
+    hypotheses = {image_id: told[image_id] for image_id in references.image_ids}
+    report = score_report(
+        scores, references, hypotheses, bootstrap_samples=bootstrap_samples, decoder=settings.to_dict()
+    )
+    equal = (tokenize(hypotheses[i]) in said for i, said in zip(references.image_ids, references.tokens, strict=True))
+    return report | {"exact_match": sum(equal) / len(hypotheses)}
+
+
+def _comparison(
+    rival: pathlib.Path, rival_scores: Scores, out: pathlib.Path, scores: Scores, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what metrics.json tells of another evaluation beside this one, and print how they differ."""
+    comparison = {"with": "/".join(rival.resolve().parts[-2:]), "metrics": {}}
+    if num_samples := settings["bootstrap_samples"]:
+        level = settings["confidence"]
+        found = compare(rival_scores.results, scores.results, num_samples, level)
+        print(comparison_table(str(rival), str(out), found, num_samples, level))
+        comparison["metrics"] = comparison_dict(found)
+    return comparison
 
 
 def _of_image(per_image: Mapping[str, Mapping[int, float]], image_id: int) -> dict[str, float]:

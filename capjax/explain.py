@@ -18,14 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from capjax.attribution import METHODS
-from capjax.captioning import LoadedModel, load_model
+from capjax.attribution.explainer import Explainer, WatchedSearch
+from capjax.captioning.loaded_model import LoadedModel, load_model
+from capjax.captioning.photos import find_photos, read_photos
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
-from capjax.disk import local_path
 from capjax.errors import CapjaxError, printable
-from capjax.explaining import Explainer, WatchedSearch
+from capjax.host.disk import local_path
 from capjax.images import ImageError
-from capjax.photo_captioning import find_photos, read_photos
 from capjax.report import Look, write_explanation_page, write_explanation_sheet
 
 _LONGEST_STEM = 200  # bytes

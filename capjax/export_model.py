@@ -24,10 +24,11 @@ import numpy as np
 from jax import export
 
 from capjax import __version__
-from capjax.captioning import LoadedModel, load_model, search_function
+from capjax.captioning.generator import search_function
+from capjax.captioning.loaded_model import LoadedModel, load_model
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
-from capjax.disk import local_path, write_atomically
+from capjax.host.disk import local_path, write_atomically
 from capjax.standalone.exported_captioner import FORMAT_VERSION
 from capjax.text.vocabulary import SPECIAL_WORDS
 from capjax.types import SPECIAL_IDS

@@ -21,9 +21,9 @@ from capjax import config as configuration
 from capjax.data.feature_import import import_npz
 from capjax.data.feature_store import FeatureStore, create_store
 from capjax.data.input_pipeline import READ_OPTIONS, ImageRows, patiently
-from capjax.disk import check_room, local_path
 from capjax.distributed import add_process_arguments, number_processes
 from capjax.errors import CapjaxError
+from capjax.host.disk import check_room, local_path
 from capjax.pretrained.encoder_file import LoadedEncoder
 from capjax.sharding import batch_sharded, make_mesh, one_ahead, replicated
 from capjax.types import Features

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from capjax import config as configuration
-from capjax.captioning import LoadedModel, load_model
-from capjax.disk import local_path, write_atomically
+from capjax.captioning.loaded_model import LoadedModel, load_model
 from capjax.errors import CapjaxError
-from capjax.hub import is_remote
+from capjax.host.disk import local_path, write_atomically
+from capjax.host.hub import is_remote
 from capjax.report import model_card
 from capjax.report.ledger import asked_of
 from capjax.text.vocabulary import is_unused

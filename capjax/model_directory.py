@@ -23,8 +23,8 @@ import safetensors
 import safetensors.numpy
 
 from capjax.config import write_json
-from capjax.disk import remove_leftovers, write_atomically
 from capjax.errors import CapjaxError
+from capjax.host.disk import remove_leftovers, write_atomically
 from capjax.sharding import gather_rows
 from capjax.text.vocabulary import Vocabulary
 

@@ -23,8 +23,8 @@ import numpy as np
 from capjax import data
 from capjax.data.findings import Findings, report_dict, report_json
 from capjax.data.listing import Listing, SourceOptions
-from capjax.disk import check_room, clear_disk_errors, local_path
 from capjax.errors import CapjaxError
+from capjax.host.disk import check_room, clear_disk_errors, local_path
 from capjax.images import CROPS, RESAMPLING, Preprocessing, decode_image, preprocess
 from capjax.types import CaptionRecord
 
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         folder("--test_share", type=float, default=0.0, help="share of the images for test (default 0)")
     prepare.add_argument("--overwrite", action="store_true", help="build again what is prepared already")
     inspect.add_argument("--split", help="default: the first, train")
-    inspect.add_argument("--out", type=local_path, default=pathlib.Path("sheet.png"), help="PNG to write")
+    inspect.add_argument("--out", type=_png_path, default=pathlib.Path("sheet.png"), help="PNG to write")
     inspect.add_argument("--num", type=int, default=12, help="number of examples (default 12)")
     inspect.add_argument("--image_size", type=int, default=299, help="side after preprocessing (default 299)")
     inspect.add_argument("--crop", choices=CROPS, default="center", help="as encoder.crop (default center)")
@@ -157,6 +157,13 @@ def validate_command(name: data.DatasetName, args: argparse.Namespace) -> int:
         splits = {split: dataset.records(split) for split in dataset.splits}
     _print_report(_sizes(name, splits, found), found, notes, args.json)
     return 0 if passes(found) else 1
+
+
+def _png_path(text: str) -> pathlib.Path:
+    path = local_path(text)
+    if path.suffix.lower() != ".png":
+        raise CapjaxError(f"expected the name of a PNG to write, such as sheet.png, got {text!r}")
+    return path
 
 
 def inspect_command(name: data.DatasetName, args: argparse.Namespace) -> int:

@@ -13,8 +13,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from capjax.disk import local_path, write_atomically
 from capjax.errors import CapjaxError
+from capjax.host.disk import local_path, write_atomically
 from capjax.metrics.bootstrap import Comparison, compare
 from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, Scores, check_images, score
 from capjax.metrics.coco_files import read_references, read_results

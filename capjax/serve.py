@@ -9,7 +9,7 @@ import sys
 
 import jax
 
-from capjax.captioning import load_model
+from capjax.captioning.loaded_model import load_model
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.errors import CapjaxError
 from capjax.serving.limits import add_limit_flags, limits_from_flags

@@ -15,7 +15,7 @@ from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from capjax.errors import CapjaxError
-from capjax.waiting import DEVICES, waiting_for
+from capjax.host.waiting import DEVICES, waiting_for
 
 T = TypeVar("T")
 

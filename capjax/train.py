@@ -17,26 +17,27 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from capjax import assembly, resumption
+from capjax import assembly
 from capjax import config as configuration
-from capjax.batch_scaling import scale_batch, scale_of
 from capjax.checkpoint import Checkpoints, quiet_orbax
-from capjax.disk import exclusive, local_path, write_atomically
 from capjax.distributed import add_process_arguments, join_processes, on_first_process, stop_requests
 from capjax.errors import CapjaxError, Interrupted
+from capjax.host.disk import exclusive, local_path, write_atomically
 from capjax.metrics.coco_caption import FEW_IMAGES
 from capjax.model_directory import ModelDirectory, read_scores, save_model
 from capjax.report import model_card, read_log, write_curves
 from capjax.report.ledger import asked_of
 from capjax.sharding import fetch_state, make_mesh
-from capjax.tasks import make_task
 from capjax.training.epoch_lines import EpochLines
 from capjax.training.metric_writer import MetricWriter
 from capjax.training.progress import LARGER_IS_BETTER
 from capjax.training.train_state import TrainState, num_parameters, parameter_overview
-from capjax.training_setup import Setup, setup_from
-from capjax.validation import Validation
-from capjax.validation_summaries import ValidationSummaries
+from capjax.training_run import resumption
+from capjax.training_run.batch_scaling import scale_batch, scale_of
+from capjax.training_run.setup import Setup, setup_from
+from capjax.training_run.tasks import make_task
+from capjax.training_run.validation import Validation
+from capjax.training_run.validation_summaries import ValidationSummaries
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:

@@ -50,7 +50,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from capjax import assembly
-from capjax.captioning import Generator
+from capjax.captioning.generator import Generator
 from capjax.config import load_config
 from capjax.decoding.settings import DecoderSettings
 from capjax.metrics.ngram_trie import NgramTrie
@@ -60,7 +60,7 @@ from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary
 from capjax.training.scst_step import RewardTables, SelfCriticalSettings, jit_scst_step
 from capjax.training.train_state import TrainState
 from capjax.training.xe_step import jit_train_step
-from capjax.training_setup import make_optimization
+from capjax.training_run.setup import make_optimization
 
 RECIPES = ("reference", "coco_par_inject", "coco_show_and_tell", "coco_soft_attention", "coco_att2in", "coco_up_down")
 RECIPES += ("coco_transformer", "coco_finetune", "self_critical:coco_att2in")

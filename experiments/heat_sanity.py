@@ -27,14 +27,14 @@ from tqdm import tqdm
 
 from capjax import data
 from capjax.attribution import METHODS
-from capjax.captioning import LoadedModel, load_model
+from capjax.attribution.explainer import Explainer
+from capjax.captioning.loaded_model import LoadedModel, load_model
+from capjax.captioning.photos import PhotoCaptioner
 from capjax.data.scenes.builder import scene_of
 from capjax.data.scenes.captions import pluralise
 from capjax.data.scenes.claims import caption_is_true
 from capjax.data.scenes.layout import COLOURS, SHAPES, Group, Scene
-from capjax.explaining import Explainer
 from capjax.images import decode_image, preprocess
-from capjax.photo_captioning import PhotoCaptioner
 
 
 class Trial(NamedTuple):

@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 
 from capjax import config, convert_weights, score
-from capjax.captioning import load_model
+from capjax.captioning.loaded_model import load_model
 from capjax.data import CaptionDataset, coco, flickr, folder, parse_name
 from capjax.data.caption_builder import CaptionBuilder, SplitExamples, prepare, write_captions
 from capjax.data.feature_import import import_npz

@@ -15,7 +15,7 @@ from PIL import Image
 
 import capjax
 import capjax.data
-from capjax import captioning
+from capjax.captioning import generator
 from capjax.cli import main
 from capjax.config import load_config
 from capjax.errors import CapjaxError
@@ -73,13 +73,13 @@ def test_a_configuration_is_not_changed_by_training_with_changes(toys, tmp_path)
 
 
 def test_a_second_call_compiles_nothing(monkeypatch):
-    built, build = [], captioning.search_function
+    built, build = [], generator.search_function
 
     def counted(*args):
         built.append(args)
         return build(*args)
 
-    monkeypatch.setattr(captioning, "search_function", counted)
+    monkeypatch.setattr(generator, "search_function", counted)
     model, photos = capjax.load_model(GOLDEN / "model"), sorted((GOLDEN / "photos").iterdir())
     captions = capjax.caption_photos(model, photos, batch_size=8)
     assert len(built) == 1

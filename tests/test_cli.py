@@ -179,7 +179,37 @@ def test_who_has_no_home_directory_is_asked_for_one_where_it_is_needed(monkeypat
         assert "expected a home directory, found none; set HOME or" in capsys.readouterr().err
 
 
-def test_a_field_without_an_equals_sign_is_told_how(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "--config=scenes", "--workdir=x", "--config.train.num_steps", "3"])
-    assert "expected --config.train.num_steps=VALUE, with an equals sign" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "capjax: error: the following arguments are required: COMMAND; see capjax --help"),
+        (["train"], "capjax train: error: the following arguments are required: --config, --workdir"),
+        (
+            ["data", "inspect", "scenes", "--num=x"],
+            "capjax data inspect: error: argument --num: invalid int value: 'x'",
+        ),
+        (
+            ["train", "--config=scenes", "--workdir=x", "--confg=3"],
+            "capjax train: error: expected none of --confg=3; see",
+        ),
+        (
+            ["score", "--references=x", "--results=y", "--config.seed=1"],
+            "score: error: expected none of --config.seed=1",
+        ),
+        (
+            ["train", "--config=scenes", "--workdir=x", "--config.train.num_steps", "3"],
+            "expected --config.train.num_steps=VALUE, with an equals sign",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(capsys, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_sheet_is_a_png_and_nothing_else_by_name(capsys):
+    assert main(["data", "inspect", "scenes", "--out=sheet.jpg"]) == 1
+    assert "expected the name of a PNG to write, such as sheet.png, got 'sheet.jpg'" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from capjax.cli import main
-from capjax.download import RemoteFile
+from capjax.host.download import RemoteFile
 from capjax.pretrained import encoder_file, inception_map
 from capjax.pretrained.published import PUBLISHED
 from capjax.pretrained.random_encoder import random_encoder

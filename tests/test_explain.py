@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capjax.captioning import load_model
+from capjax.attribution.explainer import Explainer, WatchedSearch, branches_of
+from capjax.captioning.loaded_model import load_model
+from capjax.captioning.photos import PhotoCaptioner, read_photos
 from capjax.cli import main
 from capjax.config import changes, load_config
 from capjax.decoding.beam_search import Candidates
 from capjax.errors import CapjaxError
 from capjax.explain import names_of
-from capjax.explaining import Explainer, WatchedSearch, branches_of
-from capjax.photo_captioning import PhotoCaptioner, read_photos
 from capjax.report.explanation import Branch
 from capjax.report.ledger import config_sha256, read_ledger
 from capjax.types import Features

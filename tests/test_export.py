@@ -12,11 +12,11 @@ import zipfile
 import pytest
 from packaging.requirements import Requirement
 
-from capjax.captioning import load_model
+from capjax.captioning.loaded_model import load_model
+from capjax.captioning.photos import PhotoCaptioner, find_photos
 from capjax.cli import main
 from capjax.errors import CapjaxError
 from capjax.models import DECODERS
-from capjax.photo_captioning import PhotoCaptioner, find_photos
 from capjax.standalone.exported_captioner import ExportedCaptioner
 from tests.random_models import model_of_features, small_model
 

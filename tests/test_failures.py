@@ -115,7 +115,7 @@ def test_a_worker_that_is_killed_ends_the_run_and_a_run_that_is_killed_ends_its_
 # A disk that answers two thousand times and no more.
 HANGING = """
 import itertools, threading
-from capjax import waiting
+from capjax.host import waiting
 from capjax.cli import program
 from capjax.data.feature_rows import FeatureRows
 waiting.PATIENCE = 2
@@ -126,7 +126,7 @@ FeatureRows.__getitem__ = read_or_hang
 program()
 """
 IMPATIENT = """
-from capjax import waiting
+from capjax.host import waiting
 from capjax.cli import program
 waiting.PATIENCE = 2
 program()

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from capjax.captioning import load_model
+from capjax.captioning.loaded_model import load_model
 from capjax.cli import main
 from capjax.data import feature_store
 from tests.toy_project import changed, config, draw, prepare, prepare_again

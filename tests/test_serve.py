@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from capjax.cli import main
+from tests.captioning.test_captioning import change
 from tests.serving.running import GOLDEN, PHOTOS
-from tests.test_captioning import change
 from tests.training_runs import free_port
 
 SMALL = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
@@ -161,7 +161,7 @@ def test_a_model_without_an_encoder_is_one_line(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from capjax import serve
-    from capjax.captioning import load_model
+    from capjax.captioning.loaded_model import load_model
 
     monkeypatch.setattr(serve, "load_model", lambda path: replace(load_model(path), encoder=None))
     assert main(["serve", f"--model={GOLDEN / 'model'}", "--port=0"]) == 1

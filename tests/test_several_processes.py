@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from capjax.disk import exclusive
+from capjax.host.disk import exclusive
 from capjax.model_directory import load_model_directory
 from capjax.train import train
 from tests.training_runs import (

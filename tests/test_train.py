@@ -13,12 +13,12 @@ from capjax.errors import CapjaxError
 from capjax.metrics import coco_caption
 from capjax.model_directory import load_model_directory
 from capjax.sharding import make_mesh
-from capjax.tasks import TASKS, CrossEntropy
 from capjax.train import train
 from capjax.training.train_state import parameter_overview
-from capjax.training_setup import local_batches, setup_from
+from capjax.training_run.setup import local_batches, setup_from
+from capjax.training_run.tasks import TASKS, CrossEntropy
+from capjax.training_run.validation import Validation
 from capjax.types import CaptionRecord, Features
-from capjax.validation import Validation
 from tests.training_runs import NUM_FEATURES, make_store, read_jsonl, saved_step, tiny_config, write_config_file
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from capjax.data.caption_records import CaptionRecords
 from capjax.data.description import check_description
 from capjax.data.fingerprint import ImagesDigest, read_fingerprint
-from capjax.disk import home_folder, local_path
 from capjax.errors import CapjaxError
+from capjax.host.disk import home_folder, local_path
 
 CAPTIONS_ONLY = "captions"
 """Last part of the name of a dataset prepared without its images, as in `flickr8k/captions`."""

@@ -37,8 +37,8 @@ import tensorflow_datasets as tfds
 
 from capjax.data.caption_records import record_line
 from capjax.data.fingerprint import ImagesDigest, write_fingerprint
-from capjax.disk import clear_disk_errors, exclusive
 from capjax.errors import CapjaxError
+from capjax.host.disk import clear_disk_errors, exclusive
 from capjax.types import CaptionRecord
 
 # TFDS holds the examples of a shard in memory while it writes them.

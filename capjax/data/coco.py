@@ -31,8 +31,8 @@ from capjax.data.image_files import (
 )
 from capjax.data.ingestion import PhotoBuilder
 from capjax.data.listing import Listing, SourceOptions, build_listing
-from capjax.download import RemoteFile, fetch
 from capjax.errors import CapjaxError
+from capjax.host.download import RemoteFile, fetch
 
 # Sizes and hashes as TensorFlow Datasets publishes them in its checksum files.
 _HOST = "http://images.cocodataset.org"

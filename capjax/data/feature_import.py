@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from capjax.data.feature_store import create_store
-from capjax.disk import NPZ_ERRORS, check_inflated
 from capjax.errors import CapjaxError
+from capjax.host.disk import NPZ_ERRORS, check_inflated
 from capjax.types import CaptionRecord, Features
 
 

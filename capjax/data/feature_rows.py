@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from capjax.disk import NPZ_ERRORS
 from capjax.errors import CapjaxError
+from capjax.host.disk import NPZ_ERRORS
 from capjax.types import Features
 
 

@@ -27,8 +27,8 @@ from jaxtyping import Float, UInt8
 
 from capjax.data.caption_records import CaptionRecords, record_line
 from capjax.data.feature_rows import FeatureRows
-from capjax.disk import remove_leftovers, write_atomically
 from capjax.errors import CapjaxError
+from capjax.host.disk import remove_leftovers, write_atomically
 from capjax.types import CaptionRecord, Features
 
 FORMAT_VERSION = 2

@@ -7,8 +7,8 @@ import zipfile
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from capjax.disk import ZIP_ERRORS
 from capjax.errors import CapjaxError
+from capjax.host.disk import ZIP_ERRORS
 from capjax.images import ImageError, check_file_size, is_image_name, list_images, read_image_file
 
 

@@ -24,7 +24,7 @@ from capjax.data.caption_builder import CaptionBuilder, SplitExamples
 from capjax.data.findings import KINDS, Findings
 from capjax.data.image_files import ImageFile
 from capjax.data.listing import Listing
-from capjax.disk import write_atomically
+from capjax.host.disk import write_atomically
 from capjax.images import ImageError, image_errors, load_rgb, open_image
 from capjax.types import CaptionRecord
 

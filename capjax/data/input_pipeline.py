@@ -31,10 +31,10 @@ from absl import flags
 
 from capjax.data.tokenized_captions import EncodedCaptions
 from capjax.errors import CapjaxError, LostProcess
+from capjax.host.waiting import waiting_for
 from capjax.images import Preprocessing, decode_image, preprocess
 from capjax.text.vocabulary import Vocabulary
 from capjax.types import SPECIAL_IDS, CaptionRecord, Features
-from capjax.waiting import waiting_for
 
 # Grain's default of 16 threads and 500 elements costs 100 MB and is slower on small machines.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)

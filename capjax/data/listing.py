@@ -9,8 +9,8 @@ from capjax.data.caption_files import CaptionedFile
 from capjax.data.caption_text import clean_caption
 from capjax.data.findings import Findings
 from capjax.data.image_files import ImageFile
-from capjax.disk import inside
 from capjax.errors import CapjaxError
+from capjax.host.disk import inside
 from capjax.types import CaptionRecord
 
 

@@ -30,8 +30,8 @@ from jaxtyping import Int32, Int64, UInt32
 from tqdm import tqdm
 
 from capjax.data.caption_records import CaptionRecords, record_identity
-from capjax.disk import NO_ROOM, clear_disk_errors
 from capjax.errors import CapjaxError
+from capjax.host.disk import NO_ROOM, clear_disk_errors
 from capjax.text.vocabulary import Vocabulary, tokenizer_named
 from capjax.types import SPECIAL_IDS, CaptionRecord
 

@@ -19,7 +19,7 @@ from capjax.decoding.hypotheses import Hypotheses
 from capjax.decoding.length_penalty import NO_LENGTH_PENALTY, LengthPenalty
 from capjax.decoding.logits_processors import LogitsProcessor, chain
 from capjax.decoding.rollout import batch_size
-from capjax.top_k import block_top_k
+from capjax.ops.top_k import block_top_k
 from capjax.types import Carry, DecodeStep, SpecialIds
 
 

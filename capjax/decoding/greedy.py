@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from capjax.decoding.hypotheses import Hypotheses
 from capjax.decoding.logits_processors import LogitsProcessor
 from capjax.decoding.rollout import rollout
-from capjax.top_k import arg_max
+from capjax.ops.top_k import arg_max
 from capjax.types import Carry, DecodeStep, SpecialIds
 
 

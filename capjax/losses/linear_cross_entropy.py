@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from capjax.affine import affine
+from capjax.ops.affine import affine
 
 _TILE = 64  # chunks are a multiple of it: 256 rows take a quarter less time on a CPU than 244
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from capjax.disk import NPZ_ERRORS, check_inflated, write_atomically
 from capjax.errors import CapjaxError
+from capjax.host.disk import NPZ_ERRORS, check_inflated, write_atomically
 
 MAX_ORDER = 4
 _LOW_BITS = 32

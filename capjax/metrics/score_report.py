@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
+from capjax.host.disk import write_atomically
 from capjax.metrics.bootstrap import Comparison, Interval, confidence_intervals
 from capjax.metrics.caption_health import health, image_dependence, leakage
 from capjax.metrics.coco_caption import FEW_IMAGES, METRICS, References, Scores

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from capjax.affine import affine
+from capjax.ops.affine import affine
 from capjax.types import Carry, Context, Features, RowKeys
 
 

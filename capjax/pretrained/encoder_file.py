@@ -23,8 +23,8 @@ import safetensors.numpy
 from flax import traverse_util
 from jax.typing import DTypeLike
 
-from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
+from capjax.host.disk import write_atomically
 from capjax.models import inception_v3
 
 FORMAT_VERSION = 1

@@ -3,8 +3,8 @@
 import os
 import pathlib
 
-from capjax.disk import home_folder, local_path
-from capjax.download import RemoteFile
+from capjax.host.disk import home_folder, local_path
+from capjax.host.download import RemoteFile
 
 _KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications/inception_v3/"
 

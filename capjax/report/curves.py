@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
+from capjax.host.disk import write_atomically
 from capjax.report.charts import panels
 
 

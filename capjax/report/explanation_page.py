@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from capjax.disk import write_atomically
+from capjax.host.disk import write_atomically
 from capjax.report.beam_tree import described, told, tree_svg
 from capjax.report.contents import one_line
 from capjax.report.explanation import Explanation, Look, explained_json

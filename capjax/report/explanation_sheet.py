@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
+from capjax.host.disk import write_atomically
 from capjax.report.beam_tree import described, draw_tree, told
 from capjax.report.contents import one_line
 from capjax.report.explanation import ExplainedWord, Look

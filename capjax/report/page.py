@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from capjax.disk import write_atomically
+from capjax.host.disk import write_atomically
 from capjax.images import ImageError, thumbnail
 from capjax.report.charts import length_histogram, line_chart, panels
 from capjax.report.contents import CaptionRow, Report, extremes, is_number, sample

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from capjax.disk import write_atomically
+from capjax.host.disk import write_atomically
 from capjax.report.contents import CaptionRow, is_number
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from capjax.disk import write_atomically
 from capjax.errors import CapjaxError
+from capjax.host.disk import write_atomically
 from capjax.images import ImageError, small_picture
 from capjax.report.contents import CaptionRow, is_number, one_line
 from capjax.report.text_blocks import GREY, INK, PAPER, Text, draw_text, font

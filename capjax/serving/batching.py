@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from capjax.captioning import Caption, Generator
+from capjax.captioning.generator import Caption, Generator
 from capjax.decoding.settings import DecoderSettings
 from capjax.serving.intake import Photo
 from capjax.serving.programs import Programs

@@ -184,5 +184,5 @@ def read_photo(content: bytes, max_pixels: int, preprocessing: Preprocessing) ->
         pixels = preprocess(decode_image(content), preprocessing)
     except ImageError as error:
         raise image_problem(error, opened) from None
-    # The id of `capjax.photo_captioning.read_photos`: the same photo draws the same caption there and here.
+    # The id of `capjax.captioning.photos.read_photos`: the same photo draws the same caption there and here.
     return Photo(pixels, photo_id(content))

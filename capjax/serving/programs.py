@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import UInt8
 
-from capjax.captioning import Caption, Generator, LoadedModel, without_seed
+from capjax.captioning.generator import Caption, Generator, without_seed
+from capjax.captioning.loaded_model import LoadedModel
 from capjax.decoding.settings import DecoderSettings
 from capjax.serving.searches import SearchRules
 from capjax.sharding import DATA_AXIS, replicate, shard_batch

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from capjax.captioning import LoadedModel, search_function
+from capjax.captioning.generator import search_function
+from capjax.captioning.loaded_model import LoadedModel
 from capjax.decoding.settings import METHODS, DecoderSettings
 from capjax.errors import CapjaxError, printable
 from capjax.serving.problems import Problem

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from capjax.captioning import Caption, LoadedModel
+from capjax.attribution.explainer import Explainer
+from capjax.captioning.generator import Caption
+from capjax.captioning.loaded_model import LoadedModel
 from capjax.decoding.settings import DecoderSettings
-from capjax.explaining import Explainer
 from capjax.report.explanation import Explanation, explained_json
 from capjax.serving.admission import Admission
 from capjax.serving.batching import Batcher

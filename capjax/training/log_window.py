@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from capjax.errors import CapjaxError
+from capjax.host.waiting import DEVICES, waiting_for
 from capjax.training.update import Metrics
-from capjax.waiting import DEVICES, waiting_for
 
 
 class LogWindow:

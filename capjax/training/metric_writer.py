@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from capjax.disk import clear_disk_errors, write_atomically
+from capjax.host.disk import clear_disk_errors, write_atomically
 from capjax.training.tensorboard import Event, EventsWriter, SessionLog, Summary
 
 

@@ -7,7 +7,7 @@ The PyTorch program is what a competent user would write: `nn.LSTM` over the pad
 words only (`ignore_index`); or, as "packed", the vocabulary layer on the words only, with and without a packed LSTM
 (`pack_padded_sequence`), of which the faster counts; batched greedy and beam search. Both sides compute on the same
 batches and write captions of exactly 20 words, so that neither gains by a model that happens to stop early. On a CPU
-both have all cores, and memory is handed out as `capjax` sets it (`capjax.host_memory`). On a GPU PyTorch's LSTM is
+both have all cores, and memory is handed out as `capjax` sets it (`capjax.host.memory`). On a GPU PyTorch's LSTM is
 cuDNN's, float32 products are of TensorFloat-32 on both sides, and it also runs with `torch.compile` (of the loss, of a
 step of decoding); bfloat16 is `torch.autocast` there and `train.dtype` here.
 
@@ -25,7 +25,7 @@ import platform
 from collections.abc import Callable
 from functools import partial
 
-from capjax.host_memory import keep_freed_memory
+from capjax.host.memory import keep_freed_memory
 
 keep_freed_memory()  # before there are threads
 

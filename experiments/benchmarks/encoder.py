@@ -7,7 +7,7 @@
 All networks compute the same, weights random, BatchNorm with stored statistics. PyTorch runs eagerly in inference mode,
 in its usual memory layout and in channels-last, the one it recommends for convolutions; on a GPU also compiled
 (`torch.compile`), and Keras is left out. Ours receives uint8 pixels and scales them; the others receive them scaled
-already, on the device. On a CPU memory is handed out as `capjax` sets it (`capjax.host_memory`), for all.
+already, on the device. On a CPU memory is handed out as `capjax` sets it (`capjax.host.memory`), for all.
 
 The share of the limit is what the arithmetic of the network (as PyTorch counts it) would take at the rate of a product
 of large square matrices, over the time of the row.
@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from capjax.host_memory import keep_freed_memory
+from capjax.host.memory import keep_freed_memory
 
 keep_freed_memory()  # before there are threads
 

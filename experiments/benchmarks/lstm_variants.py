@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from capjax.host_memory import keep_freed_memory
+from capjax.host.memory import keep_freed_memory
 
 keep_freed_memory()  # before there are threads
 

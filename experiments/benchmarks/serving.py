@@ -30,9 +30,9 @@ import numpy as np
 import psutil
 from timing import command_line
 
-from capjax.captioning import load_model
+from capjax.captioning.loaded_model import load_model
+from capjax.captioning.photos import PhotoCaptioner
 from capjax.images import list_images
-from capjax.photo_captioning import PhotoCaptioner
 
 BODY_SECONDS = 5
 MAX_REQUEST_BYTES = 2_000_000

@@ -10,7 +10,7 @@ compiled programs, as on a new machine; it counts apart.
 
 They are not alike in all: capjax prepares the captions and copies the features before (not counted), where PyTorch
 reads the .npz and the JSON every time; capjax writes checkpoints, the best model, curves and TensorBoard's files, and
-PyTorch nothing; capjax sets how memory is handed out (`capjax.host_memory`), as it does for every user.
+PyTorch nothing; capjax sets how memory is handed out (`capjax.host.memory`), as it does for every user.
 """
 
 import argparse

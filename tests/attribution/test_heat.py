@@ -13,9 +13,9 @@ import scipy.special
 from PIL import Image, ImageDraw
 
 from capjax.attribution import METHODS, integrated_gradients
-from capjax.captioning import load_model
+from capjax.attribution.explainer import Explainer
+from capjax.captioning.loaded_model import load_model
 from capjax.errors import CapjaxError
-from capjax.explaining import Explainer
 from capjax.images import Preprocessing, preprocess
 from capjax.models import DECODERS
 from capjax.models.inception_v3 import scale_images

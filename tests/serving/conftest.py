@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from capjax.captioning import LoadedModel, load_model
+from capjax.captioning.loaded_model import LoadedModel, load_model
 from tests.serving.running import GOLDEN, Server, serving
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from capjax.captioning import LoadedModel
+from capjax.captioning.loaded_model import LoadedModel
 from capjax.serving.app import build_app
 from capjax.serving.guard import own_hosts
 from capjax.serving.limits import Limits

@@ -9,7 +9,8 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from capjax.captioning import Caption, LoadedModel
+from capjax.captioning.generator import Caption
+from capjax.captioning.loaded_model import LoadedModel
 from capjax.decoding.settings import DecoderSettings
 from capjax.serving.batching import Batcher
 from capjax.serving.intake import Photo

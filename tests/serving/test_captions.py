@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from openapi_spec_validator import validate
 
-from capjax.captioning import Caption, LoadedModel
+from capjax.captioning.generator import Caption
+from capjax.captioning.loaded_model import LoadedModel
+from capjax.captioning.photos import PhotoCaptioner
 from capjax.decoding.settings import DecoderSettings
-from capjax.photo_captioning import PhotoCaptioner
 from tests.serving.running import PHOTOS, Server, check_problem, picture
 
 CONTENTS = [photo.read_bytes() for photo in PHOTOS]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from capjax.captioning import LoadedModel
+from capjax.captioning.loaded_model import LoadedModel
 from capjax.errors import CapjaxError
 from capjax.serving.limits import Limits
 from capjax.serving.protocol import make_server

@@ -15,12 +15,12 @@ from capjax.losses.self_critical import leave_one_out
 from capjax.metrics.caption_health import repeats_itself
 from capjax.models import Captioner, InitInjectDecoder
 from capjax.sharding import replicate, shard_batch
-from capjax.tasks.packed_references import pack_references
 from capjax.text.vocabulary import Vocabulary
 from capjax.training.scst_step import RewardTables, SelfCriticalSettings, draw_captions, jit_scst_step
 from capjax.training.train_state import TrainState
 from capjax.training.update import row_keys
 from capjax.training.xe_step import jit_train_step
+from capjax.training_run.tasks.packed_references import pack_references
 from capjax.types import SPECIAL_IDS, Features
 from tests.models.test_decoders import small
 from tests.tokenizing import tokenized
