@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from capjax import __version__
-from capjax.errors import CapjaxError, Interrupted, first_line
+from capjax.errors import CapjaxError, Interrupted, first_line, printable
 from capjax.host.memory import keep_freed_memory
 
 COMMANDS = {
@@ -138,34 +138,44 @@ def _message(error: Exception) -> str | None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, where argparse would put the usage of all options before it."""
+    """Says what is wrong in one line, of its own command, where argparse would put all options before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)}; see {self.prog} --help\n")
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Refuse what this very command does not know, which argparse leaves to the program."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            options = [argument for argument in unknown if argument.startswith("-")]
+            self.error(f"unrecognized arguments: {' '.join(options or unknown)}")
+        return namespace, []
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     """Parse the arguments, importing only the module of the subcommand that was asked for."""
-    overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
-    bare = [a for a in argv if a.startswith("--config.") and "=" not in a]
-    given, argv = argv, [a for a in argv if not a.startswith("--config.")]
+    given, fields = argv, [a for a in argv if a.startswith("--config.")]
+    argv = [a for a in argv if a not in fields]
+    chosen = next((a for a in argv if a in COMMANDS), None)
     parser = _Parser(prog="capjax", description="Image captioning in JAX.")
     parser.add_argument("--version", action="version", version=f"capjax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module_name, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if argv[:1] == [name]:
+        if name == chosen:
             with _interrupts_wait():
                 module = importlib.import_module(module_name)
             module.add_arguments(command)
-            command.set_defaults(run=module.run, main=main, argv=given, overrides=overrides)
-    if bare:
-        parser.error(f"expected {bare[0]}=VALUE, with an equals sign")
-    args, unknown = parser.parse_known_args(argv)
-    if overrides and not hasattr(args, "config"):
-        unknown += [f"--config.{override}" for override in overrides]
-    if unknown:
-        commands.choices[args.command].error(f"expected none of {' '.join(unknown)}")
+            command.set_defaults(
+                run=module.run, main=main, argv=given, overrides=[f.removeprefix("--config.") for f in fields]
+            )
+            if bare := [field for field in fields if "=" not in field]:
+                command.error(f"expected {bare[0]}=VALUE, with an equals sign")
+    args = parser.parse_args(argv)
+    if fields and "config" not in args:
+        commands.choices[args.command].error(f"unrecognized arguments: {fields[0]}")
     return args
 
 

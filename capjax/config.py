@@ -83,7 +83,7 @@ def default_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.0  # of adamw, lion
 
     config.train = ConfigDict()
-    config.train.objective = "cross_entropy"  # what is trained, a task of capjax.training_run.tasks: or "self_critical"
+    config.train.objective = "cross_entropy"  # of `capjax.training_run.objectives`: or "self_critical"
     config.train.init_from = ""  # a model or workdir, whose weights and vocabulary the run starts from
     config.train.num_steps = 12_000  # updates
     config.train.batch_size = 64  # captions over all devices

@@ -24,7 +24,6 @@ from tqdm import tqdm
 from capjax import config as configuration
 from capjax import data, split_rows
 from capjax.attribution.explainer import Explainer
-from capjax.captioning.generator import Caption
 from capjax.captioning.loaded_model import LoadedModel, load_ensemble
 from capjax.captioning.splits import decode_split, open_as_seen
 from capjax.data.input_pipeline import Rows
@@ -61,6 +60,7 @@ from capjax.report.ledger import append_row, asked_of, config_sha256, provenance
 from capjax.text.ptb_tokenizer import tokenize
 from capjax.types import CaptionRecord
 
+_WRITTEN = ("metrics.json", "per_image.jsonl", "report.html", "sheet.png", "explained.png")
 _SHEET_SIZE = 24
 _PICTURE = Preprocessing(image_size=224, crop="none")
 """How pictures are shown whose grid was made elsewhere."""
@@ -124,6 +124,8 @@ def evaluate(
     captions, seconds = decode_split(models, records, rows, settings, batch_size)
     if jax.process_index() != 0:
         return {}
+    for name in _WRITTEN:  # of an earlier evaluation: what is here, should this one fail half-way, is of one alone
+        (out / name).unlink(missing_ok=True)
     configuration.write_json(out / "results.json", [{"image_id": c.image_id, "caption": c.text} for c in captions])
 
     judge = _judge(config.dataset.name)
@@ -133,22 +135,27 @@ def evaluate(
     report, per_image, rival_per_image = {}, {}, {}
     if known:
         references = References(known)
-        scores = score(references, {c.image_id: c.text for c in captions if c.image_id in known}, metrics)
-        report = _report(scores, references, captions, settings, bootstrap_samples)
+        hypotheses = {caption.image_id: caption.text for caption in captions if caption.image_id in known}
+        scores = score(references, hypotheses, metrics)
+        per_image = scores.per_image
+        report = score_report(
+            scores, references, hypotheses, bootstrap_samples=bootstrap_samples, decoder=settings.to_dict()
+        )
         report["settings"] |= {"dataset": config.dataset.name, "split": split, "num_models": len(models)}
         report["models"] = [{"recipe": model.config.recipe, "scores": model.scores} for model in models]
-        report |= {"command": command, "captions_per_second": len(captions) / seconds}
+        report["command"] = command
+        report["captions_per_second"] = len(captions) / seconds
+        report["exact_match"] = _share_of_exact_matches(references, hypotheses)
         if judge:
             report["right"] = verdicts.count("right") / len(verdicts)
-        per_image = scores.per_image
         if rival:
             rival_scores = score(references, {i: others[i] for i in known}, metrics)
-            report["comparison"] = _comparison(rival, rival_scores, out, scores, report["settings"])
             rival_per_image = rival_scores.per_image
+            report["comparison"] = _comparison(rival, rival_scores, out, scores, report["settings"])
         write_metrics(out, report)
         print(score_table(f"{config.dataset.name}, {split}", scores, report, references, settings.told()))
 
-    picture_of = picture_of or split_rows.pictures(config, split)
+    picture_of = split_rows.pictures(config, split) if picture_of is None else picture_of
     ailing = ailments([caption.text for caption in captions])
     captioned = [
         CaptionRow(
@@ -167,10 +174,6 @@ def evaluate(
         )
         for record, caption, verdict, found in zip(records, captions, verdicts, ailing, strict=True)
     ]
-    # What an earlier evaluation left here and this one does not write.
-    for name, is_written in {"metrics.json": known, "explained.png": explainer}.items():
-        if not is_written:
-            (out / name).unlink(missing_ok=True)
     write_per_image(out / "per_image.jsonl", captioned)
     chosen = spread(captioned, _SHEET_SIZE)
     looks = _looks(models[0], explainer, records, rows, picture_of, chosen) if explainer else {}
@@ -209,21 +212,10 @@ def _check(batch_size: int, max_images: int, bootstrap_samples: int) -> None:
         raise CapjaxError(f"expected bootstrap_samples of 0 (none) or at least 2, got {bootstrap_samples}")
 
 
-def _report(
-    scores: Scores,
-    references: References,
-    captions: Sequence[Caption],
-    settings: DecoderSettings,
-    bootstrap_samples: int,
-) -> dict[str, Any]:
-    """Return what metrics.json tells of captions, whoever wrote them; some may be of images without references."""
-    told = {caption.image_id: caption.text for caption in captions}
-    hypotheses = {image_id: told[image_id] for image_id in references.image_ids}
-    report = score_report(
-        scores, references, hypotheses, bootstrap_samples=bootstrap_samples, decoder=settings.to_dict()
-    )
-    equal = (tokenize(hypotheses[i]) in said for i, said in zip(references.image_ids, references.tokens, strict=True))
-    return report | {"exact_match": sum(equal) / len(hypotheses)}
+def _share_of_exact_matches(references: References, hypotheses: Mapping[int, str]) -> float:
+    """Return how many of the captions, as they are scored, are one of their references."""
+    pairs = zip(references.image_ids, references.tokens, strict=True)
+    return sum(tokenize(hypotheses[image_id]) in said for image_id, said in pairs) / len(hypotheses)
 
 
 def _comparison(

@@ -15,7 +15,7 @@ from capjax import config as configuration
 from capjax.captioning.loaded_model import LoadedModel, load_model
 from capjax.errors import CapjaxError
 from capjax.host.disk import local_path, write_atomically
-from capjax.host.hub import is_remote
+from capjax.hub import is_remote
 from capjax.report import model_card
 from capjax.report.ledger import asked_of
 from capjax.text.vocabulary import is_unused

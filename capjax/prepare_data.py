@@ -72,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         folder("--test_share", type=float, default=0.0, help="share of the images for test (default 0)")
     prepare.add_argument("--overwrite", action="store_true", help="build again what is prepared already")
     inspect.add_argument("--split", help="default: the first, train")
-    inspect.add_argument("--out", type=_png_path, default=pathlib.Path("sheet.png"), help="PNG to write")
+    inspect.add_argument(
+        "--out", type=_png_path, default=pathlib.Path("sheet.png"), help="PNG to write (default sheet.png)"
+    )
     inspect.add_argument("--num", type=int, default=12, help="number of examples (default 12)")
     inspect.add_argument("--image_size", type=int, default=299, help="side after preprocessing (default 299)")
     inspect.add_argument("--crop", choices=CROPS, default="center", help="as encoder.crop (default center)")
@@ -162,7 +164,7 @@ def validate_command(name: data.DatasetName, args: argparse.Namespace) -> int:
 def _png_path(text: str) -> pathlib.Path:
     path = local_path(text)
     if path.suffix.lower() != ".png":
-        raise CapjaxError(f"expected the name of a PNG to write, such as sheet.png, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected the name of a PNG to write, such as sheet.png, got {text!r}")
     return path
 
 

@@ -34,8 +34,8 @@ from capjax.training.progress import LARGER_IS_BETTER
 from capjax.training.train_state import TrainState, num_parameters, parameter_overview
 from capjax.training_run import resumption
 from capjax.training_run.batch_scaling import scale_batch, scale_of
+from capjax.training_run.objectives import make_objective
 from capjax.training_run.setup import Setup, setup_from
-from capjax.training_run.tasks import make_task
 from capjax.training_run.validation import Validation
 from capjax.training_run.validation_summaries import ValidationSummaries
 
@@ -59,10 +59,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
     check(config)
     lead = jax.process_index() == 0
     setup = setup_from(config, make_mesh(model_parallel=config.mesh.model_parallel))
-    task = make_task(setup)
+    objective = make_objective(setup)
     validate = Validation(setup)
     metric, num_steps = config.eval.best_metric, config.train.num_steps
-    state = task.init()
+    state = objective.init()
     params = fetch_state(state.params, setup.mesh)
     if lead:
         announce(setup, params, validate)
@@ -81,11 +81,11 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         lines, summaries = epoch_lines(setup, step, workdir), ValidationSummaries(setup, validate.records, state)
         bar = stack.enter_context(tqdm(total=num_steps, initial=step, unit="step", disable=None if lead else True))
         stop_requested = stack.enter_context(stop_requests())
-        batches = task.batches(first_batch=step)
+        batches = objective.batches(first_batch=step)
 
         def log_steps() -> None:
             if scalars := window.summarise():
-                log.write(step, scalars | {"learning_rate": task.learning_rate(step)})
+                log.write(step, scalars | {"learning_rate": objective.learning_rate(step)})
                 lines.add(step, scalars)
                 bar.set_postfix(loss=f"{scalars['train/loss']:.3f}")
 
@@ -121,7 +121,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
                 saved_step = step
             if last:
                 break
-            state, metrics = task.step(state, next(batches))
+            state, metrics = objective.step(state, next(batches))
             step += 1
             window.add(step, metrics)
             bar.update()

@@ -23,9 +23,20 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import jax
 import jaxtyping
 import pytest
 from playwright.sync_api import Browser, sync_playwright
+
+from tests.compiling import quick_flags
+
+# This process alone compiles quickly, and keeps what it compiled apart from the programs of those that it starts.
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    for_others = os.environ["XLA_FLAGS"]
+    os.environ["XLA_FLAGS"] = quick_flags(for_others)
+    jax.devices()  # which has the flags read
+    os.environ["XLA_FLAGS"] = for_others
+    jax.config.update("jax_compilation_cache_dir", f"{os.environ['JAX_COMPILATION_CACHE_DIR']}-quick")
 
 # Every call of the package is checked against its annotations, shapes and dtypes included; JAXTYPING_DISABLE=1 leaves
 # that out. It has to come before the first import of capjax, and does not reach the processes that tests start. An int

@@ -16,7 +16,7 @@ from capjax.checkpoint import Checkpoints
 from capjax.errors import CapjaxError
 from capjax.model_directory import ModelDirectory, load_model_directory, save_model
 from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary
-from tests.training_runs import free_port
+from tests.tiny_runs import free_port
 
 
 def model(word, value):

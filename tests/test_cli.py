@@ -179,27 +179,32 @@ def test_who_has_no_home_directory_is_asked_for_one_where_it_is_needed(monkeypat
         assert "expected a home directory, found none; set HOME or" in capsys.readouterr().err
 
 
+TRAIN = ["train", "--config=scenes", "--workdir=x"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "capjax: error: the following arguments are required: COMMAND; see capjax --help"),
-        (["train"], "capjax train: error: the following arguments are required: --config, --workdir"),
-        (
-            ["data", "inspect", "scenes", "--num=x"],
-            "capjax data inspect: error: argument --num: invalid int value: 'x'",
-        ),
-        (
-            ["train", "--config=scenes", "--workdir=x", "--confg=3"],
-            "capjax train: error: expected none of --confg=3; see",
-        ),
+        (["--bogus", *TRAIN], "capjax: error: unrecognized arguments: --bogus; see capjax --help"),
+        (["train"], "capjax train: error: the following arguments are required: --config, --workdir; see capjax train"),
+        ([*TRAIN, "--confg=3"], "capjax train: error: unrecognized arguments: --confg=3; see capjax train --help"),
+        ([*TRAIN, "--a\nb"], r"capjax train: error: unrecognized arguments: --a\nb; see capjax train --help"),
+        ([*TRAIN, "--config.seed", "3"], "capjax train: error: expected --config.seed=VALUE, with an equals sign; see"),
         (
             ["score", "--references=x", "--results=y", "--config.seed=1"],
-            "score: error: expected none of --config.seed=1",
+            "score: error: unrecognized arguments: --config.se",
+        ),
+        (["data", "inspect", "scenes", "--num=x"], "data inspect: error: argument --num: invalid int value: 'x'; see"),
+        (
+            ["data", "prepare", "scenes", "--bogus", "3"],
+            "capjax data prepare: error: unrecognized arguments: --bogus; see",
         ),
         (
-            ["train", "--config=scenes", "--workdir=x", "--config.train.num_steps", "3"],
-            "expected --config.train.num_steps=VALUE, with an equals sign",
+            ["data", "inspect", "scenes", "--out=x.jpg"],
+            "--out: expected the name of a PNG to write, such as sheet.png, got",
         ),
+        (["caption", "a.jpg", "--model=m", "b.jpg"], "capjax caption: error: unrecognized arguments: b.jpg; see"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(capsys, arguments, said):
@@ -208,8 +213,3 @@ def test_wrong_usage_is_one_line_and_status_2(capsys, arguments, said):
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
-
-
-def test_a_sheet_is_a_png_and_nothing_else_by_name(capsys):
-    assert main(["data", "inspect", "scenes", "--out=sheet.jpg"]) == 1
-    assert "expected the name of a PNG to write, such as sheet.png, got 'sheet.jpg'" in capsys.readouterr().err

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from capjax import evaluate
 from capjax.cli import main
+from capjax.errors import CapjaxError
 from capjax.text.vocabulary import SPECIAL_WORDS
 from tests.toy_project import COLOURS, ENCODER, config, prepare
 
@@ -102,6 +104,22 @@ def test_evaluation_scores_every_image_once(project, tmp_path):
     assert json.loads((beams / "metrics.json").read_text())["settings"]["decoder"]["beam_size"] == 3
     assert main([*command, f"--out={tmp_path}", "--max_images=2"]) == 0
     assert not (tmp_path / "explained.png").exists(), "that of other captions"
+
+
+def test_an_evaluation_that_fails_half_way_leaves_nothing_of_an_earlier_one(project, tmp_path, monkeypatch):
+    command = ["evaluate", f"--model={project / 'run' / 'model'}", "--split=val", f"--out={tmp_path}"]
+    command += ["--metrics=CIDEr-D", "--bootstrap_samples=0"]
+    assert main(command) == 0
+    before = {path.name for path in tmp_path.iterdir()}
+
+    def no_room(*_):
+        raise CapjaxError("no room")
+
+    monkeypatch.setattr(evaluate, "write_page", no_room)
+    assert main([*command, "--max_images=2"]) == 1
+    assert before - {path.name for path in tmp_path.iterdir()} == {"report.html", "sheet.png"}
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 2
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["num_images"] == 2
 
 
 def test_an_ensemble_of_a_model_with_itself_says_the_same(project, capsys):

@@ -11,7 +11,7 @@ import pytest
 
 from capjax.errors import CapjaxError
 from capjax.train import train
-from tests.training_runs import (
+from tests.tiny_runs import (
     assert_lost,
     finish,
     make_store,

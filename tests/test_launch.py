@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.training_runs import make_store, read_jsonl, saved_step, write_config_file
+from tests.tiny_runs import make_store, read_jsonl, saved_step, write_config_file
 
 LAUNCH = pathlib.Path(__file__).parent.parent / "experiments" / "launch"
 

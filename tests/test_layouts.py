@@ -12,7 +12,7 @@ import pytest
 
 from capjax.checkpoint import read_newest
 from tests import toy_project
-from tests.training_runs import (
+from tests.tiny_runs import (
     finish,
     make_store,
     read_jsonl,
@@ -36,8 +36,8 @@ def start(command, workdir, devices, num_processes=1, model_parallel=1, num_step
     command = [*command, *COMMON, f"--workdir={workdir}", f"--config.mesh.model_parallel={model_parallel}"]
     command += [f"--config.train.num_steps={num_steps}"]
     if num_processes == 1:
-        return [start_capjax("train", *command, devices=devices)]
-    return start_processes("train", *command, devices=devices, num_processes=num_processes)
+        return [start_capjax("train", *command, devices=devices, compiles_quickly=True)]
+    return start_processes("train", *command, devices=devices, num_processes=num_processes, compiles_quickly=True)
 
 
 def assert_same_run(one, other, rel=2e-4, strays=0.0):

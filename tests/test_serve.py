@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from capjax.cli import main
-from tests.captioning.test_captioning import change
+from tests.captioning.test_loaded_model import change
 from tests.serving.running import GOLDEN, PHOTOS
-from tests.training_runs import free_port
+from tests.tiny_runs import free_port
 
 SMALL = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
 

@@ -11,7 +11,7 @@ import pytest
 from capjax.host.disk import exclusive
 from capjax.model_directory import load_model_directory
 from capjax.train import train
-from tests.training_runs import (
+from tests.tiny_runs import (
     assert_lost,
     finish,
     free_port,

@@ -19,8 +19,8 @@ from capjax.pretrained.encoder_file import flatten
 from capjax.train import train
 from capjax.training.metric_writer import MetricWriter
 from capjax.training.summaries import histogram_summary
+from tests.tiny_runs import make_store, tiny_config
 from tests.toy_project import COLOURS, config, prepare
-from tests.training_runs import make_store, tiny_config
 
 
 def read_events(path: pathlib.Path) -> Iterator[Event]:

@@ -15,11 +15,11 @@ from capjax.model_directory import load_model_directory
 from capjax.sharding import make_mesh
 from capjax.train import train
 from capjax.training.train_state import parameter_overview
+from capjax.training_run.objectives import OBJECTIVES, CrossEntropy
 from capjax.training_run.setup import local_batches, setup_from
-from capjax.training_run.tasks import TASKS, CrossEntropy
 from capjax.training_run.validation import Validation
 from capjax.types import CaptionRecord, Features
-from tests.training_runs import NUM_FEATURES, make_store, read_jsonl, saved_step, tiny_config, write_config_file
+from tests.tiny_runs import NUM_FEATURES, make_store, read_jsonl, saved_step, tiny_config, write_config_file
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_another_objective_is_a_class_and_a_line_in_the_table(store, tmp_path, m
         def learning_rate(self, step):
             return 0.25
 
-    monkeypatch.setitem(TASKS, "half", Half)
+    monkeypatch.setitem(OBJECTIVES, "half", Half)
     config = tiny_config(store)
     config.train.objective, config.train.num_steps, config.eval.every = "half", 4, 4
     assert int(train(config, tmp_path).step) == 4
@@ -316,6 +316,6 @@ def test_scheduled_sampling_draws_nothing_that_only_fills_the_vocabulary_up(stor
     for num_fillers in (0, 4):
         setup = setup_from(config, make_mesh(jax.devices()[:1]))
         setup.vocabulary.unused_ids = tuple(range(len(setup.vocabulary)))[-num_fillers:] if num_fillers else ()
-        task = CrossEntropy(setup)
-        losses.append(float(task.step(task.init(), next(task.batches(first_batch=0)))[1]["loss"]))
+        objective = CrossEntropy(setup)
+        losses.append(float(objective.step(objective.init(), next(objective.batches(first_batch=0)))[1]["loss"]))
     assert losses[0] != losses[1]

@@ -13,7 +13,7 @@ from capjax import assembly
 from capjax import config as configuration
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError, first_line
-from capjax.host.hub import is_remote, model_folder
+from capjax.hub import is_remote, model_folder
 from capjax.images import Preprocessing
 from capjax.model_directory import load_model_directory
 from capjax.models import Captioner
@@ -86,7 +86,7 @@ def load_model(path: str) -> LoadedModel:
     """Restore a model directory.
 
     Args:
-        path: of the directory, or where the hub has it, see `capjax.host.hub`.
+        path: of the directory, or where the hub has it, see `capjax.hub`.
 
     Raises:
         CapjaxError: if it is none, is damaged, or is of another version.

@@ -1,1 +1,1 @@
-"""The pieces of a training run: state, optimiser, steps and logs. The loop is `capjax.train`."""
+"""What a training step computes and how its numbers are logged, without a configuration, a dataset or a folder."""

@@ -1,1 +1,1 @@
-"""A training run, but for its loop (`capjax.train`): what it works with, trains for, is validated by, goes on from."""
+"""From a configuration to a run: what it works with, trains for, is validated by and goes on from."""

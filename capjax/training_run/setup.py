@@ -17,7 +17,7 @@ from capjax.data.input_pipeline import Rows, training_batches
 from capjax.data.tokenized_captions import TokenizedCaptions, tokenized_captions
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
-from capjax.host.hub import model_folder
+from capjax.hub import model_folder
 from capjax.model_directory import ModelDirectory, load_model_directory
 from capjax.models import TRAINING_ONLY, Captioner
 from capjax.pretrained.encoder_file import LoadedEncoder, config_from

@@ -34,7 +34,7 @@ from capjax.sharding import make_mesh, replicate, shard_batch
 from capjax.text.vocabulary import Vocabulary
 from capjax.training.scst_step import RewardTables, SelfCriticalSettings, draw_captions, jit_scst_step
 from capjax.training.train_state import TrainState
-from capjax.training_run.tasks.packed_references import pack_references
+from capjax.training_run.objectives.packed_references import pack_references
 from capjax.types import SPECIAL_IDS, CaptionRecord, Features
 
 NUM_POSITIONS, NUM_FEATURES = 36, 512

@@ -13,7 +13,7 @@ from pycocoevalcap.cider.cider import Cider
 
 from capjax.metrics import caption_health, device_scores
 from capjax.text.vocabulary import Vocabulary
-from capjax.training_run.tasks.packed_references import pack_references
+from capjax.training_run.objectives.packed_references import pack_references
 from capjax.types import SPECIAL_IDS
 from tests.tokenizing import tokenized
 

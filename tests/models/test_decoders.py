@@ -16,6 +16,7 @@ from capjax.losses.cross_entropy import weighted_cross_entropy
 from capjax.models import DECODERS, Captioner, begin_search, build_decoder, decoder_settings
 from capjax.models.dropout import dropout
 from capjax.types import SPECIAL_IDS, Features
+from tests.compiling import AS_FOR_USERS
 
 V, F, P, L = 13, 11, 7, 6
 SIZES = {name: 8 for name in ("embed_size", "hidden_size", "attention_size")}
@@ -230,7 +231,7 @@ def test_a_beam_search_holds_no_grid_per_beam(model):
     """Sizes are prime: an array with the grid's positions and features for each of the beams would show."""
     decoder, params = model
     settings = DecoderSettings(method="beam", beam_size=5, max_length=L)
-    compiled = jax.jit(partial(caption_all, decoder, settings=settings)).lower(params, images(3)).compile()
+    compiled = jax.jit(partial(caption_all, decoder, settings=settings)).lower(params, images(3)).compile(AS_FOR_USERS)
     shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", compiled.as_text())}
     assert (3, P, F) in shapes or decoder_settings_lack_grid(decoder)
     for shape in shapes:

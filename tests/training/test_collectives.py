@@ -14,7 +14,7 @@ from capjax.text.vocabulary import Vocabulary
 from capjax.training.scst_step import RewardTables, SelfCriticalSettings, jit_scst_step
 from capjax.training.train_state import TrainState
 from capjax.training.xe_step import jit_train_step
-from capjax.training_run.tasks.packed_references import pack_references
+from capjax.training_run.objectives.packed_references import pack_references
 from tests.models.test_decoders import V, captions, images, small
 from tests.tokenizing import tokenized
 from tests.training.test_xe_step import mesh_of

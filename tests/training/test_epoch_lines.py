@@ -10,7 +10,7 @@ import pytest
 from capjax.errors import Interrupted
 from capjax.train import train
 from capjax.training.epoch_lines import EpochLines
-from tests.training_runs import make_store, read_jsonl, tiny_config
+from tests.tiny_runs import make_store, read_jsonl, tiny_config
 
 
 def logged(step, loss, words=100.0, seconds=2.0, **more):

@@ -20,7 +20,7 @@ from capjax.training.scst_step import RewardTables, SelfCriticalSettings, draw_c
 from capjax.training.train_state import TrainState
 from capjax.training.update import row_keys
 from capjax.training.xe_step import jit_train_step
-from capjax.training_run.tasks.packed_references import pack_references
+from capjax.training_run.objectives.packed_references import pack_references
 from capjax.types import SPECIAL_IDS, Features
 from tests.models.test_decoders import small
 from tests.tokenizing import tokenized

@@ -8,7 +8,7 @@ from capjax.config import default_config
 from capjax.errors import CapjaxError
 from capjax.training_run.batch_scaling import scale_batch, scale_of
 from capjax.training_run.setup import make_optimization
-from tests.training_runs import finish, make_store, saved_step, start_capjax, write_config_file
+from tests.tiny_runs import finish, make_store, saved_step, start_capjax, write_config_file
 
 
 def recipe(**optimizer):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capjax.text.vocabulary import Vocabulary
-from capjax.training_run.tasks.packed_references import pack_references
+from capjax.training_run.objectives.packed_references import pack_references
 from capjax.types import SPECIAL_IDS
 from tests.tokenizing import tokenized
 

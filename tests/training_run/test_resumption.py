@@ -27,7 +27,7 @@ from capjax.training.metric_writer import MetricWriter
 from capjax.training.progress import Progress
 from capjax.training_run import resumption
 from capjax.training_run.validation import Validation
-from tests.training_runs import (
+from tests.tiny_runs import (
     finish,
     make_store,
     read_jsonl,

@@ -14,10 +14,10 @@ from capjax.errors import CapjaxError
 from capjax.sharding import make_mesh
 from capjax.text.vocabulary import Vocabulary
 from capjax.train import train
+from capjax.training_run.objectives.packed_references import pack_references
+from capjax.training_run.objectives.self_critical import SelfCritical
 from capjax.training_run.setup import setup_from
-from capjax.training_run.tasks.packed_references import pack_references
-from capjax.training_run.tasks.self_critical import SelfCritical
-from tests.training_runs import (
+from tests.tiny_runs import (
     finish,
     make_store,
     read_jsonl,
@@ -100,10 +100,10 @@ def test_what_only_fills_the_vocabulary_up_is_not_learnt(store, start):
     setup = setup_from(reinforced(store, start), make_mesh(jax.devices()[:1]))
     words = setup.vocabulary.words
     filled = Vocabulary([*words[:-2], "<unused0>", "<unused1>"], setup.vocabulary.tokenizer)
-    task = SelfCritical(dataclasses.replace(setup, vocabulary=filled))
-    state = task.init()
+    objective = SelfCritical(dataclasses.replace(setup, vocabulary=filled))
+    state = objective.init()
     before = np.asarray(state.params["decoder"]["logits"]["bias"])
-    state, _ = task.step(state, next(task.batches(first_batch=0)))
+    state, _ = objective.step(state, next(objective.batches(first_batch=0)))
     changed = np.asarray(state.params["decoder"]["logits"]["bias"]) != before
     assert changed[4:-2].any() and not changed[-2:].any()
 

@@ -12,12 +12,12 @@ from capjax.sharding import replicate, shard_batch
 from capjax.training.scst_step import BASELINES, RewardTables, SelfCriticalSettings, jit_scst_step
 from capjax.training.train_state import TrainState
 from capjax.training.update import Batch, Metrics
+from capjax.training_run.objectives.packed_references import pack_references
 from capjax.training_run.setup import Setup, initial_state, local_batches, make_optimization
-from capjax.training_run.tasks.packed_references import pack_references
 
 
 class SelfCritical:
-    """The task of that name; see `capjax.training_run.tasks.Task` and `capjax.training.scst_step`."""
+    """The objective of that name; see `capjax.training_run.objectives.Objective` and `capjax.training.scst_step`."""
 
     def __init__(self, setup: Setup) -> None:
         """Pack the references, build schedule, optimiser and step.

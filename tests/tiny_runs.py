@@ -17,6 +17,7 @@ from capjax.checkpoint import read_newest
 from capjax.config import default_config
 from capjax.data.feature_store import create_store
 from capjax.types import CaptionRecord, Features
+from tests.compiling import quick_flags
 
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "star", "heart")
@@ -64,7 +65,7 @@ def tiny_config(store: pathlib.Path):
 def write_config_file(path: pathlib.Path, store: pathlib.Path) -> pathlib.Path:
     """Write a configuration file for subprocesses and the command line."""
     path.write_text(
-        f"from tests.training_runs import tiny_config\n\n\ndef get_config():\n    return tiny_config({str(store)!r})\n"
+        f"from tests.tiny_runs import tiny_config\n\n\ndef get_config():\n    return tiny_config({str(store)!r})\n"
     )
     return path
 
@@ -83,10 +84,16 @@ PROGRAM = ("-m", "capjax")
 
 
 def start_capjax(
-    *arguments: str, devices: int = 1, own_group: bool = False, program: Sequence[str] = PROGRAM
+    *arguments: str,
+    devices: int = 1,
+    own_group: bool = False,
+    program: Sequence[str] = PROGRAM,
+    compiles_quickly: bool = False,
 ) -> subprocess.Popen:
     """Start the program with some simulated devices; in a process group of its own, signals reach its workers too."""
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_NUM_CPU_DEVICES": str(devices)}
+    if compiles_quickly:
+        environment["XLA_FLAGS"] = quick_flags(environment.get("XLA_FLAGS", ""))
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
         env=environment,
@@ -98,7 +105,11 @@ def start_capjax(
 
 
 def start_processes(
-    *arguments: str, devices: int = 1, num_processes: int = 2, special: Mapping[int, Mapping[str, Any]] | None = None
+    *arguments: str,
+    devices: int = 1,
+    num_processes: int = 2,
+    special: Mapping[int, Mapping[str, Any]] | None = None,
+    compiles_quickly: bool = False,
 ) -> list[subprocess.Popen]:
     """Start the processes of one run on loopback; `special` processes with other `options` or another `program`."""
     port = free_port()
@@ -107,7 +118,8 @@ def start_processes(
     for i in range(num_processes):
         of_this = dict((special or {}).get(i, {}))
         options = [*together, f"--process_id={i}", *of_this.pop("options", ())]
-        runs.append(start_capjax(*arguments, *options, devices=devices, **of_this))
+        of_this = {"devices": devices, "compiles_quickly": compiles_quickly} | of_this
+        runs.append(start_capjax(*arguments, *options, **of_this))
     return runs
 
 

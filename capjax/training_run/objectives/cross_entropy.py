@@ -13,7 +13,7 @@ from capjax.training_run.setup import Setup, initial_state, local_batches, make_
 
 
 class CrossEntropy:
-    """The task of that name; see `capjax.training_run.tasks.Task`."""
+    """The objective of that name; see `capjax.training_run.objectives.Objective`."""
 
     def __init__(self, setup: Setup) -> None:
         """Build schedule, optimiser and step.

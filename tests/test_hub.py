@@ -13,9 +13,9 @@ import pytest
 
 from capjax.cli import main
 from capjax.errors import CapjaxError
-from capjax.host.hub import is_remote, model_folder
+from capjax.hub import is_remote, model_folder
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "model_0_1"
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "model_0_1"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -1,4 +1,4 @@
-"""What a captioner is trained for. A new objective is a file here and a line in `TASKS`; the loop is `capjax.train`."""
+"""What a captioner is trained for. A new objective is a file here and a line in `OBJECTIVES`."""
 
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
@@ -6,14 +6,14 @@ from typing import Protocol, runtime_checkable
 from capjax.errors import CapjaxError
 from capjax.training.train_state import TrainState
 from capjax.training.update import Batch, Metrics
+from capjax.training_run.objectives.cross_entropy import CrossEntropy
+from capjax.training_run.objectives.self_critical import SelfCritical
 from capjax.training_run.setup import Setup
-from capjax.training_run.tasks.cross_entropy import CrossEntropy
-from capjax.training_run.tasks.self_critical import SelfCritical
 
 
 @runtime_checkable
-class Task(Protocol):
-    """An objective: where its state begins, what it draws, what it does with it."""
+class Objective(Protocol):
+    """Where a state begins, what is drawn, what is done with it."""
 
     def init(self) -> TrainState:
         """Make the state of a run before its first step, on the devices."""
@@ -37,16 +37,16 @@ class Task(Protocol):
         ...
 
 
-TASKS: dict[str, type[Task]] = {"cross_entropy": CrossEntropy, "self_critical": SelfCritical}
+OBJECTIVES: dict[str, type[Objective]] = {"cross_entropy": CrossEntropy, "self_critical": SelfCritical}
 
 
-def make_task(setup: Setup) -> Task:
-    """Make the task that `train.objective` names.
+def make_objective(setup: Setup) -> Objective:
+    """Make what `train.objective` names.
 
     Raises:
         CapjaxError: if there is none of that name, or the configuration does not fit it.
     """
     name = setup.config.train.objective
-    if name not in TASKS:
-        raise CapjaxError(f"expected train.objective out of {sorted(TASKS)}, got {name!r}")
-    return TASKS[name](setup)
+    if name not in OBJECTIVES:
+        raise CapjaxError(f"expected train.objective out of {sorted(OBJECTIVES)}, got {name!r}")
+    return OBJECTIVES[name](setup)
