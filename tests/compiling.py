@@ -1,8 +1,8 @@
 """How XLA compiles on CPUs in tests.
 
-Nearly all that the tests would wait for is XLA, compiling programs that run once. The process of the tests itself, and
-others that are compared by tolerances, have it compile quickly, in less than half the time. Processes that tests start
-compile as those of users do otherwise, as are programs of which a test asks how they were compiled.
+Nearly all that the tests would wait for is XLA, compiling programs that run once. The process of the tests has it do so
+quickly, in less than half the time. Other processes, which are compared to the last bit, compile as those of users do,
+unless a test asks for `quick_children`; so do programs that a test looks into, or that run longer than they compile.
 """
 
 import jax

@@ -1,5 +1,6 @@
 """Test session set-up: simulated devices, a compilation cache, strict JAX, and the optional real data."""
 
+import functools
 import os
 import pathlib
 import shutil
@@ -28,7 +29,7 @@ import jaxtyping
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.compiling import quick_flags
+from tests.compiling import AS_FOR_USERS, quick_flags
 
 # This process alone compiles quickly, and keeps what it compiled apart from the programs of those that it starts.
 if os.environ["JAX_PLATFORMS"] == "cpu":
@@ -72,6 +73,18 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     if report.skipped and no_skips():
         _fail(report)
     return report
+
+
+@pytest.fixture
+def quick_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the processes that a test starts compile quickly too, where tolerances or what they say is compared."""
+    monkeypatch.setenv("XLA_FLAGS", quick_flags(os.environ["XLA_FLAGS"]))
+
+
+@pytest.fixture
+def compiled_as_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process optimise what it compiles: for what runs longer than that takes."""
+    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=AS_FOR_USERS))
 
 
 @pytest.fixture

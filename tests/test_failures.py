@@ -23,6 +23,8 @@ from tests.tiny_runs import (
     write_config_file,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_children")
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):

@@ -20,6 +20,8 @@ from tests.tiny_runs import (
     write_config_file,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_children")
+
 # No file may grow past 4,000 bytes: the system call fails as it does on a full disk. Pipes are not files.
 # No compiled program is written: JAX would leave beginnings of them in the folder that all runs share.
 FULL = """

@@ -14,6 +14,8 @@ import yaml
 
 from tests.tiny_runs import make_store, read_jsonl, saved_step, write_config_file
 
+pytestmark = pytest.mark.usefixtures("quick_children")
+
 LAUNCH = pathlib.Path(__file__).parent.parent / "experiments" / "launch"
 
 

@@ -21,6 +21,8 @@ from tests.tiny_runs import (
     write_config_file,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_children")
+
 LAYOUTS = {
     "one device": {"devices": 1},
     "eight devices": {"devices": 8},
@@ -36,8 +38,8 @@ def start(command, workdir, devices, num_processes=1, model_parallel=1, num_step
     command = [*command, *COMMON, f"--workdir={workdir}", f"--config.mesh.model_parallel={model_parallel}"]
     command += [f"--config.train.num_steps={num_steps}"]
     if num_processes == 1:
-        return [start_capjax("train", *command, devices=devices, compiles_quickly=True)]
-    return start_processes("train", *command, devices=devices, num_processes=num_processes, compiles_quickly=True)
+        return [start_capjax("train", *command, devices=devices)]
+    return start_processes("train", *command, devices=devices, num_processes=num_processes)
 
 
 def assert_same_run(one, other, rel=2e-4, strays=0.0):

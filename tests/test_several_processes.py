@@ -32,6 +32,7 @@ def store(tmp_path_factory):
     return path
 
 
+@pytest.mark.usefixtures("quick_children")
 def test_two_processes_train_like_one(store, tmp_path):
     """With dropout, which belongs to the caption: the same words are dropped wherever it lies."""
     config_file = write_config_file(tmp_path / "config.py", store)
@@ -66,6 +67,7 @@ def test_two_processes_evaluate_like_one(store, tmp_path):
     assert "Traceback" not in first + second and "Fatal" not in first + second
 
 
+@pytest.mark.usefixtures("quick_children")
 def test_both_of_two_processes_end_where_another_run_holds_the_workdir(store, tmp_path):
     config_file = write_config_file(tmp_path / "config.py", store)
     with exclusive(tmp_path / "run" / "lock", "held"):
@@ -77,6 +79,7 @@ def test_both_of_two_processes_end_where_another_run_holds_the_workdir(store, tm
 
 
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.usefixtures("quick_children")
 def test_a_process_that_dies_or_hangs_ends_the_others_in_bounded_time(store, tmp_path, fate):
     """Collectives with a dead process fail or wait; with one that hangs they wait until signs of life are missed.
 
@@ -92,6 +95,7 @@ def test_a_process_that_dies_or_hangs_ends_the_others_in_bounded_time(store, tmp
     runs[1].kill()
 
 
+@pytest.mark.usefixtures("quick_children")
 def test_a_process_with_an_error_does_not_wait_for_the_others_which_end_in_bounded_time(store, tmp_path):
     config_file = write_config_file(tmp_path / "config.py", store)
     together = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]

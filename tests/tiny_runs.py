@@ -17,7 +17,6 @@ from capjax.checkpoint import read_newest
 from capjax.config import default_config
 from capjax.data.feature_store import create_store
 from capjax.types import CaptionRecord, Features
-from tests.compiling import quick_flags
 
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "star", "heart")
@@ -84,16 +83,10 @@ PROGRAM = ("-m", "capjax")
 
 
 def start_capjax(
-    *arguments: str,
-    devices: int = 1,
-    own_group: bool = False,
-    program: Sequence[str] = PROGRAM,
-    compiles_quickly: bool = False,
+    *arguments: str, devices: int = 1, own_group: bool = False, program: Sequence[str] = PROGRAM
 ) -> subprocess.Popen:
     """Start the program with some simulated devices; in a process group of its own, signals reach its workers too."""
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_NUM_CPU_DEVICES": str(devices)}
-    if compiles_quickly:
-        environment["XLA_FLAGS"] = quick_flags(environment.get("XLA_FLAGS", ""))
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
         env=environment,
@@ -105,11 +98,7 @@ def start_capjax(
 
 
 def start_processes(
-    *arguments: str,
-    devices: int = 1,
-    num_processes: int = 2,
-    special: Mapping[int, Mapping[str, Any]] | None = None,
-    compiles_quickly: bool = False,
+    *arguments: str, devices: int = 1, num_processes: int = 2, special: Mapping[int, Mapping[str, Any]] | None = None
 ) -> list[subprocess.Popen]:
     """Start the processes of one run on loopback; `special` processes with other `options` or another `program`."""
     port = free_port()
@@ -118,8 +107,7 @@ def start_processes(
     for i in range(num_processes):
         of_this = dict((special or {}).get(i, {}))
         options = [*together, f"--process_id={i}", *of_this.pop("options", ())]
-        of_this = {"devices": devices, "compiles_quickly": compiles_quickly} | of_this
-        runs.append(start_capjax(*arguments, *options, **of_this))
+        runs.append(start_capjax(*arguments, *options, devices=devices, **of_this))
     return runs
 
 

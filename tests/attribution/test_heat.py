@@ -76,6 +76,7 @@ def test_occlusion_is_what_covering_costs(model, image):
     assert np.abs(heat).max() > 0.01
 
 
+@pytest.mark.usefixtures("compiled_as_for_users")
 def test_integrated_gradients_add_up(model, image, monkeypatch):
     """The heat of all places is the log-probability that the picture adds: the axiom of completeness."""
     # The way through these random weights is winding: 1.5 nats down and up again.
@@ -185,6 +186,7 @@ CORNERS = [(4, 4), (4, 40), (40, 4), (40, 40)]
 
 
 @pytest.mark.parametrize("method", ["occlusion", "integrated_gradients"])
+@pytest.mark.usefixtures("compiled_as_for_users")
 def test_the_hottest_place_is_the_thing_that_the_word_names(method):
     explain, hits = Explainer(load_model(str(GOLDEN)), method), []
     for colour, (shape, noun), (x, y) in itertools.product(COLOURS, NOUNS.items(), CORNERS[:3]):

@@ -79,6 +79,7 @@ def test_a_damaged_description_of_a_run_is_one_line(tmp_path, content):
     assert scale_of(tmp_path, default_config()) is None
 
 
+@pytest.mark.usefixtures("quick_children")
 def test_a_run_takes_the_devices_it_finds_and_keeps_its_scale_on_others(tmp_path):
     make_store(tmp_path / "store")
     config_file = write_config_file(tmp_path / "config.py", tmp_path / "store")

@@ -118,6 +118,7 @@ def test_resuming_is_exact(store, start, finished, tmp_path, stop_at):
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, finished[1].opt_state)
 
 
+@pytest.mark.usefixtures("quick_children")
 def test_two_processes_reinforce_like_one(store, start, tmp_path):
     config = write_config_file(tmp_path / "config.py", store)
     changes = {"objective": "self_critical", "init_from": start, "num_steps": 6, "log_every": 2}
