@@ -60,7 +60,8 @@ from capjax.report.ledger import append_row, asked_of, config_sha256, provenance
 from capjax.text.ptb_tokenizer import tokenize
 from capjax.types import CaptionRecord
 
-_WRITTEN = ("metrics.json", "per_image.jsonl", "report.html", "sheet.png", "explained.png")
+_BESIDE = ("metrics.json", "per_image.jsonl", "report.html", "sheet.png", "explained.png")
+"""What an evaluation writes beside results.json, or may."""
 _SHEET_SIZE = 24
 _PICTURE = Preprocessing(image_size=224, crop="none")
 """How pictures are shown whose grid was made elsewhere."""
@@ -124,9 +125,9 @@ def evaluate(
     captions, seconds = decode_split(models, records, rows, settings, batch_size)
     if jax.process_index() != 0:
         return {}
-    for name in _WRITTEN:  # of an earlier evaluation: what is here, should this one fail half-way, is of one alone
-        (out / name).unlink(missing_ok=True)
     configuration.write_json(out / "results.json", [{"image_id": c.image_id, "caption": c.text} for c in captions])
+    for name in _BESIDE:  # of an earlier evaluation: what is here, should this one fail half-way, is of one alone
+        (out / name).unlink(missing_ok=True)
 
     judge = _judge(config.dataset.name)
     verdicts = [judge and judge.verdict(r, c.text) for r, c in zip(records, captions, strict=True)]
