@@ -171,12 +171,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             command.set_defaults(
                 run=module.run, main=main, argv=given, overrides=[f.removeprefix("--config.") for f in fields]
             )
+            if fields and "--config" not in command.format_usage():
+                command.error(f"unrecognized arguments: {fields[0]}")
             if bare := [field for field in fields if "=" not in field]:
                 command.error(f"expected {bare[0]}=VALUE, with an equals sign")
-    args = parser.parse_args(argv)
-    if fields and "config" not in args:
-        commands.choices[args.command].error(f"unrecognized arguments: {fields[0]}")
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -16,23 +16,20 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
-from jaxtyping import UInt8
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from capjax import config as configuration
 from capjax import data, split_rows
 from capjax.attribution.explainer import Explainer
+from capjax.attribution.looks import looks_of, shown_as
 from capjax.captioning.loaded_model import LoadedModel, load_ensemble
 from capjax.captioning.splits import decode_split, open_as_seen
-from capjax.data.input_pipeline import Rows
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
 from capjax.distributed import add_process_arguments, join_processes, on_first_process
 from capjax.errors import CapjaxError
-from capjax.host.disk import check_writable, inside, local_path
-from capjax.images import ImageError, Preprocessing, decode_image, preprocess, read_image_file
+from capjax.host.disk import check_writable, inside, local_path, write_json
+from capjax.images import ImageError, read_image_file
 from capjax.metrics.bootstrap import compare
 from capjax.metrics.caption_health import ailments
 from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, Scores, score
@@ -47,7 +44,6 @@ from capjax.metrics.score_report import (
 )
 from capjax.report import (
     CaptionRow,
-    Look,
     evaluation_report,
     read_log,
     spread,
@@ -63,8 +59,6 @@ from capjax.types import CaptionRecord
 _BESIDE = ("metrics.json", "per_image.jsonl", "report.html", "sheet.png", "explained.png")
 """What an evaluation writes beside results.json, or may."""
 _SHEET_SIZE = 24
-_PICTURE = Preprocessing(image_size=224, crop="none")
-"""How pictures are shown whose grid was made elsewhere."""
 
 
 def evaluate(
@@ -125,7 +119,7 @@ def evaluate(
     captions, seconds = decode_split(models, records, rows, settings, batch_size)
     if jax.process_index() != 0:
         return {}
-    configuration.write_json(out / "results.json", [{"image_id": c.image_id, "caption": c.text} for c in captions])
+    write_json(out / "results.json", [{"image_id": c.image_id, "caption": c.text} for c in captions])
     for name in _BESIDE:  # of an earlier evaluation: what is here, should this one fail half-way, is of one alone
         (out / name).unlink(missing_ok=True)
 
@@ -177,10 +171,11 @@ def evaluate(
     ]
     write_per_image(out / "per_image.jsonl", captioned)
     chosen = spread(captioned, _SHEET_SIZE)
-    looks = _looks(models[0], explainer, records, rows, picture_of, chosen) if explainer else {}
-    crop = models[0].preprocessing.crop if models[0].preprocessing else _PICTURE.crop
+    looks = looks_of(models[0], explainer, records, rows, picture_of, chosen) if explainer else {}
     captioned = [
-        replace(row, explanation=looks[row.image_id].explanation, crop=crop) if row.image_id in looks else row
+        replace(row, explanation=looks[row.image_id].explanation, crop=shown_as(models[0]).crop)
+        if row.image_id in looks
+        else row
         for row in captioned
     ]
     title = f"{config.dataset.name}, {split}"
@@ -253,37 +248,6 @@ def read_captions(folder: pathlib.Path, records: Sequence[CaptionRecord]) -> dic
             f"as {lacking[0]}; evaluate the other model on this split first"
         )
     return captions
-
-
-def _looks(
-    model: LoadedModel,
-    explain: Explainer,
-    records: Sequence[CaptionRecord],
-    rows: Rows,
-    picture_of: Callable[[CaptionRecord], bytes | None],
-    chosen: Sequence[CaptionRow],
-) -> dict[int, Look]:
-    """Explain the chosen captions; return by image what to show of them."""
-    at = {record.image_id: i for i, record in enumerate(records)}
-    looks = {}
-    for row in tqdm(chosen, "explaining", unit="picture", disable=None):
-        place = at[row.image_id]
-        pixels = _pixels(picture_of(records[place]), model.preprocessing or _PICTURE)
-        # Features tell all that attention needs; only for the other methods has the model to look again.
-        visual = rows[place]
-        if pixels is not None and model.encoder and not explain.attends(visual):
-            visual = pixels
-        shown = np.full((224, 224, 3), 128, np.uint8) if pixels is None else pixels
-        looks[row.image_id] = Look(shown, explain(visual, row.caption), name=row.file_name, references=row.references)
-    return looks
-
-
-def _pixels(encoded: bytes | None, preprocessing: Preprocessing) -> UInt8[np.ndarray, "S S 3"] | None:
-    """Decode a picture; None if there is none or it is damaged."""
-    try:
-        return preprocess(decode_image(encoded), preprocessing) if encoded else None
-    except ImageError:
-        return None
 
 
 def _ledger_row(

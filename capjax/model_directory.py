@@ -22,9 +22,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from capjax.config import write_json
 from capjax.errors import CapjaxError
-from capjax.host.disk import remove_leftovers, write_atomically
+from capjax.host.disk import remove_leftovers, write_atomically, write_json
 from capjax.sharding import gather_rows
 from capjax.text.vocabulary import Vocabulary
 

@@ -22,7 +22,7 @@ from capjax import config as configuration
 from capjax.checkpoint import Checkpoints, quiet_orbax
 from capjax.distributed import add_process_arguments, join_processes, on_first_process, stop_requests
 from capjax.errors import CapjaxError, Interrupted
-from capjax.host.disk import exclusive, local_path, write_atomically
+from capjax.host.disk import exclusive, local_path, write_atomically, write_json
 from capjax.metrics.coco_caption import FEW_IMAGES
 from capjax.model_directory import ModelDirectory, read_scores, save_model
 from capjax.report import model_card, read_log, write_curves
@@ -75,7 +75,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         state, progress, window = resumption.restore(checkpoints, setup, data_identity, state)
         step = saved_step = int(state.step)
         if lead:
-            configuration.write_json(workdir / "config.json", configuration.to_dict(config))
+            write_json(workdir / "config.json", configuration.to_dict(config))
             say(f"resuming {workdir} from step {step}" if step else f"starting {workdir}")
         log = stack.enter_context(MetricWriter(workdir, step, progress.validated_step, enabled=lead))
         lines, summaries = epoch_lines(setup, step, workdir), ValidationSummaries(setup, validate.records, state)

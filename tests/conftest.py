@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import signal
 from collections.abc import Generator, Iterator
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -94,6 +95,26 @@ def wrong_types_allowed() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", was_off)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Features and captions for `tests.tiny_runs.tiny_config`."""
+    from tests.tiny_runs import make_store
+
+    path = tmp_path_factory.mktemp("features") / "store"
+    make_store(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(store: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Any]:
+    """The workdir of a tiny run, and its last state on the host."""
+    from capjax.train import train
+    from tests.tiny_runs import tiny_config
+
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, jax.device_get(train(tiny_config(store), workdir))
 
 
 @pytest.fixture(scope="session")

@@ -195,6 +195,10 @@ TRAIN = ["train", "--config=scenes", "--workdir=x"]
             ["score", "--references=x", "--results=y", "--config.seed=1"],
             "score: error: unrecognized arguments: --config.se",
         ),
+        (
+            ["score", "--references=x", "--results=y", "--config.seed", "1"],
+            "unrecognized arguments: --config.seed; see",
+        ),
         (["data", "inspect", "scenes", "--num=x"], "data inspect: error: argument --num: invalid int value: 'x'; see"),
         (
             ["data", "prepare", "scenes", "--bogus", "3"],

@@ -14,7 +14,6 @@ from capjax.train import train
 from tests.tiny_runs import (
     assert_lost,
     finish,
-    make_store,
     read_until,
     saved_step,
     start_capjax,
@@ -24,13 +23,6 @@ from tests.tiny_runs import (
 )
 
 pytestmark = pytest.mark.usefixtures("quick_children")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    path = tmp_path_factory.mktemp("features") / "store"
-    make_store(path)
-    return path
 
 
 def endless(store, tmp_path):

@@ -22,20 +22,6 @@ from capjax.types import CaptionRecord, Features
 from tests.tiny_runs import NUM_FEATURES, make_store, read_jsonl, saved_step, tiny_config, write_config_file
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    path = tmp_path_factory.mktemp("features") / "store"
-    make_store(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(store, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("finished")
-    state = train(tiny_config(store), workdir)
-    return workdir, jax.device_get(state)
-
-
 def test_log_and_model_of_a_run(finished):
     workdir, state = finished
     assert state.step == 12

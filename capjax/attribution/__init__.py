@@ -1,6 +1,6 @@
 """Where a model looked, word by word: each method is a file here and a line in `METHODS`.
 
-`explainer.py` tells with them how a caption came about; `pictures.py` is what methods share.
+`explainer.py` tells with them how a caption came about, `looks.py` of many; `pictures.py` is what methods share.
 
 A method is a traceable function (captioner, variables, inputs, tokens) -> heat. The inputs are one image uint8
 [1, S, S, 3], or its `Features`; the tokens [1, L + 1] are a caption from START to END, filled up with PAD. The heat

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import json
 import lzma
 import os
 import pathlib
@@ -16,6 +17,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from capjax.errors import CapjaxError, causes
 
@@ -85,6 +87,11 @@ def write_atomically(path: str | os.PathLike[str], content: Piece | Iterable[Pie
             raise
         reason = error.strerror or error
         raise CapjaxError(f"cannot write {path}: {reason}; choose another place or make room") from error
+
+
+def write_json(path: str | os.PathLike[str], values: Any) -> None:
+    """Write values as JSON, all or nothing; see `write_atomically`."""
+    write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def check_writable(folder: pathlib.Path) -> None:

@@ -18,6 +18,7 @@ from flax import struct
 
 from capjax import config as configuration
 from capjax.checkpoint import Checkpoints
+from capjax.config.fields import flat
 from capjax.distributed import stop_requests
 from capjax.errors import CapjaxError
 from capjax.model_directory import load_model_directory
@@ -29,7 +30,6 @@ from capjax.training_run import resumption
 from capjax.training_run.validation import Validation
 from tests.tiny_runs import (
     finish,
-    make_store,
     read_jsonl,
     read_until,
     saved_step,
@@ -40,20 +40,6 @@ from tests.tiny_runs import (
 )
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "workdir_0_1"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    path = tmp_path_factory.mktemp("features") / "store"
-    make_store(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(store, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("finished")
-    state = train(tiny_config(store), workdir)
-    return workdir, jax.device_get(state)
 
 
 class Killed(BaseException):
@@ -116,7 +102,7 @@ def test_other_configuration_is_refused_on_resume(store, finished, tmp_path, cha
 def test_what_may_change_on_resume(tmp_path):
     """All that leaves the course of training, and what its validations are compared by, as they were."""
     begun, free = configuration.to_dict(configuration.default_config()), set()
-    for name in configuration._fields(configuration.default_config()):
+    for name in flat(configuration.default_config()):
         *section, field = name.split(".")
         resumed = copy.deepcopy(begun)
         (resumed[section[0]] if section else resumed)[field] = "another value"

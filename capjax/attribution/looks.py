@@ -1,0 +1,65 @@
+"""Captions of a split explained, each on the picture that the model saw."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from capjax.attribution.explainer import Explainer
+from capjax.captioning.loaded_model import LoadedModel
+from capjax.data.input_pipeline import Rows
+from capjax.images import ImageError, Preprocessing, decode_image, preprocess
+from capjax.report import CaptionRow, Look
+from capjax.types import CaptionRecord
+
+_PICTURE = Preprocessing(image_size=224, crop="none")
+"""How pictures are shown whose features were made elsewhere."""
+
+
+def shown_as(model: LoadedModel) -> Preprocessing:
+    """Return how the pictures of a model are shown: as it sees them, if that is known."""
+    return model.preprocessing or _PICTURE
+
+
+def looks_of(
+    model: LoadedModel,
+    explain: Explainer,
+    records: Sequence[CaptionRecord],
+    rows: Rows,
+    picture_of: Callable[[CaptionRecord], bytes | None],
+    chosen: Sequence[CaptionRow],
+) -> dict[int, Look]:
+    """Explain captions.
+
+    Args:
+        model: that wrote them.
+        explain: its explainer.
+        records: of the split.
+        rows: its images or features, in the same order.
+        picture_of: gives the encoded photo of a record, or None.
+        chosen: the captions.
+
+    Returns:
+        By image, what to show of its caption.
+    """
+    at = {record.image_id: i for i, record in enumerate(records)}
+    looks = {}
+    for row in tqdm(chosen, "explaining", unit="picture", disable=None):
+        place = at[row.image_id]
+        pixels = _pixels(picture_of(records[place]), shown_as(model))
+        # Features tell all that attention needs; only for the other methods has the model to look again.
+        visual = rows[place]
+        if pixels is not None and model.encoder and not explain.attends(visual):
+            visual = pixels
+        shown = np.full((224, 224, 3), 128, np.uint8) if pixels is None else pixels
+        looks[row.image_id] = Look(shown, explain(visual, row.caption), name=row.file_name, references=row.references)
+    return looks
+
+
+def _pixels(encoded: bytes | None, preprocessing: Preprocessing) -> UInt8[np.ndarray, "S S 3"] | None:
+    """Decode a picture; None if there is none or it is damaged."""
+    try:
+        return preprocess(decode_image(encoded), preprocessing) if encoded else None
+    except ImageError:
+        return None
