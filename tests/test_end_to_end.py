@@ -106,7 +106,8 @@ def test_evaluation_scores_every_image_once(project, tmp_path):
     assert not (tmp_path / "explained.png").exists(), "that of other captions"
 
 
-def test_an_evaluation_that_fails_half_way_leaves_nothing_of_an_earlier_one(project, tmp_path, monkeypatch):
+def test_an_evaluation_that_fails_half_way_leaves_one_evaluation(project, tmp_path, monkeypatch):
+    """The earlier one, as long as the new captions are not written; then nothing of it."""
     command = ["evaluate", f"--model={project / 'run' / 'model'}", "--split=val", f"--out={tmp_path}"]
     command += ["--metrics=CIDEr-D", "--bootstrap_samples=0"]
     assert main(command) == 0
@@ -115,6 +116,11 @@ def test_an_evaluation_that_fails_half_way_leaves_nothing_of_an_earlier_one(proj
     def no_room(*_):
         raise CapjaxError("no room")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "write_json", no_room)
+        assert main([*command, "--max_images=2"]) == 1
+    assert before == {path.name for path in tmp_path.iterdir()}
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 8
     monkeypatch.setattr(evaluate, "write_page", no_room)
     assert main([*command, "--max_images=2"]) == 1
     assert before - {path.name for path in tmp_path.iterdir()} == {"report.html", "sheet.png"}
