@@ -86,7 +86,9 @@ def program() -> None:
     """
     sys.unraisablehook = _interrupt_again
     if sys.stderr is not None:  # a shell can close it
-        faulthandler.enable()  # what the system ends at once, as for a map of a file cut off, says where it was
+        # What the system ends at once, as for a map of a file cut off, says where it was. Other threads run on while
+        # their stacks are read, which can crash where JAX ends the process because another is gone.
+        faulthandler.enable(all_threads=False)
     try:
         status = main()
     except Exception:

@@ -1,6 +1,7 @@
 """What the program as a whole owes its user: buckets are refused in one line, and nothing is left behind."""
 
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -111,6 +112,39 @@ def test_an_interrupt_is_neither_lost_nor_ends_an_import_half_way(where, out):
     command = [sys.executable, "-c", INTERRUPTED, where, "score"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=50, cwd=pathlib.Path(__file__).parent.parent)
     assert (run.returncode, run.stdout, run.stderr) == (130, out, "capjax: interrupted\n")
+
+
+# As a map of a file that was cut off, and as JAX where another process is gone.
+ENDED = """
+import ctypes, signal, sys, time
+from capjax import cli
+
+def ended_here():
+    signal.raise_signal(signal.SIGBUS)
+
+def ended_elsewhere():
+    libc = ctypes.CDLL(None)
+    libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, ctypes.cast(libc.abort, ctypes.c_void_p), None)
+    time.sleep(60)
+
+cli.main = {"here": ended_here, "elsewhere": ended_elsewhere}[sys.argv.pop(1)]
+cli.program()
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "said"),
+    [
+        ("here", -signal.SIGBUS, ["Fatal Python error: Bus error", "in ended_here"]),
+        ("elsewhere", -signal.SIGABRT, ["Fatal Python error: Aborted"]),
+    ],
+)
+def test_a_process_that_the_system_ends_says_where_that_thread_was_and_leaves_the_others_alone(where, status, said):
+    command = [sys.executable, "-c", ENDED, where, "score"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=50, cwd=pathlib.Path(__file__).parent.parent)
+    assert run.returncode == status
+    assert all(words in run.stderr for words in said)
+    assert "ended_elsewhere" not in run.stderr
 
 
 @pytest.mark.parametrize(
