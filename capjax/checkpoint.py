@@ -61,6 +61,8 @@ class Checkpoints:
         Raises:
             CapjaxError: if it cannot be written, as the disk is full, or that step or a later one is saved already.
         """
+        if jax.process_count() == 1:
+            state = jax.tree.map(_of_one_device, state)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
         try:
             with waiting_for(f"the checkpoints in {self.directory} (does their disk answer?)"):
@@ -174,6 +176,15 @@ def quiet_orbax() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = report
+
+
+def _of_one_device(array: jax.Array) -> jax.Array:
+    """Return what all devices hold alike as an array of the first one.
+
+    Orbax would have each device write a slice, and compile a program for every shape to be sliced: seconds of a run's
+    first save, for some megabytes.
+    """
+    return array.addressable_data(0) if array.is_fully_replicated else array
 
 
 def _wait_for_others(*, key: str, timeout_ms: int) -> None:

@@ -174,13 +174,13 @@ def test_evaluation_leaves_the_configuration_of_a_model_as_it_was(toys, tmp_path
     moved = model.config.copy_and_resolve_references()
     moved.features.dir = str(tmp_path / "unmounted")  # it looks at the images then
     before = moved.to_dict()
-    capjax.evaluate_model(replace(model, config=moved), "val", tmp_path / "evaluation")
+    capjax.evaluate_model(replace(model, config=moved), "val", tmp_path / "evaluation", metrics=["CIDEr-D"])
     assert moved.to_dict() == before
 
 
 def test_two_evaluations_are_compared_as_results_files_are(toys, tmp_path, capsys):
     root, _, model = toys
-    evaluation = ["evaluate", f"--model={model.path}", "--split=val"]
+    evaluation = ["evaluate", f"--model={model.path}", "--split=val", "--metrics=CIDEr-D"]
     assert main([*evaluation, "--max_length=2", f"--out={root / 'short'}"]) == 0
     assert main([*evaluation, f"--out={root / 'long'}", f"--compare={root / 'short'}"]) == 0
     found = json.loads((root / "long" / "metrics.json").read_text())["comparison"]
@@ -192,7 +192,10 @@ def test_two_evaluations_are_compared_as_results_files_are(toys, tmp_path, capsy
     references = tmp_path / "references.json"
     references.write_text(json.dumps({"images": images, "annotations": annotations}))
     results = [f"--results={root / name / 'results.json'}" for name in ("short", "long")]
-    assert main(["score", f"--references={references}", *results, f"--out={tmp_path / 'scores'}"]) == 0
+    assert (
+        main(["score", f"--references={references}", *results, "--metrics=CIDEr-D", f"--out={tmp_path / 'scores'}"])
+        == 0
+    )
     (expected,) = json.loads((tmp_path / "scores" / "comparison.json").read_text())["compared"].values()
     for name, of_metric in found["metrics"]["CIDEr-D"].items():
         assert of_metric == pytest.approx(expected["CIDEr-D"][name])
@@ -249,8 +252,9 @@ def test_a_model_is_shown_and_its_card_has_its_evaluations(toys, tmp_path, capsy
     assert "It was not evaluated further" in card
     assert str(root) not in card, "no place of this machine"
 
-    assert main(["evaluate", f"--model={model.path}", "--split=val"]) == 0
-    assert main(["evaluate", f"--model={GOLDEN / 'model'}", "--split=val", *_other(root)]) == 0
+    evaluation = ["evaluate", "--split=val", "--metrics=CIDEr-D"]
+    assert main([*evaluation, f"--model={model.path}"]) == 0
+    assert main([*evaluation, f"--model={GOLDEN / 'model'}", *_other(root)]) == 0
     (root / "run" / "evaluation-ended").mkdir()
     capsys.readouterr()
     assert main(["model", "card", model.path]) == 0

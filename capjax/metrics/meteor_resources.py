@@ -20,9 +20,10 @@ import numpy as np
 from jaxtyping import Int
 
 from capjax.errors import CapjaxError
-from capjax.metrics.meteor_text import Phrases, Sentences, stem
+from capjax.metrics.meteor_text import Phrases, Sentences, pieces, stem
 
 _BLOCK = 1 << 24
+_NEWLINE = ord("\n")
 
 # The matchers in their order. The last two find paraphrases of a reference's phrases and of a caption's.
 EXACT, STEM, SYNONYM, PARAPHRASE, REVERSE_PARAPHRASE = range(5)
@@ -142,17 +143,22 @@ def load_paraphrases(phrases: Phrases) -> Paraphrases:
     try:
         with gzip.open(path, "rb") as file:
             while block := file.read(_BLOCK):
-                # Entries are three lines: a probability, a phrase, its paraphrase. Whole blocks are split and sifted
-                # by functions in C: there are sixteen million lines.
-                lines = (rest + block).split(b"\n")
-                complete = (len(lines) - 1) // 3 * 3
-                rest = b"\n".join(lines[complete:])
-                one = phrases.numbers(lines[1:complete:3])
-                known = np.flatnonzero(one >= 0)
-                other = phrases.numbers([lines[3 * entry + 2] for entry in known])
-                for entry, *pair in np.stack([known, one[known], other], axis=-1)[other >= 0].tolist():
+                # Entries are three lines: a probability, a phrase, its paraphrase. There are sixteen million lines: few
+                # of them ever become objects of Python.
+                text = rest + block
+                ends = np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE)
+                entries = ends[: len(ends) // 3 * 3].reshape(-1, 3)
+                rest = text[entries[-1, 2] + 1 :] if len(entries) else text
+                sifted = np.arange(len(entries))
+                for side in (0, 1):
+                    sifted = sifted[phrases.sift(text, entries[sifted, side] + 1, entries[sifted, side + 1])]
+                one, other = (
+                    phrases.numbers(list(pieces(text, entries[sifted, side] + 1, entries[sifted, side + 1])))
+                    for side in (0, 1)
+                )
+                for entry, *pair in np.stack([sifted, one, other], axis=-1)[(one >= 0) & (other >= 0)].tolist():
                     found[tuple(pair)] = place + 3 * entry + 1
-                place += complete
+                place += 3 * len(entries)
     except (OSError, EOFError, zlib.error) as error:
         raise CapjaxError(f"{path}: cannot read METEOR's paraphrases ({error}): install pycocoevalcap again") from error
     return found

@@ -5,17 +5,19 @@ Of a set of sentences, `Sentences` then numbers the words and phrases.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 # The stemmer itself, in Python: `snowballstemmer.stemmer` prefers PyStemmer, if installed, of whatever version.
 from snowballstemmer.english_stemmer import EnglishStemmer
 
 _MAX_PHRASE_LENGTH = 7  # words of the longest entry of the paraphrase table
 _PHRASES_AT_A_TIME = 1 << 16
+# Any odd numbers of 64 bits do, whose upper halves are well mixed; these are of SplitMix64 (Steele et al. 2014).
+_MIX = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 _LETTERS = "A-Za-zŠŽšžŸÀ-ÖØ-öø-ž\u0400-\u0527\ua640-\ua66e\ua67e-\ua697\u1d00-\u1d7f"
 _PLAIN = re.compile("[a-z0-9 ]*")
 _SPACES = " \t\n\x0b\f\r"
@@ -93,31 +95,49 @@ class Phrases:
     def __init__(self, text: bytes, starts: Int[np.ndarray, " N"], ends: Int[np.ndarray, " N"]) -> None:
         """Take phrases, all different, by where they start and end in a text."""
         self._text, self._starts, self._ends = text, starts, ends
+        # A sieve of sixteen places or more for each of these lets a sixteenth of others pass, at most.
+        self._sieve = np.zeros(16 << len(starts).bit_length(), bool)
         hashes = np.empty(len(starts), np.int64)
         for first in range(0, len(starts), _PHRASES_AT_A_TIME):
             block = slice(first, first + _PHRASES_AT_A_TIME)
-            pieces = map(text.__getitem__, map(slice, starts[block].tolist(), ends[block].tolist()))
-            hashes[block] = np.fromiter(map(hash, pieces), np.int64)
+            hashes[block] = np.fromiter(map(hash, pieces(text, starts[block], ends[block])), np.int64)
+            self._sieve[self._places(text, starts[block], ends[block])] = True
         self._order = np.argsort(hashes)
         self._hashes = hashes[self._order]
-        # A sieve of sixteen places or more for each of these lets a sixteenth of others pass, at most.
-        self._sieve = np.zeros(16 << len(starts).bit_length(), bool)
-        self._sieve[hashes & (len(self._sieve) - 1)] = True
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def numbers(self, phrases: Sequence[bytes]) -> Int[np.ndarray, " M"]:
         """Return the number of each of some phrases, -1 for one that is not among these."""
-        hashes = np.fromiter(map(hash, phrases), np.int64, len(phrases))
         found = np.full(len(phrases), -1)
-        sifted = np.flatnonzero(self._sieve[hashes & (len(self._sieve) - 1)])
-        places = np.minimum(np.searchsorted(self._hashes, hashes[sifted]), len(self) - 1)
-        is_equal = self._hashes[places] == hashes[sifted]
-        for i, number in zip(sifted[is_equal].tolist(), self._order[places[is_equal]].tolist(), strict=True):
+        if not len(self):
+            return found
+        hashes = np.fromiter(map(hash, phrases), np.int64, len(phrases))
+        places = np.minimum(np.searchsorted(self._hashes, hashes), len(self) - 1)
+        is_equal = np.flatnonzero(self._hashes[places] == hashes)
+        for i, number in zip(is_equal.tolist(), self._order[places[is_equal]].tolist(), strict=True):
             if self._text[self._starts[number] : self._ends[number]] == phrases[i]:
                 found[i] = number
         return found
+
+    def sift(self, text: bytes, starts: Int[np.ndarray, " M"], ends: Int[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
+        """Return which pieces of a text may be among these; of those that are not, few. All at once, it is fast."""
+        return self._sieve[self._places(text, starts, ends)]
+
+    def _places(self, text: bytes, starts: Int[np.ndarray, " M"], ends: Int[np.ndarray, " M"]) -> Int[np.ndarray, " M"]:
+        """Return the place in the sieve of pieces of a text: by their length, first eight bytes and last eight."""
+        eight = np.ndarray(len(text) + 9, "<u8", bytes(8) + text + bytes(8), strides=(1,))
+        lengths = (ends - starts).astype(np.uint64)
+        beyond = 8 * (8 - np.minimum(lengths, 8).astype(np.uint64))  # bits that are none of a short piece's
+        mixed = (eight[starts + 8] << beyond) * _MIX[0] + (eight[ends] >> beyond) * _MIX[1] + lengths * _MIX[2]
+        num_bits = len(self._sieve).bit_length() - 1
+        return (mixed >> np.uint64(64 - num_bits)).astype(np.int64)
+
+
+def pieces(text: bytes, starts: Int[np.ndarray, " N"], ends: Int[np.ndarray, " N"]) -> Iterator[bytes]:
+    """Cut pieces out of a text."""
+    return map(text.__getitem__, map(slice, starts.tolist(), ends.tolist()))
 
 
 class Sentences:

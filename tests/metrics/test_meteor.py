@@ -84,6 +84,20 @@ def test_phrases_are_found_by_what_they_are() -> None:
     assert Sentences([()]).phrases.numbers([b"a", b""]).tolist() == [-1, -1]
 
 
+def test_the_sieve_lets_every_phrase_pass_and_few_others() -> None:
+    rng = np.random.default_rng(0)
+    words = sorted({"".join(rng.choice(list("abcdeé"), rng.integers(1, 12))) for _ in range(3000)})
+    known = Sentences([tuple(words[:300])]).phrases
+    lines = [" ".join(words[i : i + n]).encode() for n in range(1, 8) for i in range(len(words) - n)]
+    text = b"\n".join([b"", *lines])  # the last ends with the text, the first is empty
+    ends = np.append(np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")), len(text))
+    passes = known.sift(text, np.append(0, ends[:-1] + 1), ends)[1:]
+    is_known = known.numbers(lines) >= 0
+    assert is_known.sum() > 2000 and passes[is_known].all()
+    assert passes[~is_known].mean() < 0.1
+    assert not Sentences([()]).phrases.sift(b"a", np.array([0]), np.array([1])).any()
+
+
 def test_phrases_of_the_same_hash_are_not_taken_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meteor_text, "hash", len, raising=False)
     known = Sentences([("hund",), ("ein", "hund")]).phrases
