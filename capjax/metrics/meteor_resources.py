@@ -153,7 +153,7 @@ def load_paraphrases(phrases: Phrases) -> Paraphrases:
                 for side in (0, 1):
                     sifted = sifted[phrases.sift(text, entries[sifted, side] + 1, entries[sifted, side + 1])]
                 one, other = (
-                    phrases.numbers(list(pieces(text, entries[sifted, side] + 1, entries[sifted, side + 1])))
+                    phrases.numbers([*pieces(text, entries[sifted, side] + 1, entries[sifted, side + 1])])
                     for side in (0, 1)
                 )
                 for entry, *pair in np.stack([sifted, one, other], axis=-1)[(one >= 0) & (other >= 0)].tolist():

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt64
 
 # The stemmer itself, in Python: `snowballstemmer.stemmer` prefers PyStemmer, if installed, of whatever version.
 from snowballstemmer.english_stemmer import EnglishStemmer
@@ -97,11 +97,12 @@ class Phrases:
         self._text, self._starts, self._ends = text, starts, ends
         # A sieve of sixteen places or more for each of these lets a sixteenth of others pass, at most.
         self._sieve = np.zeros(16 << len(starts).bit_length(), bool)
+        windows = _windows(text)
         hashes = np.empty(len(starts), np.int64)
         for first in range(0, len(starts), _PHRASES_AT_A_TIME):
             block = slice(first, first + _PHRASES_AT_A_TIME)
             hashes[block] = np.fromiter(map(hash, pieces(text, starts[block], ends[block])), np.int64)
-            self._sieve[self._places(text, starts[block], ends[block])] = True
+            self._sieve[self._places(windows, starts[block], ends[block])] = True
         self._order = np.argsort(hashes)
         self._hashes = hashes[self._order]
 
@@ -123,16 +124,23 @@ class Phrases:
 
     def sift(self, text: bytes, starts: Int[np.ndarray, " M"], ends: Int[np.ndarray, " M"]) -> Bool[np.ndarray, " M"]:
         """Return which pieces of a text may be among these; of those that are not, few. All at once, it is fast."""
-        return self._sieve[self._places(text, starts, ends)]
+        return self._sieve[self._places(_windows(text), starts, ends)]
 
-    def _places(self, text: bytes, starts: Int[np.ndarray, " M"], ends: Int[np.ndarray, " M"]) -> Int[np.ndarray, " M"]:
+    def _places(
+        self, windows: UInt64[np.ndarray, " T"], starts: Int[np.ndarray, " M"], ends: Int[np.ndarray, " M"]
+    ) -> Int[np.ndarray, " M"]:
         """Return the place in the sieve of pieces of a text: by their length, first eight bytes and last eight."""
-        eight = np.ndarray(len(text) + 9, "<u8", bytes(8) + text + bytes(8), strides=(1,))
         lengths = (ends - starts).astype(np.uint64)
-        beyond = 8 * (8 - np.minimum(lengths, 8).astype(np.uint64))  # bits that are none of a short piece's
-        mixed = (eight[starts + 8] << beyond) * _MIX[0] + (eight[ends] >> beyond) * _MIX[1] + lengths * _MIX[2]
+        beyond = 8 * (8 - np.minimum(lengths, 8))  # bits that are none of a short piece's
+        first, last = windows[starts + 8] << beyond, windows[ends] >> beyond
+        mixed = first * _MIX[0] + last * _MIX[1] + lengths * _MIX[2]
         num_bits = len(self._sieve).bit_length() - 1
         return (mixed >> np.uint64(64 - num_bits)).astype(np.int64)
+
+
+def _windows(text: bytes) -> UInt64[np.ndarray, " T"]:
+    """View any eight bytes of a text, eight zeros before it and behind, as one number."""
+    return np.ndarray(len(text) + 9, "<u8", bytes(8) + text + bytes(8), strides=(1,))
 
 
 def pieces(text: bytes, starts: Int[np.ndarray, " N"], ends: Int[np.ndarray, " N"]) -> Iterator[bytes]:
