@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,7 +37,7 @@ def model(word, value):
 )
 def test_only_what_is_damaged_is_to_be_deleted(tmp_path, monkeypatch, error, told):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(1, {"weights": np.zeros(3)}, {"progress": 1}, wait=True)
+        checkpoints.save(1, {"weights": jnp.zeros(3)}, {"progress": 1}, wait=True)
 
         def fail(*args, **kwargs):
             try:

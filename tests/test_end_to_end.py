@@ -22,7 +22,7 @@ def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
     prepare(root)
     assert main(["features", *config(root)]) == 0
-    assert main(["train", *config(root), f"--workdir={root / 'run'}"]) == 0
+    assert main(["train", *config(root), "--config.train.num_steps=180", f"--workdir={root / 'run'}"]) == 0
     return root
 
 
