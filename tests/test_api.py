@@ -192,10 +192,8 @@ def test_two_evaluations_are_compared_as_results_files_are(toys, tmp_path, capsy
     references = tmp_path / "references.json"
     references.write_text(json.dumps({"images": images, "annotations": annotations}))
     results = [f"--results={root / name / 'results.json'}" for name in ("short", "long")]
-    assert (
-        main(["score", f"--references={references}", *results, "--metrics=CIDEr-D", f"--out={tmp_path / 'scores'}"])
-        == 0
-    )
+    scoring = ["score", f"--references={references}", *results, "--metrics=CIDEr-D"]
+    assert main([*scoring, f"--out={tmp_path / 'scores'}"]) == 0
     (expected,) = json.loads((tmp_path / "scores" / "comparison.json").read_text())["compared"].values()
     for name, of_metric in found["metrics"]["CIDEr-D"].items():
         assert of_metric == pytest.approx(expected["CIDEr-D"][name])

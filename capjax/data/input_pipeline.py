@@ -41,8 +41,8 @@ from capjax.types import SPECIAL_IDS, CaptionRecord, Features
 # Grain's default of 16 threads and 500 elements costs 100 MB and is slower on small machines.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
-# An epoch in Grain's own order takes it 35 ms at least, however few the images, and meanwhile no other thread runs.
-FEW_IMAGES = 1000
+# Fewer images than that: an epoch in Grain's own order takes 35 ms at least, and meanwhile no other thread runs.
+SLOW_TO_SHUFFLE = 1000
 
 # Random crops come out of an image this much larger, as in im2txt (346 pixels for a crop of 299).
 CROP_MARGIN = 346 / 299
@@ -183,7 +183,7 @@ def training_batches(
 
     if augment and not isinstance(rows, ImageRows):
         raise CapjaxError("augmentation needs images, got cached features; set train.augment = False")
-    if len(drawable) < FEW_IMAGES:
+    if len(drawable) < SLOW_TO_SHUFFLE:
         images = grain.MapDataset.source(_OrdersOfFew(drawable, seed)).seed(seed)
     else:
         images = grain.MapDataset.source(drawable).seed(seed).shuffle().repeat()

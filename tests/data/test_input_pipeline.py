@@ -38,7 +38,7 @@ class VectorRows:
 @pytest.fixture(params=["an order of few images", "Grain's order"])
 def either_order(request, monkeypatch):
     if request.param == "Grain's order":
-        monkeypatch.setattr(input_pipeline, "FEW_IMAGES", 1)
+        monkeypatch.setattr(input_pipeline, "SLOW_TO_SHUFFLE", 1)
 
 
 @pytest.fixture
