@@ -1,5 +1,6 @@
 """METEOR against the published program, and its parts on known words."""
 
+import gzip
 import importlib.util
 import json
 import pathlib
@@ -96,6 +97,26 @@ def test_the_sieve_lets_every_phrase_pass_and_few_others() -> None:
     assert is_known.sum() > 2000 and passes[is_known].all()
     assert passes[~is_known].mean() < 0.1
     assert not Sentences([()]).phrases.sift(b"a", np.array([0]), np.array([1])).any()
+
+
+@pytest.mark.parametrize("block", [1, 50, 1 << 20])
+def test_paraphrases_are_read_as_line_by_line(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["ein", "großer", "hund", "a"], rng.integers(1, 4))) for _ in range(200)]
+    lines = [line for one, other in zip(texts[::2], texts[1::2], strict=True) for line in ("0.5", one, other)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "meteor-1.5.jar").touch()
+    (tmp_path / "data" / "paraphrase-en.gz").write_bytes(gzip.compress("\n".join([*lines, "0.5", "torn"]).encode()))
+    monkeypatch.setattr(meteor_resources, "published_folder", lambda: tmp_path)
+    monkeypatch.setattr(meteor_resources, "_BLOCK", block)
+    phrases = Sentences([("ein", "großer", "hund"), ("hund", "a", "a")]).phrases
+    numbers = dict(zip(texts, phrases.numbers([text.encode() for text in texts]).tolist(), strict=True))
+    pairs = {i: (numbers[lines[i]], numbers[lines[i + 1]]) for i in range(1, len(lines), 3)}
+    expected = {pair: i for i, pair in pairs.items() if min(pair) >= 0}
+    assert len(expected) > 10
+    assert meteor_resources.load_paraphrases(phrases) == expected
 
 
 def test_phrases_of_the_same_hash_are_not_taken_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
