@@ -26,6 +26,7 @@ from capjax.captioning.generator import Caption
 from capjax.captioning.loaded_model import LoadedModel, check_ensemble
 from capjax.captioning.photos import PhotoCaptioner, find_photos
 from capjax.errors import CapjaxError
+from capjax.host.disk import local_path
 from capjax.images import MIN_SIDE, load_rgb
 from capjax.metrics.coco_caption import DEFAULT_METRICS, References, score
 from capjax.metrics.score_report import metric_names, score_report
@@ -105,7 +106,7 @@ def train_model(
         config = configuration.load_config(os.fspath(config), overrides)
     else:
         config = configuration.changed(config, overrides)
-    workdir = pathlib.Path(workdir)
+    workdir = local_path(os.fspath(workdir))
     train.train_and_draw(config, workdir)
     return load_model(workdir / "model")
 
@@ -142,7 +143,7 @@ def evaluate_model(
     loaded = ", ".join(f"capjax.load_model({each.path!r})" for each in models)
     asked = {"max_images": max_images, "metrics": metrics, **search}
     told = "".join(f", {name}={value!r}" for name, value in asked.items())
-    out = pathlib.Path(out) if out is not None else models[0].workdir / f"evaluation-{split}"
+    out = local_path(os.fspath(out)) if out is not None else models[0].workdir / f"evaluation-{split}"
     return evaluate.evaluate(
         models,
         models[0].config,
@@ -187,7 +188,7 @@ def score_captions(
             f"expected captions of the images of the references, {len(unlike)} are in one of them alone: {unlike[0]}"
         )
     for image, texts in references.items():
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
             raise CapjaxError(f"expected a list of sentences as references of {image!r}, got {texts!r}")
     for image, text in captions.items():
         if not isinstance(text, str):
@@ -225,7 +226,7 @@ def _readable(photo: Photo) -> list[pathlib.Path | np.ndarray]:
         CapjaxError: if it is nothing that can be captioned.
     """
     if isinstance(photo, str | os.PathLike):
-        return find_photos([os.fspath(photo)])
+        return find_photos([os.path.expanduser(photo)])
     if isinstance(photo, Image.Image):
         return [np.asarray(load_rgb(photo))]
     if not isinstance(photo, np.ndarray):

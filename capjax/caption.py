@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import pathlib
 import sys
 from typing import Any
@@ -14,6 +13,7 @@ from capjax.captioning.loaded_model import load_ensemble
 from capjax.captioning.photos import PhotoCaptioner, find_photos
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.errors import CapjaxError, printable
+from capjax.host.disk import finite_or_none
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +44,8 @@ def _print(file: pathlib.Path, caption: Caption | CapjaxError, as_json: bool) ->
         if isinstance(caption, CapjaxError):
             row["error"] = str(caption)
         else:
-            found = math.isfinite(caption.log_prob)  # or the search came to nothing, and JSON has no infinity
-            row |= {"caption": caption.text, "log_prob": caption.log_prob if found else None}
+            # A search that came to nothing has no finite log-probability.
+            row |= {"caption": caption.text, "log_prob": finite_or_none(caption.log_prob)}
             if caption.alternatives:
                 row["alternatives"] = [{"caption": text, "log_prob": score} for text, score in caption.alternatives]
         print(json.dumps(row, ensure_ascii=False), flush=True)

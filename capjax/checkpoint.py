@@ -8,6 +8,7 @@ another number of them.
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import pathlib
 import shutil
@@ -162,6 +163,7 @@ def read_newest(directory: pathlib.Path) -> tuple[int, dict[str, Any]]:
     return newest, jax.device_get(checkpointer.restore(path, like))
 
 
+@functools.cache  # once in a process
 def quiet_orbax() -> None:
     """Let Orbax speak only through what it raises.
 
@@ -169,9 +171,11 @@ def quiet_orbax() -> None:
     failed save has closed its event loop, as an exception that cannot be raised.
     """
 
+    told_before = sys.unraisablehook
+
     def report(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
-            sys.__unraisablehook__(unraisable)
+            told_before(unraisable)
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

@@ -10,9 +10,9 @@ import argparse
 import importlib
 import pathlib
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -22,8 +22,9 @@ from capjax import config as configuration
 from capjax import data, split_rows
 from capjax.attribution.explainer import Explainer
 from capjax.attribution.looks import looks_of, shown_as
+from capjax.captioning.generator import Caption
 from capjax.captioning.loaded_model import LoadedModel, load_ensemble
-from capjax.captioning.splits import decode_split, open_as_seen
+from capjax.captioning.splits import SeenSplit, decode_split, open_as_seen
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
 from capjax.distributed import add_process_arguments, join_processes, on_first_process
@@ -59,6 +60,7 @@ from capjax.types import CaptionRecord
 _BESIDE = ("metrics.json", "per_image.jsonl", "report.html", "sheet.png", "explained.png")
 """What an evaluation writes beside results.json, or may."""
 _SHEET_SIZE = 24
+_NOTE = "Captions that a model wrote, with what people wrote of the same images."
 
 
 def evaluate(
@@ -108,91 +110,77 @@ def evaluate(
     _check(batch_size, max_images, bootstrap_samples)
     if rival and rival.resolve() == out.resolve():
         raise CapjaxError(f"expected another folder to write than {rival}, which it is compared with; set --out")
-    records, rows, config = open_as_seen(models, config, split, other_features=other_features)
-    records = records[: max_images or None]
-    explainer = Explainer(models[0], max_words=models[0].search.max_length) if explain else None
+    seen = open_as_seen(models, config, split, other_features=other_features, max_images=max_images)
+    explainer = Explainer(models[0], max_words=settings.max_length) if explain else None
     if explainer:  # what it cannot explain is refused now rather than after an hour of decoding
-        explainer(rows[0], "")
-    others = read_captions(rival, records) if rival else {}
+        explainer(seen.rows[0], "")
+    others = read_captions(rival, seen.records) if rival else {}
     on_first_process(partial(check_writable, out))
 
-    captions, seconds = decode_split(models, records, rows, settings, batch_size)
+    done = _Captioned(seen, settings, *decode_split(seen, settings, batch_size))
     if jax.process_index() != 0:
         return {}
-    write_json(out / "results.json", [{"image_id": c.image_id, "caption": c.text} for c in captions])
-    for name in _BESIDE:  # of an earlier evaluation: what is here, should this one fail half-way, is of one alone
-        (out / name).unlink(missing_ok=True)
+    _write_results(out, done.captions)
 
-    judge = _judge(config.dataset.name)
-    verdicts = [judge and judge.verdict(r, c.text) for r, c in zip(records, captions, strict=True)]
-    # Images without references (a test set whose captions are secret) are captioned and not scored.
-    known = {record.image_id: record.captions for record in records if record.captions}
     report, per_image, rival_per_image = {}, {}, {}
-    if known:
+    # Images without references (a test set whose captions are secret) are captioned and not scored.
+    if known := {record.image_id: record.captions for record in seen.records if record.captions}:
         references = References(known)
-        hypotheses = {caption.image_id: caption.text for caption in captions if caption.image_id in known}
-        scores = score(references, hypotheses, metrics)
-        per_image = scores.per_image
-        report = score_report(
-            scores, references, hypotheses, bootstrap_samples=bootstrap_samples, decoder=settings.to_dict()
-        )
-        report["settings"] |= {"dataset": config.dataset.name, "split": split, "num_models": len(models)}
-        report["models"] = [{"recipe": model.config.recipe, "scores": model.scores} for model in models]
-        report["command"] = command
-        report["captions_per_second"] = len(captions) / seconds
-        report["exact_match"] = _share_of_exact_matches(references, hypotheses)
-        if judge:
-            report["right"] = verdicts.count("right") / len(verdicts)
+        scores = score(references, done.hypotheses(known), metrics)
+        report, per_image = _report(done, scores, references, bootstrap_samples, command), scores.per_image
         if rival:
             rival_scores = score(references, {i: others[i] for i in known}, metrics)
             rival_per_image = rival_scores.per_image
             report["comparison"] = _comparison(rival, rival_scores, out, scores, report["settings"])
         write_metrics(out, report)
-        print(score_table(f"{config.dataset.name}, {split}", scores, report, references, settings.told()))
+        print(score_table(seen.title, scores, report, references, settings.told()))
 
-    picture_of = split_rows.pictures(config, split) if picture_of is None else picture_of
-    ailing = ailments([caption.text for caption in captions])
-    captioned = [
-        CaptionRow(
-            image_id=record.image_id,
-            file_name=record.file_name,
-            image=partial(picture_of, record),
-            caption=caption.text,
-            references=record.captions,
-            log_prob=caption.log_prob,
-            scores=_of_image(per_image, record.image_id),
-            alternatives=caption.alternatives,
-            verdict=verdict,
-            ailments=found,
-            rival=others.get(record.image_id),
-            rival_scores=_of_image(rival_per_image, record.image_id),
-        )
-        for record, caption, verdict, found in zip(records, captions, verdicts, ailing, strict=True)
-    ]
-    write_per_image(out / "per_image.jsonl", captioned)
-    chosen = spread(captioned, _SHEET_SIZE)
-    looks = looks_of(models[0], explainer, records, rows, picture_of, chosen) if explainer else {}
-    captioned = [
-        replace(row, explanation=looks[row.image_id].explanation, crop=shown_as(models[0]).crop)
-        if row.image_id in looks
-        else row
-        for row in captioned
-    ]
-    title = f"{config.dataset.name}, {split}"
-    note = judge.note(records) if judge else "Captions that a model wrote, with what people wrote of the same images."
-    log = pathlib.Path(models[0].path).parent / "metrics.jsonl"  # of the training, for curves
-    log = read_log(log) if log.exists() else ()
-    write_page(out / "report.html", evaluation_report(report, captioned, settings.to_dict(), title, note, log))
-    heading = f"{title}{f' ({judge.KIND})' if judge else ''}: {len(captioned):,} images, decoded with {settings.told()}"
-    write_sheet(out / "sheet.png", chosen, heading=heading)
-    if explainer:
-        how = next(iter(looks.values())).explanation.method
-        lit = f"; lit where the model looked ({how})" if how else ""
-        write_explanation_sheet(out / "explained.png", list(looks.values()), heading=f"{heading}{lit}")
-    if ledger and known:
-        append_row(ledger, _ledger_row(models, config, split, report, settings, log))
-    print(f"{len(captions):,} captions, {len(captions) / seconds:,.1f} a second; wrote {out}")
+    picture_of = picture_of or split_rows.pictures(seen.config, split)
+    rows = _rows(done, picture_of, per_image, others, rival_per_image)
+    write_per_image(out / "per_image.jsonl", rows)
+    log = read_log(models[0].training_log) if models[0].training_log.exists() else ()  # for curves
+    _write_pictures(out, done, rows, report, log, explainer)
+    if ledger and report:
+        append_row(ledger, _ledger_row(seen, report, settings, log))
+    print(f"{len(done.captions):,} captions, {done.per_second:,.1f} a second; wrote {out}")
     return report
+
+
+@dataclass(frozen=True)
+class _Captioned:
+    """A split that was captioned.
+
+    Attributes:
+        seen: the split, and the models.
+        settings: of the search.
+        captions: in the order of its records.
+        seconds: that they took.
+    """
+
+    seen: SeenSplit
+    settings: DecoderSettings
+    captions: Sequence[Caption]
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        return len(self.captions) / self.seconds
+
+    def hypotheses(self, known: Container[int]) -> dict[int, str]:
+        """Return what was said of these images."""
+        return {caption.image_id: caption.text for caption in self.captions if caption.image_id in known}
+
+    @cached_property
+    def judge(self) -> Any:
+        """The module that tells whether a caption of such a picture is true, if there is one."""
+        module = data.SOURCES[data.parse_name(self.seen.config.dataset.name).source].judge
+        return importlib.import_module(module) if module else None
+
+    @cached_property
+    def verdicts(self) -> list[str | None]:
+        """What the judge says of each caption."""
+        pairs = zip(self.seen.records, self.captions, strict=True)
+        return [self.judge and self.judge.verdict(record, caption.text) for record, caption in pairs]
 
 
 def _check(batch_size: int, max_images: int, bootstrap_samples: int) -> None:
@@ -206,6 +194,40 @@ def _check(batch_size: int, max_images: int, bootstrap_samples: int) -> None:
             raise CapjaxError(f"expected {name} of at least {least}, got {value}")
     if bootstrap_samples < 0 or bootstrap_samples == 1:
         raise CapjaxError(f"expected bootstrap_samples of 0 (none) or at least 2, got {bootstrap_samples}")
+
+
+def _write_results(out: pathlib.Path, captions: Sequence[Caption]) -> None:
+    """Write results.json, and remove what an earlier evaluation wrote beside its own.
+
+    Should this one fail half-way, what is in the folder is of one evaluation all the same.
+    """
+    write_json(out / "results.json", [{"image_id": c.image_id, "caption": c.text} for c in captions])
+    for name in _BESIDE:
+        (out / name).unlink(missing_ok=True)
+
+
+def _report(
+    done: _Captioned, scores: Scores, references: References, bootstrap_samples: int, command: str
+) -> dict[str, Any]:
+    """Return the content of metrics.json, but for a comparison."""
+    seen, hypotheses = done.seen, done.hypotheses(references.raw)
+    report = score_report(
+        scores, references, hypotheses, bootstrap_samples=bootstrap_samples, decoder=done.settings.to_dict()
+    )
+    report["settings"] |= {
+        "dataset": seen.config.dataset.name,
+        "split": seen.name,
+        "num_models": len(seen.models),
+    }
+    report |= {
+        "models": [model.card for model in seen.models],
+        "command": command,
+        "captions_per_second": done.per_second,
+        "exact_match": _share_of_exact_matches(references, hypotheses),
+    }
+    if done.judge:
+        report["right"] = done.verdicts.count("right") / len(done.verdicts)
+    return report
 
 
 def _share_of_exact_matches(references: References, hypotheses: Mapping[int, str]) -> float:
@@ -231,6 +253,61 @@ def _of_image(per_image: Mapping[str, Mapping[int, float]], image_id: int) -> di
     return {name: values[image_id] for name, values in per_image.items() if image_id in values}
 
 
+def _rows(
+    done: _Captioned,
+    picture_of: Callable[[CaptionRecord], bytes | None],
+    per_image: Mapping[str, Mapping[int, float]],
+    others: Mapping[int, str],
+    rival_per_image: Mapping[str, Mapping[int, float]],
+) -> list[CaptionRow]:
+    """Return what the page tells of each image; `others` are the captions of a rival, if there is one."""
+    ailing = ailments([caption.text for caption in done.captions])
+    return [
+        CaptionRow(
+            image_id=record.image_id,
+            file_name=record.file_name,
+            image=partial(picture_of, record),
+            caption=caption.text,
+            references=record.captions,
+            log_prob=caption.log_prob,
+            scores=_of_image(per_image, record.image_id),
+            alternatives=caption.alternatives,
+            verdict=verdict,
+            ailments=found,
+            rival=others.get(record.image_id),
+            rival_scores=_of_image(rival_per_image, record.image_id),
+        )
+        for record, caption, verdict, found in zip(done.seen.records, done.captions, done.verdicts, ailing, strict=True)
+    ]
+
+
+def _write_pictures(
+    out: pathlib.Path,
+    done: _Captioned,
+    rows: Sequence[CaptionRow],
+    report: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]],
+    explainer: Explainer | None,
+) -> None:
+    """Write what people look at: the page, the sheet and, if there is an explainer, where the (first) model looked."""
+    seen, settings, judge = done.seen, done.settings, done.judge
+    chosen = spread(rows, _SHEET_SIZE)
+    looks = looks_of(seen, done.captions, explainer, chosen) if explainer else {}
+    crop = shown_as(seen.models[0]).crop
+    rows = [
+        replace(row, explanation=looks[row.image_id].explanation, crop=crop) if row.image_id in looks else row
+        for row in rows
+    ]
+    note = judge.note(seen.records) if judge else _NOTE
+    write_page(out / "report.html", evaluation_report(report, rows, settings.to_dict(), seen.title, note, log))
+    heading = f"{seen.title}{f' ({judge.KIND})' if judge else ''}: {len(rows):,} images, decoded with {settings.told()}"
+    write_sheet(out / "sheet.png", chosen, heading=heading)
+    if explainer:
+        how = next(iter(looks.values())).explanation.method
+        lit = f"; lit where the model looked ({how})" if how else ""
+        write_explanation_sheet(out / "explained.png", list(looks.values()), heading=f"{heading}{lit}")
+
+
 def read_captions(folder: pathlib.Path, records: Sequence[CaptionRecord]) -> dict[int, str]:
     """Read what another evaluation wrote of some images.
 
@@ -251,14 +328,9 @@ def read_captions(folder: pathlib.Path, records: Sequence[CaptionRecord]) -> dic
 
 
 def _ledger_row(
-    models: Sequence[LoadedModel],
-    config: ConfigDict,
-    split: str,
-    report: Mapping[str, Any],
-    settings: DecoderSettings,
-    log: Sequence[Mapping[str, Any]],
+    seen: SeenSplit, report: Mapping[str, Any], settings: DecoderSettings, log: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    model = models[0]
+    model = seen.models[0]
     sees = model.encoder.config.source if model.encoder else (model.features or {}).get("imported", "imported features")
     if model.encoder and model.config.encoder.endpoint:
         sees += f" to {model.config.encoder.endpoint}"
@@ -269,26 +341,20 @@ def _ledger_row(
         "config_sha256": config_sha256(changes),
         "init_from": model.config.train.init_from,
         "decoder": model.config.decoder.to_dict(),
-        "seeds": [m.config.seed for m in models],
+        "seeds": [m.config.seed for m in seen.models],
         "encoder": sees,
-        "data": {"dataset": config.dataset.name, "split": split, "num_images": report["settings"]["num_images"]},
+        "data": {name: report["settings"][name] for name in ("dataset", "split", "num_images")},
         "search": settings.to_dict(),
         "scores": {name: report[name] for name in report["intervals"] or METRICS if name in report},
         "intervals": report["intervals"],
         "health": report["health"],
         "right": report.get("right"),
         "captions_per_second": report["captions_per_second"],
-        "validation": model.scores,
+        "validation": model.card["scores"],
         "training_seconds": sum(line.get("train/seconds", 0.0) for line in log) or None,
         "command": report["command"],
         **provenance(),
     }
-
-
-def _judge(dataset: str) -> Any:
-    """Return the module that tells whether a caption of a picture of this dataset is true, if there is one."""
-    module = data.SOURCES[data.parse_name(dataset).source].judge
-    return importlib.import_module(module) if module else None
 
 
 def _read(folder: pathlib.Path, file_name: str) -> bytes | None:

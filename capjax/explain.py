@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -55,12 +56,11 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_from_flags(args, model.search)
     if args.caption is not None:
         _check_caption(args, model)
-    explain = PhotoExplainer(model, settings, args.heat, args.out)
+    explain = PhotoExplainer(model, settings, args.heat, args.out, args.caption)
     num_failed = 0
     for file, name in zip(tqdm(files, "explaining", unit="photo", disable=None), names_of(files), strict=True):
         try:
-            told = explain(file, name, args.caption)
-            print(f"{printable(str(file))}: {told}", flush=True)
+            print(f"{printable(str(file))}: {explain(file, name)}", flush=True)
         except ImageError as error:
             print(f"{printable(str(file))}: {error}", file=sys.stderr, flush=True)
             num_failed += 1
@@ -86,15 +86,18 @@ def _check_caption(args: argparse.Namespace, model: LoadedModel) -> None:
 
 
 class PhotoExplainer:
-    """Captions photos one by one and writes how each caption came about."""
+    """Captions photos one by one, or takes the caption that is `told`, and writes how each caption came about."""
 
-    def __init__(self, model: LoadedModel, settings: DecoderSettings, heat: str | None, out: pathlib.Path) -> None:
-        self._model, self._settings, self._out = model, settings, out
-        self._search = WatchedSearch(model, settings)
+    def __init__(
+        self, model: LoadedModel, settings: DecoderSettings, heat: str | None, out: pathlib.Path, told: str | None
+    ) -> None:
+        model = dataclasses.replace(model, variables=jax.device_put(model.variables))
+        self._model, self._settings, self._out, self._told = model, settings, out, told
+        self._search = WatchedSearch(model, settings) if told is None else None
         self._explainer = Explainer(model, heat, settings.max_length)
 
-    def __call__(self, file: pathlib.Path, name: str, told: str | None) -> str:
-        """Write NAME.png and NAME.html; return the caption, which is `told` if that is given.
+    def __call__(self, file: pathlib.Path, name: str) -> str:
+        """Write NAME.png and NAME.html; return the caption.
 
         Raises:
             CapjaxError: if the photo cannot be read, or a file cannot be written.
@@ -103,14 +106,15 @@ class PhotoExplainer:
         if read.errors[0]:
             raise read.errors[0]
         (image,), (image_id,) = read.images, read.ids
-        if told is None:
+        if self._search:
             caption, branches = self._search(image, image_id)
             text, alternatives = caption.text, caption.alternatives
         else:
-            text, branches, alternatives = " ".join(self._model.vocabulary.tokenize(told)), [], ()
-        explanation = self._explainer(image, text)
+            caption = text = " ".join(self._model.vocabulary.tokenize(self._told))
+            branches, alternatives = [], ()
+        explanation = self._explainer(image, caption)
         look = Look(image, explanation, branches, file.name)
-        search = self._settings.told() if told is None else "the caption was given"
+        search = self._settings.told() if self._search else "the caption was given"
         heading = f"{file.name}: {search}; lit where the model looked ({explanation.method})"
         write_explanation_sheet(self._out / f"{name}.png", [look], heading)
         log_prob = float(np.sum(np.log([max(word.probability, 1e-38) for word in explanation.words])))

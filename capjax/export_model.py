@@ -30,7 +30,6 @@ from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
 from capjax.host.disk import local_path, write_atomically
 from capjax.standalone.exported_captioner import FORMAT_VERSION
-from capjax.text.vocabulary import SPECIAL_WORDS
 from capjax.types import SPECIAL_IDS
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -94,8 +93,8 @@ def packed(model: LoadedModel, settings: DecoderSettings) -> bytes:
         "scores": model.scores,
         "search": settings.to_dict(),
         "preprocessing": dataclasses.asdict(model.preprocessing),
-        "words": list(model.vocabulary.words),
-        "num_special": len(SPECIAL_WORDS),
+        # Nothing for what captions do not show: the special words, and entries that only fill the vocabulary up.
+        "words": [word if word in model.vocabulary.ids else "" for word in model.vocabulary.words],
         "end": SPECIAL_IDS.end,
         "num_weights": len(weights),
     }

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from capjax import assembly, data, split_rows
+from capjax import assembly, split_rows
 from capjax import config as configuration
 from capjax.data.feature_import import import_npz
 from capjax.data.feature_store import FeatureStore, create_store
@@ -49,7 +49,7 @@ def extract_features(
         raise CapjaxError("expected encoder.weights to be set for extraction, got ''; or use --import=FILE.npz")
     if not config.features.dir:
         raise CapjaxError("expected a folder to write to, set --config.features.dir=DIR")
-    dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
+    dataset = split_rows.dataset_of(config)
     preprocessing = assembly.preprocessing_from(config, encoder)
     encode = Encode(encoder, config.encoder.dtype, config.features.batch_size)
 
@@ -160,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not config.features.dir:
         raise CapjaxError("expected a folder to write to, set --config.features.dir=DIR")
-    dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
+    dataset = split_rows.dataset_of(config)
     records = {split: dataset.records(split) for split in splits or dataset.splits}
     for split, (imported, lacking) in import_npz(args.npz, config.features.dir, dataset.name, records).items():
         print(f"{split}: imported features of {imported:,} images, {lacking:,} are not in {args.npz}")

@@ -47,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     folder = pathlib.Path(model.path)
     evaluations, others = [], []
-    for path in args.evaluation or sorted(folder.resolve().parent.glob("evaluation-*")):
+    for path in args.evaluation or sorted(model.workdir.glob("evaluation-*")):
         if not args.evaluation and not (path / "metrics.json").exists():
             print(f"left out {path}: it has no metrics.json, as of captions without references or a run that was ended")
             continue
         metrics = read_metrics(path / "metrics.json")
-        is_of_it = metrics["models"] == [{"recipe": model.config.recipe, "scores": model.scores}]
+        is_of_it = metrics["models"] == [model.card]
         (evaluations if is_of_it else others).append((path, metrics))
     if others and args.evaluation:
         raise CapjaxError(

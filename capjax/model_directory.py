@@ -42,6 +42,7 @@ class ModelDirectory(NamedTuple):
         variables: of the captioner, the encoder's among them if it has one.
         scores: of the validation that chose it.
         features: the key of the feature store it was trained on; None if it was trained on images.
+        weights_sha256: of the file of the weights, once there is one.
     """
 
     config: dict[str, Any]
@@ -50,6 +51,7 @@ class ModelDirectory(NamedTuple):
     variables: dict[str, Any]
     scores: dict[str, float]
     features: dict[str, Any] | None = None
+    weights_sha256: str = ""
 
 
 def save_model(directory: str | os.PathLike[str], model: ModelDirectory) -> None:
@@ -189,5 +191,11 @@ def _read_model(directory: pathlib.Path, header: dict[str, Any]) -> ModelDirecto
         # The latter come of numbers of a kind that NumPy does not have, and of names that make no tree.
         raise CapjaxError(f"expected weights in {directory}, could not read {header['weights']} ({error})") from None
     return ModelDirectory(
-        header["config"], header["encoder"], vocabulary, variables, header["scores"], header["features"]
+        header["config"],
+        header["encoder"],
+        vocabulary,
+        variables,
+        header["scores"],
+        header["features"],
+        header["weights_sha256"],
     )

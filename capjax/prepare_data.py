@@ -177,6 +177,8 @@ def inspect_command(name: data.DatasetName, args: argparse.Namespace) -> int:
     records, images = dataset.records(split), dataset.images(split)
     if args.num < 1:
         raise CapjaxError(f"expected --num of at least 1, got {args.num}")
+    if not len(records):
+        raise CapjaxError(f"expected images in split {split!r}, it is empty")
     preprocessing = Preprocessing(args.image_size, args.crop, args.resize)
     chosen = np.unique(np.linspace(0, len(records) - 1, args.num).round().astype(int))
     examples = [

@@ -31,9 +31,11 @@ from capjax.metrics.score_report import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `capjax score`."""
-    file = {"type": os.path.expanduser, "required": True}
-    parser.add_argument("--references", **file, help="COCO annotation file with the reference captions")
-    parser.add_argument("--results", **file, action="append", help="COCO results file; repeat it to compare")
+    file = {"type": os.path.expanduser}
+    parser.add_argument("--references", **file, required=True, help="COCO annotation file with the reference captions")
+    parser.add_argument(
+        "--results", **file, required=True, action="append", help="COCO results file; repeat it to compare"
+    )
     parser.add_argument(
         "--out",
         type=local_path,
@@ -56,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--confidence", type=float, default=0.95, help="level of the intervals (default: 0.95)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws and of the shuffled images (default: 0)")
-    parser.add_argument("--train_captions", help="COCO annotation file of the training set: novelty and leakage")
+    parser.add_argument(
+        "--train_captions", **file, help="COCO annotation file of the training set: novelty and leakage"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,26 +20,39 @@ from capjax.pretrained.encoder_file import LoadedEncoder
 from capjax.types import CaptionRecord, Features
 
 
-def feature_key(config: ConfigDict, encoder: LoadedEncoder | None) -> dict[str, Any]:
-    """Return what cached features depend on, as far as it follows from a configuration.
+def dataset_of(config: ConfigDict) -> data.CaptionDataset:
+    """Open the dataset that a configuration names.
+
+    Raises:
+        CapjaxError: if it is not prepared.
+    """
+    return data.load(config.dataset.name, config.dataset.data_dir)
+
+
+def eyes(config: ConfigDict, encoder: LoadedEncoder | None) -> dict[str, Any]:
+    """Return what makes the features of an image what they are, but for the precision that they are computed in.
 
     Args:
-        config: names the dataset and says how images are seen.
-        encoder: None where features come from another program.
+        config: says how images are seen.
+        encoder: None where features come from another program; then nothing is known of it.
     """
     if encoder is None:
-        return {"dataset": config.dataset.name}
+        return {}
     architecture = dataclasses.asdict(encoder.config)
     del architecture["source"], architecture["num_classes"]
     if not architecture["grid_side"]:  # as stores say that are older than this field
         del architecture["grid_side"]
     return {
-        "dataset": config.dataset.name,
         "encoder": architecture,
         "weights_sha256": encoder.sha256,
         "preprocessing": preprocessing_from(config, encoder).to_dict(),
-        "compute_dtype": config.encoder.dtype,
     }
+
+
+def feature_key(config: ConfigDict, encoder: LoadedEncoder | None) -> dict[str, Any]:
+    """Return what cached features depend on, as far as it follows from a configuration; arguments of `eyes`."""
+    seen = {"dataset": config.dataset.name, **eyes(config, encoder)}
+    return seen | {"compute_dtype": config.encoder.dtype} if encoder else seen
 
 
 def open_features(config: ConfigDict, encoder: LoadedEncoder | None) -> feature_store.FeatureStore:
@@ -69,7 +82,7 @@ def open_split(
     if not config.features.dir:
         if encoder is None:
             raise CapjaxError("expected features.dir or encoder.weights to be set: there is nothing to see images with")
-        dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
+        dataset = dataset_of(config)
         records = dataset.records(split)
         _check_not_empty(records, split)
         return records, ImageRows(dataset.images(split), preprocessing_from(config, encoder))
@@ -77,8 +90,8 @@ def open_split(
     records = store.records(split)
     _check_not_empty(records, split)
     rows = store.features(split, config.encoder.grid, jnp.dtype(dtype))
-    if data.is_prepared(config.dataset.name, config.dataset.data_dir or None):
-        dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
+    if data.is_prepared(config.dataset.name, config.dataset.data_dir):
+        dataset = dataset_of(config)
         of_dataset = dataset.records(split)
         if encoder is None:  # another program may have left out images
             if not records.same_as(of_dataset):
@@ -97,13 +110,13 @@ def images_sha256(config: ConfigDict, split: str, encoder: LoadedEncoder | None)
     """
     if config.features.dir:
         return open_features(config, encoder).images_sha256(split)
-    return data.load(config.dataset.name, config.dataset.data_dir or None).known_images_sha256(split)
+    return dataset_of(config).known_images_sha256(split)
 
 
 def pictures(config: ConfigDict, split: str) -> Callable[[CaptionRecord], bytes | None]:
     """Return what reads the photo of a record, as it is encoded; it gives None where photos are not on this machine."""
     try:
-        dataset = data.load(config.dataset.name, config.dataset.data_dir or None)
+        dataset = dataset_of(config)
         images = dataset.images(split)
         index = {record.image_id: i for i, record in enumerate(dataset.records(split))}
     except CapjaxError:

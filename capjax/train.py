@@ -207,7 +207,7 @@ def epoch_lines(setup: Setup, step: int, workdir: pathlib.Path) -> EpochLines:
     return EpochLines(
         config.train.num_steps,
         config.train.batch_size // config.train.captions_per_image,
-        len(setup.captions.encode(setup.vocabulary).captioned_images),
+        len(setup.captions.captioned_images),
         config.eval.every,
         step,
         read_log(workdir / "metrics.jsonl") if jax.process_index() == 0 else (),

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -122,7 +123,7 @@ def test_what_is_wrong_is_said(tmp_path, wrong_types_allowed):
         capjax.caption_photos(model, GOLDEN / "photos", glory=1)
     with pytest.raises(CapjaxError, match="2 are in one of them alone: a"):
         capjax.score_captions({"a": ["x"]}, {"b": "x"})
-    for texts in ("a dog", ["a dog", None]):
+    for texts in ("a dog", ["a dog", None], []):
         with pytest.raises(CapjaxError, match="a list of sentences as references of 'a', got"):
             capjax.score_captions({"a": texts}, {"a": "a dog"})
     for wrong in ([], "demo/run/model", None):
@@ -154,6 +155,60 @@ def test_what_is_wrong_is_said(tmp_path, wrong_types_allowed):
         capjax.evaluate_model(model, "val", tmp_path, max_images=-1)
     with pytest.raises(AttributeError, match="no attribute 'captoin'"):
         _ = capjax.captoin
+
+
+def test_the_home_directory_may_be_short(toys, tmp_path, monkeypatch, capsys):
+    """As `~`, which no shell has made longer where a path is an argument, or stands behind an equals sign."""
+    _, options, model = toys
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.py").write_text(pathlib.Path(options[0].removeprefix("--config=").split(":")[0]).read_text())
+    changes = dict(option.removeprefix("--config.").split("=", 1) for option in options[1:])
+    trained = capjax.train_model("~/recipe.py:toys", "~/run", changes | {"train.num_steps": 1})
+    assert pathlib.Path(trained.path) == tmp_path / "run" / "model"
+    capjax.evaluate_model(model, "val", "~/evaluation", metrics="ROUGE-L", max_images=2)
+    assert (tmp_path / "evaluation" / "metrics.json").exists()
+    (tmp_path / "photos").symlink_to(GOLDEN / "photos")
+    assert capjax.caption_photos(model, "~/photos") == capjax.caption_photos(model, GOLDEN / "photos")
+    (tmp_path / "train.json").write_text('{"images": 3}')
+    names = [f"--references={tmp_path}/train.json", f"--results={tmp_path}/train.json", "--train_captions=~/train.json"]
+    assert main(["score", *names]) == 1
+    assert not (tmp_path / "~").exists() and "~" not in capsys.readouterr().err
+
+
+def test_a_model_may_be_named_from_inside(toys, tmp_path, monkeypatch, capsys):
+    """As `.`, whose evaluation lies beside the directory all the same, as does the log of the training."""
+    root, _, _ = toys
+    shutil.copytree(root / "run", tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run" / "model")
+    assert main(["evaluate", "--model=.", "--split=train", "--metrics=ROUGE-L", "--max_images=2"]) == 0
+    assert not pathlib.Path("evaluation-train").exists()
+    assert "Loss (nats per word)" in (tmp_path / "run" / "evaluation-train" / "report.html").read_text()
+    capsys.readouterr()
+    assert main(["model", "card", "."]) == 0
+    assert "with 1 evaluation(s)" in capsys.readouterr().out
+
+
+def test_a_model_that_diverged_is_evaluated_all_the_same(toys, tmp_path, capsys):
+    """Its validation scores are no numbers, which JSON lacks."""
+    _, _, model = toys
+    shutil.copytree(model.path, tmp_path / "run" / "model")
+    header = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
+    header["scores"]["val/loss"], header["scores"]["val/perplexity"] = float("nan"), float("inf")
+    (tmp_path / "run" / "model" / "model.json").write_text(json.dumps(header))
+    evaluate = ["evaluate", f"--model={tmp_path / 'run' / 'model'}", "--split=val", "--metrics=ROUGE-L"]
+    assert main([*evaluate, f"--ledger={tmp_path / 'ledger.jsonl'}"]) == 0
+
+    def proper(text):
+        return json.loads(text, parse_constant=pytest.fail)
+
+    report = proper((tmp_path / "run" / "evaluation-val" / "metrics.json").read_text())
+    (row,) = map(proper, (tmp_path / "ledger.jsonl").read_text().splitlines())
+    for scores in (report["models"][0]["scores"], row["validation"]):
+        assert scores["val/loss"] is None and scores["step"] == header["scores"]["step"]
+    capsys.readouterr()
+    assert main(["model", "card", str(tmp_path / "run" / "model")]) == 0
+    assert "with 1 evaluation(s)" in capsys.readouterr().out
 
 
 def test_evaluation_is_what_the_command_does(toys):

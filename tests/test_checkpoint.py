@@ -4,6 +4,7 @@ import concurrent.futures
 import errno
 import logging
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -178,6 +179,33 @@ def test_processes_of_one_run_load_the_same_model_while_it_is_replaced(tmp_path)
     first, second = (re.findall(r"^got (\d+)$", reader.communicate()[0], re.MULTILINE) for reader in readers)
     assert len(first) == 20 and len(set(first)) > 1
     assert first == second
+
+
+# A run makes Orbax quiet, and the program has a Ctrl-C come again that Python dropped.
+QUIET = """
+import signal, sys, time
+from capjax import checkpoint, cli
+
+class Dropped:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def main():
+    checkpoint.quiet_orbax()
+    checkpoint.quiet_orbax()
+    Dropped()
+    time.sleep(60)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.main = main
+cli.program()
+"""
+
+
+def test_a_run_hears_the_interrupts_that_python_drops():
+    root = pathlib.Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=50, cwd=root)
+    assert run.returncode not in (0, None) and "KeyboardInterrupt" in run.stderr, run.stderr
 
 
 def test_opening_checkpoints_leaves_the_logs_of_others_alone(tmp_path):

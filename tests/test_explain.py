@@ -41,6 +41,7 @@ def photos(tmp_path_factory):
         {"beam_size": 4, "num_groups": 2, "method": "diverse_beam"},
         {"beam_size": 2, "must_contain": "w5"},
         {"temperature": 0.5, "seed": 3},
+        {"temperature": 1.0, "seed": 1, "allow_unk": True},
     ],
     ids=lambda search: "-".join(map(str, search.values())),
 )
@@ -55,6 +56,8 @@ def test_what_is_explained_is_what_is_said(tmp_path, photos, search):
         assert caption.text == by_batch.text
         assert [text for text, _ in caption.alternatives] == [text for text, _ in by_batch.alternatives]
         assert caption.log_prob == pytest.approx(by_batch.log_prob, abs=1e-4)
+        of_words = [word.probability for word in explainer(image, caption).words]
+        assert np.log(of_words).sum() == pytest.approx(caption.log_prob, abs=2e-3)
         if settings.method in ("greedy", "sample"):
             assert branches == []
             continue
@@ -152,6 +155,32 @@ def test_a_caption_longer_than_the_decoder_was_built_for_is_refused(tmp_path, ph
         caption = f"--caption={' '.join(['w3'] * number)}"
         assert main(["explain", f"--model={model}", f"--out={tmp_path / 'out'}", caption, str(photos[0])]) == status
     assert f"expected a caption of at most {longest - 1} words" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["transformer", "init_inject"])
+def test_a_caption_that_the_search_cut_off_is_explained_to_its_last_word(tmp_path, photos, name):
+    """It has no end, and as many words as the decoder was built for."""
+    model = load_model(str(small_model(tmp_path, name)))
+    longest = model.captioner.max_length or 5
+    settings = model.search.updated({"method": "greedy", "max_length": longest, "min_length": longest})
+    read = read_photos(photos[:1], model.preprocessing)
+    caption, _ = WatchedSearch(model, settings)(read.images[0], read.ids[0])
+    assert len(caption.text.split()) == len(caption.tokens) == longest
+    words = Explainer(model, max_words=longest)(read.images[0], caption).words
+    assert [word.text for word in words] == caption.text.split()
+    assert np.log([word.probability for word in words]).sum() == pytest.approx(caption.log_prob, abs=1e-3)
+
+
+def test_unknown_words_of_a_caption_are_explained_where_they_stand(tmp_path, photos):
+    model = load_model(str(small_model(tmp_path, "att2in")))
+    settings = model.search.updated({"temperature": 1.5, "allow_unk": True, "max_length": 12, "min_length": 12})
+    watched, explainer = WatchedSearch(model, settings), Explainer(model, max_words=12)
+    (image, *_), _, _ = read_photos(photos[:1], model.preprocessing)
+    captions = (watched(image, image_id)[0] for image_id in range(200))
+    caption = next(caption for caption in captions if 1 in caption.tokens[:-1])
+    words = explainer(image, caption).words
+    assert [word.text for word in words if word.text != "<unk>"] == caption.text.split()
+    assert np.log([word.probability for word in words]).sum() == pytest.approx(caption.log_prob, abs=2e-3)
 
 
 def test_a_caption_longer_than_usual_is_explained_alike(tmp_path):

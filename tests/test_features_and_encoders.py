@@ -328,6 +328,23 @@ def test_a_run_starts_only_from_models_that_see_as_it_does(shared, project, tmp_
     assert first["step"] == 0 and first["val/loss"] == pytest.approx(scores["val/loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize(("field", "value"), [("grid_side", 1), ("crop", "none"), ("resize", "box")])
+def test_eyes_are_more_than_weights(shared, project, capsys, field, value):
+    """The same weights behind another crop, or another grid, make other features."""
+    shutil.copytree(shared / "cached" / "model", project / "other")
+    header = json.loads((project / "other" / "model.json").read_text())
+    header["config"]["encoder"][field] = value
+    if field == "grid_side":
+        header["encoder"]["grid_side"] = value
+    (project / "other" / "model.json").write_text(json.dumps(header))
+    both = f"{shared / 'cached' / 'model'},{project / 'other'}"
+    assert evaluate(project, both) == 1
+    printed = capsys.readouterr().err
+    assert "sees with another encoder" in printed or "preprocesses differently" in printed
+    start = ["train", *config(project), *SHORT, f"--config.train.init_from={project / 'other'}"]
+    refuses(capsys, [*start, f"--workdir={project / 'run'}"], "expected features as")
+
+
 @pytest.mark.parametrize("side", [1, 7])
 def test_a_smaller_grid_is_what_training_and_captioning_see(project, tmp_path, side):
     """Features pooled to 1 position of 49, in eight bits: a model of them captions photos, by the same pooling.

@@ -33,7 +33,7 @@ class Explainer:
             model: that wrote, or might have written, the captions.
             method: of the heat, see `capjax.attribution`; by default attention if the decoder has it, else occlusion if
                 it is shown images, else none.
-            max_words: that captions usually have at most, the end included.
+            max_words: that captions usually have at most, the end included: `max_length` of a search.
 
         Raises:
             CapjaxError: if there is no such method.
@@ -47,31 +47,35 @@ class Explainer:
         self._likely = jax.jit(partial(_likely, model.captioner))
         self._heat = {name: jax.jit(partial(heat, model.captioner)) for name, heat in METHODS.items()}
 
-    def __call__(self, visual: UInt8[np.ndarray, "S S 3"] | Features, caption: str) -> Explanation:
+    def __call__(self, visual: UInt8[np.ndarray, "S S 3"] | Features, caption: Caption | str) -> Explanation:
         """Explain a caption.
 
         Args:
             visual: the image as the encoder sees it, or its features (for attention alone).
-            caption: words that the vocabulary lacks count as unknown.
+            caption: that a search found, token by token; or any sentence, whose words that the vocabulary lacks count
+                as unknown.
 
         Raises:
             CapjaxError: if the method does not work with this model, or the caption is longer than any of its own.
         """
-        ids = self._vocabulary.encode(caption)
-        num_words = len(ids) - 1
+        if isinstance(caption, str):
+            ids, texts = self._vocabulary.encode(caption)[1:], [*self._vocabulary.tokenize(caption), END]
+        else:
+            ids, texts = caption.tokens, [self._word(token) for token in caption.tokens]
+        num_words = len(ids)
         if self._longest and num_words > self._longest:
             raise CapjaxError(
                 f"expected a caption of at most {self._longest - 1} words, for which the decoder was built, got "
                 f"{num_words - 1}"
             )
-        tokens = jnp.asarray(pad_captions([ids], max(num_words, self._max_words) + 1)["tokens"])
+        whole = np.asarray([SPECIAL_IDS.start, *ids], np.int32)
+        tokens = jnp.asarray(pad_captions([whole], max(num_words, self._max_words) + 1)["tokens"])
         inputs = jax.tree.map(lambda x: x[None], visual)
         method = self._method
         if method is None:
             method = "attention" if self.attends(visual) else "" if isinstance(visual, Features) else "occlusion"
         heat = np.asarray(self._heat[method](self._variables, inputs, tokens))[:num_words] if method else None
         probabilities, best, which = (np.asarray(x).tolist() for x in self._likely(self._variables, inputs, tokens))
-        texts = [*self._vocabulary.tokenize(caption), END]
         words = tuple(
             ExplainedWord(
                 text,
@@ -80,7 +84,8 @@ class Explainer:
             )
             for i, text in enumerate(texts)
         )
-        return Explanation(caption, words, heat, method.replace("_", " "))
+        sentence = caption if isinstance(caption, str) else caption.text
+        return Explanation(sentence, words, heat, method.replace("_", " "))
 
     def attends(self, visual: UInt8[np.ndarray, "S S 3"] | Features) -> bool:
         """Tell whether the decoder has attention to such an image."""

@@ -1,17 +1,17 @@
 """Captions of a split explained, each on the picture that the model saw."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
 from capjax.attribution.explainer import Explainer
+from capjax.captioning.generator import Caption
 from capjax.captioning.loaded_model import LoadedModel
-from capjax.data.input_pipeline import Rows
+from capjax.captioning.splits import SeenSplit
 from capjax.images import ImageError, Preprocessing, decode_image, preprocess
 from capjax.report import CaptionRow, Look
-from capjax.types import CaptionRecord
 
 _PICTURE = Preprocessing(image_size=224, crop="none")
 """How pictures are shown whose features were made elsewhere."""
@@ -23,37 +23,32 @@ def shown_as(model: LoadedModel) -> Preprocessing:
 
 
 def looks_of(
-    model: LoadedModel,
-    explain: Explainer,
-    records: Sequence[CaptionRecord],
-    rows: Rows,
-    picture_of: Callable[[CaptionRecord], bytes | None],
-    chosen: Sequence[CaptionRow],
+    split: SeenSplit, captions: Sequence[Caption], explain: Explainer, chosen: Sequence[CaptionRow]
 ) -> dict[int, Look]:
-    """Explain captions.
+    """Explain captions of a split.
 
     Args:
-        model: that wrote them.
-        explain: its explainer.
-        records: of the split.
-        rows: its images or features, in the same order.
-        picture_of: gives the encoded photo of a record, or None.
-        chosen: the captions.
+        split: the split, and the models that captioned it.
+        captions: in the order of its records.
+        explain: explainer of the first model.
+        chosen: those that are explained, as the page shows them.
 
     Returns:
         By image, what to show of its caption.
     """
-    at = {record.image_id: i for i, record in enumerate(records)}
+    model = split.models[0]
+    at = {record.image_id: i for i, record in enumerate(split.records)}
     looks = {}
     for row in tqdm(chosen, "explaining", unit="picture", disable=None):
         place = at[row.image_id]
-        pixels = _pixels(picture_of(records[place]), shown_as(model))
+        pixels = _pixels(row.picture(), shown_as(model))
         # Features tell all that attention needs; only for the other methods has the model to look again.
-        visual = rows[place]
+        visual = split.rows[place]
         if pixels is not None and model.encoder and not explain.attends(visual):
             visual = pixels
         shown = np.full((224, 224, 3), 128, np.uint8) if pixels is None else pixels
-        looks[row.image_id] = Look(shown, explain(visual, row.caption), name=row.file_name, references=row.references)
+        explanation = explain(visual, captions[place])
+        looks[row.image_id] = Look(shown, explanation, name=row.file_name, references=row.references)
     return looks
 
 

@@ -25,13 +25,19 @@ from capjax.types import SPECIAL_IDS, Features
 class Caption(NamedTuple):
     """A generated sentence.
 
-    `log_prob` is the natural logarithm, summed over its words and END; `alternatives` are ranked below.
+    Attributes:
+        image_id: of the image.
+        text: what is shown of it.
+        log_prob: the natural logarithm, summed over its tokens.
+        alternatives: that are ranked below, each with its own.
+        tokens: the ids of its words, END the last unless the search ended first; `text` says less where one is UNK.
     """
 
     image_id: int
     text: str
     log_prob: float
     alternatives: tuple[tuple[str, float], ...] = ()
+    tokens: tuple[int, ...] = ()
 
 
 def caption_of(
@@ -42,7 +48,7 @@ def caption_of(
         (vocabulary.decode(row), float(score)) for row, score in zip(tokens, log_probs, strict=True) if score > -np.inf
     ]
     best = ranked[0] if ranked else ("", float("-inf"))
-    return Caption(image_id, *best, tuple(ranked[1:]))
+    return Caption(image_id, *best, tuple(ranked[1:]), tuple(tokens[0][tokens[0] != SPECIAL_IDS.pad].tolist()))
 
 
 class Generator:

@@ -13,6 +13,7 @@ from capjax import assembly
 from capjax import config as configuration
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError, first_line
+from capjax.host.disk import finite_or_none
 from capjax.hub import is_remote, model_folder
 from capjax.images import Preprocessing
 from capjax.model_directory import load_model_directory
@@ -38,6 +39,7 @@ class LoadedModel:
             elsewhere.
         features: the key of the feature store it was trained on, None if it was trained on images.
         scores: of the validation that chose it, and its `step`.
+        weights_sha256: what identifies the weights among all models.
     """
 
     path: str
@@ -49,6 +51,7 @@ class LoadedModel:
     encoder: LoadedEncoder | None
     features: dict[str, Any] | None
     scores: dict[str, float]
+    weights_sha256: str
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -74,7 +77,25 @@ class LoadedModel:
     @property
     def workdir(self) -> pathlib.Path:
         """The folder that the directory lies in, with what else is known of it; the present one for a remote model."""
-        return pathlib.Path() if self.is_remote else pathlib.Path(self.path).parent
+        return pathlib.Path() if self.is_remote else self._beside
+
+    @property
+    def training_log(self) -> pathlib.Path:
+        """The log of its training, which need not be there."""
+        return self._beside / "metrics.jsonl"
+
+    @property
+    def _beside(self) -> pathlib.Path:
+        path = pathlib.Path(self.path)
+        return (path if path.name not in ("", "..") else path.resolve()).parent
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What JSON says of it where something was done with it: its recipe and `scores`, null where no number."""
+        return {
+            "recipe": self.config.recipe,
+            "scores": {name: finite_or_none(score) for name, score in self.scores.items()},
+        }
 
     @property
     def search(self) -> DecoderSettings:
@@ -126,6 +147,7 @@ def load_model(path: str) -> LoadedModel:
         encoder,
         directory.features,
         directory.scores,
+        directory.weights_sha256,
     )
 
 

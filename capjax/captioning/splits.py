@@ -1,5 +1,6 @@
 """A split as models see it, and captioned: what an evaluation begins with."""
 
+import dataclasses
 import pathlib
 import sys
 import time
@@ -22,9 +23,33 @@ from capjax.sharding import make_mesh, replicate
 from capjax.types import CaptionRecord
 
 
+@dataclasses.dataclass(frozen=True)
+class SeenSplit:
+    """A split as models see it.
+
+    Attributes:
+        models: one, or an ensemble.
+        config: of the first, with the dataset and the features that were opened.
+        name: of the split.
+        records: what is known of its images.
+        rows: its images or features, in the same order.
+    """
+
+    models: Sequence[LoadedModel]
+    config: ConfigDict
+    name: str
+    records: Sequence[CaptionRecord]
+    rows: Rows
+
+    @property
+    def title(self) -> str:
+        """What it is called on pages."""
+        return f"{self.config.dataset.name}, {self.name}"
+
+
 def open_as_seen(
-    models: Sequence[LoadedModel], config: ConfigDict, split: str, *, other_features: bool
-) -> tuple[Sequence[CaptionRecord], Rows, ConfigDict]:
+    models: Sequence[LoadedModel], config: ConfigDict, split: str, *, other_features: bool, max_images: int
+) -> SeenSplit:
     """Open a split as the models see it: cached features if their own encoders made them, or else the images.
 
     Args:
@@ -32,9 +57,7 @@ def open_as_seen(
         config: of the first, with the dataset and the features to use.
         split: its name.
         other_features: the user names other features than the models were trained on.
-
-    Returns:
-        Its records, its images or features in the same order, and the configuration with what was opened.
+        max_images: the first so many, 0 for all.
 
     Raises:
         CapjaxError: if something is missing, or was made with another encoder.
@@ -44,7 +67,8 @@ def open_as_seen(
         print(f"the features in {config.features.dir} are not here: looking at the images", file=sys.stderr)
         config.features.dir = ""
     if config.features.dir:
-        strange = [m for m in models if (m.encoder and m.encoder.sha256) != (encoder and encoder.sha256)]
+        own = split_rows.eyes(models[0].config, encoder)
+        strange = [m for m in models if split_rows.eyes(m.config, m.encoder) != own]
         if strange:
             raise CapjaxError(
                 f"the features in {config.features.dir} cannot serve all models, {strange[0].path} sees with another "
@@ -57,7 +81,7 @@ def open_as_seen(
     records, rows = split_rows.open_split(config, split, encoder)
     for model in models:
         _check_features_fit(model, rows, config)
-    return records, rows, config.lock()
+    return SeenSplit(models, config.lock(), split, records[: max_images or None], rows)
 
 
 def _is_store(path: str) -> bool:
@@ -102,19 +126,11 @@ def _check_features_fit(model: LoadedModel, rows: Rows, config: ConfigDict) -> N
         ) from None
 
 
-def decode_split(
-    models: Sequence[LoadedModel],
-    records: Sequence[CaptionRecord],
-    rows: Rows,
-    settings: DecoderSettings,
-    batch_size: int,
-) -> tuple[list[Caption], float]:
+def decode_split(split: SeenSplit, settings: DecoderSettings, batch_size: int) -> tuple[list[Caption], float]:
     """Caption every image of a split exactly once, on all devices of all processes.
 
     Args:
-        models: one, or an ensemble.
-        records: of the split.
-        rows: its images or features, in the same order.
+        split: the split, and the models.
         settings: of the search.
         batch_size: images at once on each device: programs of one shape, and so captions and log-probabilities that
             are the same to the last digit on any number of devices and processes.
@@ -123,16 +139,16 @@ def decode_split(
         One caption per record, in order, on every process; and the seconds it took, compilation excluded.
     """
     mesh = make_mesh()
-    generator = Generator([model.captioner for model in models], models[0].vocabulary, mesh)
-    variables = replicate([model.variables for model in models], mesh)
+    generator = Generator([model.captioner for model in split.models], split.models[0].vocabulary, mesh)
+    variables = replicate([model.variables for model in split.models], mesh)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     def batches() -> Iterator[Mapping[str, Any]]:
-        return image_batches(records, rows, batch_size=batch_size * mesh.size, **processes)
+        return image_batches(split.records, split.rows, batch_size=batch_size * mesh.size, **processes)
 
     list(generator(variables, [next(batches())], settings))  # compiles, so that what follows can be timed
     start = time.perf_counter()
-    progress = tqdm(total=len(records), desc="captioning", unit="image", disable=None)
+    progress = tqdm(total=len(split.records), desc="captioning", unit="image", disable=None)
     captions = []
     for caption in generator(variables, batches(), settings):
         captions.append(caption)

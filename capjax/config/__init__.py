@@ -47,7 +47,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         CapjaxError: if the file is missing or broken, or an override does not fit.
     """
     file, _, argument = spec.partition(":")
-    path = pathlib.Path(file)
+    path = pathlib.Path(os.path.expanduser(file))
     if not path.suffix:
         path = _recipes() / f"{file}.py"
     if not path.is_file():

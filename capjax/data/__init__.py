@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from capjax.data.caption_records import CaptionRecords
+from capjax.data.caption_records import CaptionRecords, sidecar_path
 from capjax.data.description import check_description
 from capjax.data.fingerprint import ImagesDigest, read_fingerprint
 from capjax.errors import CapjaxError
@@ -29,7 +29,6 @@ class Source:
     Attributes:
         module: the module that prepares it.
         builder: its builder class there.
-        summary: one line for lists.
         variants: what the name continues with, as in `coco/2014`; empty if it stands alone.
         named_by_user: the variant is a name that the user chooses.
         rendered: the builder makes its pictures itself, there are no files to read.
@@ -38,7 +37,6 @@ class Source:
 
     module: str
     builder: str
-    summary: str
     variants: tuple[str, ...] = ()
     named_by_user: bool = False
     rendered: bool = False
@@ -46,21 +44,19 @@ class Source:
 
 
 SOURCES: dict[str, Source] = {
-    "coco": Source("capjax.data.coco", "Coco", "COCO captions, 123,287 photos", ("2014", "2017", "karpathy")),
-    "flickr8k": Source("capjax.data.flickr", "Flickr8k", "Flickr8k, 8,000 photos"),
-    "flickr30k": Source("capjax.data.flickr", "Flickr30k", "Flickr30k, 31,783 photos"),
-    "folder": Source("capjax.data.folder", "Folder", "your own images and captions", named_by_user=True),
+    "coco": Source("capjax.data.coco", "Coco", ("2014", "2017", "karpathy")),
+    "flickr8k": Source("capjax.data.flickr", "Flickr8k"),
+    "flickr30k": Source("capjax.data.flickr", "Flickr30k"),
+    "folder": Source("capjax.data.folder", "Folder", named_by_user=True),
     "scenes": Source(
         "capjax.data.scenes.builder",
         "Scenes",
-        "rendered pictures of coloured shapes",
         rendered=True,
         judge="capjax.data.scenes.judge",
     ),
     "scenes_pairs": Source(
         "capjax.data.scenes.builder",
         "ScenesPairs",
-        "the same, tested with unseen pairs of colour and shape",
         rendered=True,
         judge="capjax.data.scenes.judge",
     ),
@@ -203,13 +199,8 @@ class CaptionDataset:
         known = self.known_images_sha256(split)
         if known or not self.has_images:
             return known
-        records, images, digest = self.records(split), self.images(split), ImagesDigest()
-        if len(records) != len(images):
-            raise CapjaxError(
-                f"expected as many images as captioned records in split {split} of {self.directory}, "
-                f"got {len(images)} and {len(records)}; prepare {self.name} again"
-            )
-        for record, image in zip(records, images, strict=True):
+        digest = ImagesDigest()
+        for record, image in zip(self.records(split), self.images(split), strict=True):
             digest.add(record.image_id, image)
         return digest.hexdigest()
 
@@ -239,21 +230,28 @@ class CaptionDataset:
         """Open the images of a split for random access, in record order.
 
         Raises:
-            CapjaxError: if there is no such split, or the dataset was prepared without images.
+            CapjaxError: if there is no such split, the dataset was prepared without images, or it has more or fewer of
+                them than captioned records.
         """
-        self._sidecar(split)
+        records = self.records(split)
         if not self.has_images:
             name = self.name.removesuffix(f"/{CAPTIONS_ONLY}")
             raise CapjaxError(
                 f"dataset {self.name} was prepared without images; import features for it, "
                 f"or prepare {name} without --captions_only"
             )
-        return EncodedImages(self.directory, split)
+        images = EncodedImages(self.directory, split)
+        if len(images) != len(records):
+            raise CapjaxError(
+                f"expected as many images as captioned records in split {split} of {self.directory}, "
+                f"got {len(images)} and {len(records)}; prepare {self.name} again"
+            )
+        return images
 
     def _sidecar(self, split: str) -> pathlib.Path:
         if split not in self.splits:
             raise CapjaxError(f"expected a split of {self.name} out of {', '.join(self.splits)}, got {split!r}")
-        return self.directory / f"captions-{split}.jsonl"
+        return sidecar_path(self.directory, split)
 
 
 class EncodedImages(Sequence[bytes]):

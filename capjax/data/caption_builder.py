@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from capjax.data.caption_records import record_line
+from capjax.data.caption_records import record_line, sidecar_path
 from capjax.data.fingerprint import ImagesDigest, write_fingerprint
 from capjax.errors import CapjaxError
 from capjax.host.disk import clear_disk_errors, exclusive
@@ -133,11 +133,6 @@ class CaptionBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 f"expected images with captions in split {split!r} of {self.name}, there are none to use; "
                 "`capjax data validate` with the same options tells why"
             )
-
-
-def sidecar_path(directory: pathlib.Path, split: str) -> pathlib.Path:
-    """Name the file of a split's captions."""
-    return directory / f"captions-{split}.jsonl"
 
 
 def write_captions(directory: pathlib.Path, splits: dict[str, list[CaptionRecord]]) -> None:

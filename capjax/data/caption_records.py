@@ -19,6 +19,11 @@ from capjax.types import CaptionRecord
 _BLOCK_BYTES = 1 << 24
 
 
+def sidecar_path(directory: pathlib.Path, split: str) -> pathlib.Path:
+    """Name the file of a split's records in the directory of a dataset."""
+    return directory / f"captions-{split}.jsonl"
+
+
 def record_line(record: CaptionRecord) -> str:
     """Write a record as one line of JSON."""
     return json.dumps(vars(record), ensure_ascii=False) + "\n"

@@ -49,6 +49,9 @@ KINDS: dict[str, Kind] = {
 }
 
 
+_NUM_NAMES = 3  # that a line for people has
+
+
 class Findings:
     """A growing list of trouble by kind, each with the name of the file or row and a detail."""
 
@@ -82,12 +85,12 @@ class Findings:
             for kind, found in self
         }
 
-    def lines(self, num_names: int = 3) -> list[str]:
+    def lines(self) -> list[str]:
         """Write one line per kind for people, with the first few names."""
         lines = []
         for kind, found in self:
-            names = ", ".join(f"{name} ({detail})" if detail else name for name, detail in found[:num_names])
-            more = f", … {len(found) - num_names:,} more" if len(found) > num_names else ""
+            names = ", ".join(f"{name} ({detail})" if detail else name for name, detail in found[:_NUM_NAMES])
+            more = f", … {len(found) - _NUM_NAMES:,} more" if len(found) > _NUM_NAMES else ""
             lines.append(f"{len(found):>8,}  {KINDS[kind].summary} ({KINDS[kind].action}): {printable(names)}{more}")
         return lines
 

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from capjax.data.caption_records import CaptionRecords, record_identity
 from capjax.errors import CapjaxError
 from capjax.host.disk import NO_ROOM, clear_disk_errors
+from capjax.host.waiting import waiting_for
 from capjax.text.vocabulary import Vocabulary, tokenizer_named
 from capjax.types import SPECIAL_IDS, CaptionRecord
 
@@ -96,6 +97,13 @@ class TokenizedCaptions:
         """How often each word occurs."""
         return dict(zip(self.words, self._counts.tolist(), strict=True))
 
+    @property
+    def captioned_images(self) -> Sequence[int]:
+        """Places of the images that have captions."""
+        captioned = np.flatnonzero(np.diff(self.image_starts))
+        everything = len(captioned) == len(self.image_ids)
+        return range(len(self.image_ids)) if everything else array("q", captioned.tobytes())
+
     def encode(self, vocabulary: Vocabulary) -> "EncodedCaptions":
         """Give each word its id in a vocabulary of the same tokeniser."""
         return EncodedCaptions(self, vocabulary)
@@ -134,9 +142,7 @@ class EncodedCaptions:
     @property
     def captioned_images(self) -> Sequence[int]:
         """Places of the images that have captions."""
-        captioned = np.flatnonzero(np.diff(self._captions.image_starts))
-        everything = len(captioned) == len(self.image_ids)
-        return range(len(self.image_ids)) if everything else array("q", captioned.tobytes())
+        return self._captions.captioned_images
 
     def of_image(self, i: int) -> range:
         """Return the numbers of an image's captions."""
@@ -279,7 +285,8 @@ def _alone(path: pathlib.Path) -> Iterator[bool]:
         return
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with waiting_for(f"another process to tokenise {path}"):
+                fcntl.flock(file, fcntl.LOCK_EX)
             alone = True
         except OSError:
             alone = False

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import lzma
+import math
 import os
 import pathlib
 import re
@@ -92,6 +93,11 @@ def write_atomically(path: str | os.PathLike[str], content: Piece | Iterable[Pie
 def write_json(path: str | os.PathLike[str], values: Any) -> None:
     """Write values as JSON, all or nothing; see `write_atomically`."""
     write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
+def finite_or_none(number: float | None) -> float | None:
+    """Return a number as JSON has it, which knows no infinity and no NaN: None in their place."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def check_writable(folder: pathlib.Path) -> None:

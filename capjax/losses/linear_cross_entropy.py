@@ -39,8 +39,9 @@ def linear_cross_entropy(
 ) -> WordSums:
     """Sum weighted cross-entropy, and hits, over the positions that count.
 
-    Equal to `weighted_cross_entropy` and `next_word_accuracy` of the logits `hidden @ kernel + bias`, gradients
-    included.
+    Equal to what the logits `hidden @ kernel + bias` of all positions at once would give, gradients included. A step
+    adds up the sums and the counts of all its parts and divides once, so that the loss is the same for one device or a
+    thousand.
 
     Args:
         hidden: input of the last layer at N positions; the product is computed in its dtype, the softmax in float32.
@@ -49,7 +50,8 @@ def linear_cross_entropy(
         targets: ids of the words that came.
         weights: factor of each position's cross-entropy, of any sign; 0 where the target is padding, and no work is
             done there. They get no gradient.
-        label_smoothing: ε in [0, 1), see `weighted_cross_entropy`.
+        label_smoothing: ε in [0, 1): the target distribution is (1 - ε) onehot + ε / V (Szegedy et al. 2016, section
+            7).
         chunk_size: positions that go through the vocabulary at once, at most: about 256 for the caches of a CPU, more
             for accelerators.
         vocab_axis: mesh axis over which the vocabulary is split, inside `jax.shard_map(…, check_vma=False)`: `kernel`

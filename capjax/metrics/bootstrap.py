@@ -19,11 +19,10 @@ _CHUNK = 250  # draws at a time: 250 draws of 40,000 images are 80 MB
 
 @dataclass(frozen=True)
 class Interval:
-    """A confidence interval [low, high] of a score at the level `confidence`."""
+    """A confidence interval [low, high] of a score."""
 
     low: float
     high: float
-    confidence: float
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def _randomised_at_least(
 
 def _percentiles(values: Float[np.ndarray, " samples"], confidence: float) -> Interval:
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(low), float(high), confidence)
+    return Interval(float(low), float(high))
 
 
 def _chunks(total: int) -> Iterator[int]:

@@ -7,7 +7,6 @@ a table beside it five million paraphrases. No Java runs for that. `relations` s
 import collections
 import functools
 import gzip
-import importlib.util
 import itertools
 import pathlib
 import zipfile
@@ -21,6 +20,7 @@ from jaxtyping import Int
 
 from capjax.errors import CapjaxError
 from capjax.metrics.meteor_text import Phrases, Sentences, pieces, stem
+from capjax.metrics.published_scorer import published_scorer
 
 _BLOCK = 1 << 24
 _NEWLINE = ord("\n")
@@ -88,10 +88,10 @@ def published_folder() -> pathlib.Path:
     Raises:
       CapjaxError: it is not installed, or without METEOR's files.
     """
-    spec = importlib.util.find_spec("pycocoevalcap")
-    if spec is None or not spec.submodule_search_locations:
+    scorer = published_scorer()
+    if scorer is None:
         raise CapjaxError("METEOR needs the word lists of the published scorer: pip install pycocoevalcap")
-    folder = pathlib.Path(next(iter(spec.submodule_search_locations))) / "meteor"
+    folder = scorer / "meteor"
     for name in ("meteor-1.5.jar", "data/paraphrase-en.gz"):
         if not (folder / name).exists():
             raise CapjaxError(f"METEOR needs {name} in {folder}: install pycocoevalcap again")

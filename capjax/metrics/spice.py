@@ -5,9 +5,7 @@ Nothing is downloaded here: without them SPICE is left out, with the reason.
 """
 
 import contextlib
-import importlib.util
 import io
-import pathlib
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ import numpy as np
 
 from capjax.errors import CapjaxError
 from capjax.metrics.metric_result import MetricResult, mean_result
+from capjax.metrics.published_scorer import published_scorer
 
 _MODELS = "stanford-corenlp-3.6.0-models.jar"
 
@@ -28,12 +27,12 @@ def compute(
     Raises:
       CapjaxError: the published scorer is not installed, lacks its models or Java, or fails.
     """
-    spec = importlib.util.find_spec("pycocoevalcap")
-    if spec is None or not spec.submodule_search_locations:
+    scorer = published_scorer()
+    if scorer is None:
         raise CapjaxError("SPICE needs the published scorer: install pycocoevalcap and Java 8")
     if shutil.which("java") is None:
         raise CapjaxError("SPICE needs Java, and there is no `java` on the PATH")
-    library = pathlib.Path(next(iter(spec.submodule_search_locations))) / "spice" / "lib"
+    library = scorer / "spice" / "lib"
     if not (library / _MODELS).exists():
         raise CapjaxError(f"SPICE needs {_MODELS} in {library}; `python -m pycocoevalcap.spice.get_stanford_models`")
     from pycocoevalcap.spice.spice import Spice

@@ -177,9 +177,9 @@ def _named_steps(branch: str, steps: tuple[Step, ...]) -> Iterator[tuple[tuple[s
             yield (name,) if isinstance(step, Conv) else (), step
 
 
-def conv_units(final_endpoint: str = "mixed10") -> Iterator[tuple[str, str, Conv]]:
-    """Yield (block, unit, convolution) for every convolution up to `final_endpoint`, in Keras' order of creation."""
-    for block_name, block in blocks_until(final_endpoint).items():
+def conv_units() -> Iterator[tuple[str, str, Conv]]:
+    """Yield (block, unit, convolution) for every convolution, in Keras' order of creation."""
+    for block_name, block in ARCHITECTURE.items():
         for branch, steps in block.items():
             for names, step in _named_steps(branch, steps):
                 convs = step.convs if isinstance(step, Fork) else (step,) if isinstance(step, Conv) else ()
@@ -368,11 +368,11 @@ class InceptionV3(nn.Module):
         grid = x.reshape(x.shape[0], -1, x.shape[-1])
         return Features(pooled=grid.mean(axis=1, dtype=jnp.float32).astype(grid.dtype), grid=grid)
 
-    def classify(self, images: Num[Array, "N H W 3"], train: bool = False) -> Float[Array, "N classes"]:
+    def classify(self, images: Num[Array, "N H W 3"]) -> Float[Array, "N classes"]:
         """Return the logits of the classification top; `init(..., method="classify")` creates its parameters."""
         if self.num_classes is None:
             raise CapjaxError("this encoder has no classification top: build it with num_classes")
-        return self.classifier(self(images, train).pooled)
+        return self.classifier(self(images).pooled)
 
 
 def _average(x: Float[Array, "N h w f"], side: int) -> Float[Array, "N side side f"]:

@@ -35,7 +35,7 @@ def block_top_k(
     return best, jnp.take_along_axis(indices, positions, axis=-1)
 
 
-def arg_max(values: Float[Array, "*rows V"], block_size: int = BLOCK_SIZE) -> Int[Array, "*rows"]:
+def arg_max(values: Float[Array, "*rows V"]) -> Int[Array, "*rows"]:
     """Return the index of the largest value of the last axis: `jnp.argmax` of numbers (not of NaN), block by block.
 
     XLA does not vectorise a reduction to a value and its index on a CPU; there this takes a fifth of the time for 64 or
@@ -43,16 +43,15 @@ def arg_max(values: Float[Array, "*rows V"], block_size: int = BLOCK_SIZE) -> In
 
     Args:
       values: any number of leading axes.
-      block_size: tokens per block.
     """
     size = values.shape[-1]
-    if size <= 2 * block_size:
+    if size <= 2 * BLOCK_SIZE:
         return jnp.argmax(values, axis=-1).astype(jnp.int32)
-    block = jnp.argmax(_block_maxima(values, block_size), axis=-1).astype(jnp.int32)
-    indices = block[..., None] * block_size + jnp.arange(block_size).reshape((1,) * block.ndim + (-1,))
+    block = jnp.argmax(_block_maxima(values, BLOCK_SIZE), axis=-1).astype(jnp.int32)
+    indices = block[..., None] * BLOCK_SIZE + jnp.arange(BLOCK_SIZE).reshape((1,) * block.ndim + (-1,))
     # Behind the end of the vocabulary its last value is repeated, which is never the first of the largest.
     candidates = jnp.take_along_axis(values, jnp.minimum(indices, size - 1), axis=-1)
-    return block * block_size + jnp.argmax(candidates, axis=-1).astype(jnp.int32)
+    return block * BLOCK_SIZE + jnp.argmax(candidates, axis=-1).astype(jnp.int32)
 
 
 def _block_maxima(values: Float[Array, "*rows V"], block_size: int) -> Float[Array, "*rows blocks"]:

@@ -32,6 +32,7 @@ METADATA_KEY = "capjax_encoder"
 _MAX_SIZE = 1_000_000
 _MAX_SIDE = 4096
 _MAX_DEPTH_MULTIPLIER = 100
+_MAX_LISTED = 8  # of shapes that do not fit
 
 Variables = Mapping[str, Any]
 """Flax variables: {"params": …, "batch_stats": …}."""
@@ -106,9 +107,7 @@ def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def check_shapes(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], what: str, max_listed: int = 8
-) -> None:
+def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
     """Compare shapes by name.
 
     Raises:
@@ -122,8 +121,8 @@ def check_shapes(
         if name in found and tuple(found[name]) != tuple(shape)
     ]
     if problems:
-        listed = "; ".join(problems[:max_listed])
-        more = f"; and {len(problems) - max_listed} more" if len(problems) > max_listed else ""
+        listed = "; ".join(problems[:_MAX_LISTED])
+        more = f"; and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
         raise CapjaxError(f"{what} does not fit the network (differences: {len(problems)}): {listed}{more}")
 
 
@@ -139,7 +138,7 @@ def save_encoder(
         storage_dtype: float16 halves the file; tensors come back as float32 either way.
 
     Returns:
-        The SHA-256 that identifies the weights.
+        The SHA-256 of the tensors as they are stored; that of `LoadedEncoder` is of their float32 values.
 
     Raises:
         CapjaxError: the variables do not fit the network, or the file cannot be written.

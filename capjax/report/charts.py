@@ -22,7 +22,7 @@ LONGEST = 30
 _PANELS = (
     # title, keys, factor, decimals, whether the best value is the highest or the lowest
     ("Loss (nats per word)", ("train/loss", "val/loss"), 1.0, 3, min),
-    ("Perplexity", ("train/perplexity", "val/perplexity"), 1.0, 2, min),
+    ("Perplexity", ("val/perplexity",), 1.0, 2, min),
     ("Next-word accuracy (%)", ("train/accuracy", "val/accuracy"), 100.0, 1, max),
     ("Validation CIDEr-D × 100, greedy decoding", ("val/CIDEr-D",), 100.0, 1, max),
     ("Learning rate", ("learning_rate",), 1.0, 6, None),

@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 from capjax.report.explanation import Explanation
 
+RANKED_BY = "CIDEr-D"
+"""The metric that says which captions are best and worst, where nothing else is said."""
+
 
 @dataclass(frozen=True)
 class CaptionRow:
@@ -110,7 +113,7 @@ class Report:
     health: Sequence[Measure] = ()
     log: Sequence[Mapping[str, Any]] = ()
     interval: str = "95 % bootstrap interval over images"
-    rank_by: str = "CIDEr-D"
+    rank_by: str = RANKED_BY
     all_rows_in: str = ""
     rival: str = ""
     differences: Sequence[Difference] = ()
@@ -146,12 +149,12 @@ def extremes(rows: Sequence[CaptionRow], metric: str, count: int) -> dict[str, l
     return {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
 
 
-def spread(rows: Sequence[CaptionRow], count: int, metric: str = "CIDEr-D") -> list[CaptionRow]:
-    """Choose `count` rows evenly from best to worst by `metric`: a fair sample that shows failures too.
+def spread(rows: Sequence[CaptionRow], count: int) -> list[CaptionRow]:
+    """Choose `count` rows evenly from best to worst by CIDEr-D: a fair sample that shows failures too.
 
     Rows without that score are taken evenly in their own order when no row has one.
     """
-    return _evenly(ranked(rows, metric) or rows, count)
+    return _evenly(ranked(rows, RANKED_BY) or rows, count)
 
 
 def sample(rows: Sequence[CaptionRow], count: int, metric: str) -> list[CaptionRow]:

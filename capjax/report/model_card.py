@@ -68,7 +68,7 @@ def model_card(
         "",
         "## How good it is",
         "",
-        f"Validation, greedy unless the recipe says otherwise, unscaled: {_told(scores)}.",
+        f"Validation, captions decoded greedily, unscaled: {_told(scores)}.",
         "",
     ]
     for evaluation in evaluations:

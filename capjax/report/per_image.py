@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from capjax.host.disk import write_atomically
+from capjax.host.disk import finite_or_none, write_atomically
 from capjax.report.contents import CaptionRow, is_number
 
 
@@ -34,13 +34,9 @@ def _as_object(row: CaptionRow) -> dict[str, Any]:
         "image_id": row.image_id,
         "file_name": row.file_name,
         "caption": row.caption,
-        "log_prob": _finite(row.log_prob),
+        "log_prob": finite_or_none(row.log_prob),
         "references": list(row.references),
-        "alternatives": [[caption, _finite(log_prob)] for caption, log_prob in row.alternatives],
+        "alternatives": [[caption, finite_or_none(log_prob)] for caption, log_prob in row.alternatives],
         "verdict": row.verdict,
         "ailments": list(row.ailments),
     } | {metric: float(value) for metric, value in row.scores.items() if is_number(value)}
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if is_number(value) else None

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from capjax.errors import CapjaxError
 from capjax.host.disk import write_atomically
 from capjax.images import ImageError, small_picture
-from capjax.report.contents import CaptionRow, is_number, one_line
+from capjax.report.contents import RANKED_BY, CaptionRow, is_number, one_line
 from capjax.report.text_blocks import GREY, INK, PAPER, Text, draw_text, font
 
 _GAP, _MARGIN, _SPACE = 24, 32, 7
@@ -54,34 +54,30 @@ def write_sheet(
     rows: Sequence[CaptionRow],
     columns: int = 4,
     heading: str = "",
-    metric: str = "CIDEr-D",
-    num_references: int = 2,
 ) -> None:
     """Write `draw_sheet` as PNG.
 
     Raises:
       CapjaxError: as it does, or the file cannot be written.
     """
-    _write(path, draw_sheet(rows, columns, heading, metric, num_references))
+    _write(path, draw_sheet(rows, columns, heading))
 
 
 def draw_sheet(
     rows: Sequence[CaptionRow],
     columns: int = 4,
     heading: str = "",
-    metric: str = "CIDEr-D",
     num_references: int = 2,
 ) -> Image.Image:
     """Draw rows as a sheet: picture, mark, generated caption in bold, references in grey.
 
-    The mark is the row's verdict or, without one, its score in `metric` (× 100) in one of three colours, with a legend
+    The mark is the row's verdict or, without one, its CIDEr-D (× 100) in one of three colours, with a legend
     at the foot. Use `spread` to choose rows so that failures show.
 
     Args:
       rows: what to show, in this order; a few dozen at most make a sheet that can be read.
       columns: pictures beside each other.
       heading: what this is and how the captions were decoded, printed on top.
-      metric: the score to print.
       num_references: references below each caption, at most.
 
     Raises:
@@ -89,13 +85,13 @@ def draw_sheet(
     """
     cells = []
     for row in rows:
-        mark, colour = _mark(row, metric)
+        mark, colour = _mark(row)
         texts = [Text(f"■ {mark}", 13, colour, max_lines=1, bold=True)] if mark else []
         texts.append(Text(one_line(row.caption) or "(empty caption)", 18, INK, max_lines=6, bold=True))
         texts += [Text(reference, 14, GREY, max_lines=4) for reference in row.references[:num_references]]
         cells.append(_Cell(_on_mat(row.picture()), texts))
-    legend = [(_GOOD, "100 or more"), (_FAIR, "50 to 100"), (_POOR, f"under 50 in {metric} × 100")]
-    needs_legend = any(_mark(row, metric)[0] and not row.verdict for row in rows)
+    legend = [(_GOOD, "100 or more"), (_FAIR, "50 to 100"), (_POOR, f"under 50 in {RANKED_BY} × 100")]
+    needs_legend = any(_mark(row)[0] and not row.verdict for row in rows)
     return _draw(cells, columns, heading, legend if needs_legend else ())
 
 
@@ -169,10 +165,10 @@ def _draw_cell(cell: _Cell) -> Image.Image:
     return drawn
 
 
-def _mark(row: CaptionRow, metric: str) -> tuple[str, str]:
+def _mark(row: CaptionRow) -> tuple[str, str]:
     """Return the words and the colour that say how good a caption is."""
-    score = row.scores.get(metric)
-    scored = f"{metric} × 100: {100 * score:.0f}" if is_number(score) else ""
+    score = row.scores.get(RANKED_BY)
+    scored = f"{RANKED_BY} × 100: {100 * score:.0f}" if is_number(score) else ""
     if row.verdict:
         words = one_line(row.verdict)
         return (f"{words} · {scored}" if scored else words), _VERDICTS.get(row.verdict, GREY)

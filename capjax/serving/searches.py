@@ -39,6 +39,11 @@ class SearchRules:
             self._most["max_length"] = min(self._most["max_length"], longest)
         self._check(default)
 
+    @property
+    def longest(self) -> int:
+        """The most tokens that a caption can have."""
+        return self._most["max_length"]
+
     def read(self, fields: Mapping[str, str]) -> tuple[DecoderSettings, bool]:
         """Return the search that a request's fields ask for, and whether it wants an explanation.
 

@@ -3,19 +3,18 @@
 import asyncio
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from capjax.attribution.explainer import Explainer
 from capjax.captioning.generator import Caption
 from capjax.captioning.loaded_model import LoadedModel
 from capjax.decoding.settings import DecoderSettings
+from capjax.host.disk import finite_or_none
 from capjax.report.explanation import Explanation, explained_json
 from capjax.serving.admission import Admission
 from capjax.serving.batching import Batcher
@@ -60,7 +59,6 @@ class Service:
         self.is_ready = False
         self._decoders = ThreadPoolExecutor(limits.decode_threads, "decode")
         self._explanations = ThreadPoolExecutor(1, "explain")  # each takes all cores, and its program is compiled once
-        self._header = json.loads((pathlib.Path(model.path) / "model.json").read_text(encoding="utf-8"))
 
     def start(self, on_ready: Callable[[Exception | None], None]) -> None:
         """Compile, on a thread; `on_ready` is told, on that thread, when it is done or why it failed."""
@@ -87,7 +85,7 @@ class Service:
     def name(self) -> dict[str, str]:
         """The model as every answer names it."""
         name = "/".join(pathlib.Path(self._model.path).resolve().parts[-2:])  # with the run that it is of
-        return {"name": name, "sha256": self._header["weights_sha256"]}
+        return {"name": name, "sha256": self._model.weights_sha256}
 
     def describe(self) -> dict[str, Any]:
         """Say what the model is and what it can be asked for."""
@@ -99,7 +97,7 @@ class Service:
             "vocabulary_size": len(self._model.vocabulary),
             "image_size": self._preprocessing.image_size,
             "crop": self._preprocessing.crop,
-            "scores": {name: _finite(score) for name, score in self._model.scores.items()},
+            "scores": self._model.card["scores"],
             "search": self.rules.default.to_dict(),
             "fields": self.rules.fields(),
             "limits": dataclasses.asdict(self.limits),
@@ -135,24 +133,19 @@ class Service:
         caption = await asyncio.wrap_future(self._batcher.submit(photo, settings))
         entry = {"file": image.name, **_members(caption)}
         if explain:
-            explanation = await in_thread(self._explanations, self._explain, photo, caption.text)
+            explanation = await in_thread(self._explanations, self._explain, photo, caption)
             entry["explanation"] = explained_json(explanation, self._preprocessing.crop)
         self.metrics.image(captioned=True)
         return entry
 
-    def _explain(self, photo: Photo, caption: str) -> Explanation:
+    def _explain(self, photo: Photo, caption: Caption) -> Explanation:
         return self._explainer(photo.pixels, caption)
 
     @functools.cached_property
     def _explainer(self) -> Explainer:
-        return Explainer(self._model)
+        return Explainer(self._model, max_words=self.rules.longest)
 
 
 def _members(caption: Caption) -> dict[str, Any]:
-    alternatives = [{"caption": text, "log_prob": _finite(score)} for text, score in caption.alternatives]
-    return {"caption": caption.text, "log_prob": _finite(caption.log_prob), "alternatives": alternatives}
-
-
-def _finite(number: float) -> float | None:
-    """Return a number that JSON has, or None."""
-    return float(number) if np.isfinite(number) else None
+    alternatives = [{"caption": text, "log_prob": finite_or_none(score)} for text, score in caption.alternatives]
+    return {"caption": caption.text, "log_prob": finite_or_none(caption.log_prob), "alternatives": alternatives}

@@ -68,7 +68,7 @@ def train_step(
         model: the captioner.
         optimizer: the one `state` was created with.
         mesh: the devices.
-        label_smoothing: see `weighted_cross_entropy`.
+        label_smoothing: see `linear_cross_entropy`.
         accumulate_steps: microbatches that the batch is cut into to save memory. The update is the same as from the
             whole batch (but for BatchNorm that is trained, whose statistics are those of a microbatch).
         teacher_share: for scheduled sampling, the share of words that are fed as people wrote them, by step.

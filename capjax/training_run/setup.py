@@ -118,7 +118,9 @@ def _check_sees_alike(setup: Setup, start: ModelDirectory) -> None:
     """
     if start.encoder:
         weights = {part: start.variables[part]["encoder"] for part in ("params", "batch_stats")}
-        same = setup.encoder and LoadedEncoder(config_from(start.encoder), weights).sha256 == setup.encoder.sha256
+        theirs = configuration.from_dict(start.config, setup.config.train.init_from)
+        encoder = LoadedEncoder(config_from(start.encoder), weights)
+        same = split_rows.eyes(setup.config, setup.encoder) == split_rows.eyes(theirs, encoder)
     else:
         mine, theirs = ({**(key or {}), "dataset": None} for key in (setup.features_key, start.features))
         same = mine == theirs

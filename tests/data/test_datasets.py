@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from capjax import data
+from capjax.cli import main
 from capjax.data.caption_builder import CaptionBuilder, SplitExamples, prepare, workspace
 from capjax.errors import CapjaxError
 from capjax.images import decode_image
@@ -199,6 +200,19 @@ def test_a_fingerprint_of_more_records_than_images_is_one_line(tmp_path):
     sidecar.write_text(sidecar.read_text() * 2)
     with pytest.raises(CapjaxError, match="got 3 and 6; prepare scenes again"):
         dataset.images_sha256("train")
+
+
+@pytest.mark.parametrize("kept", [2, 0])
+def test_captions_that_lost_a_line_are_not_paired_with_other_images(tmp_path, capsys, kept):
+    dataset = prepare_tiny(tmp_path, train=3)
+    sidecar = dataset.directory / "captions-train.jsonl"
+    sidecar.write_text("".join(sidecar.read_text().splitlines(keepends=True)[3 - kept :]))
+    with pytest.raises(CapjaxError, match=f"got 3 and {kept}; prepare scenes again"):
+        dataset.images("train")
+    for command in ("validate", "inspect"):
+        assert main(["data", command, "scenes", f"--data_dir={tmp_path}"]) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert line.startswith("capjax: error: expected as many images as captioned records in split train")
 
 
 @pytest.mark.parametrize(

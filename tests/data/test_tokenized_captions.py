@@ -1,12 +1,15 @@
 """Tokenised captions in files: equal to tokenising each caption, made once, again when captions change."""
 
 import collections
+import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
 import pickle
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 from capjax.data.caption_records import CaptionRecords, record_line
 from capjax.data.tokenized_captions import TokenizedCaptions, tokenized_captions, write_tokenized
 from capjax.errors import CapjaxError
+from capjax.host import waiting
 from capjax.text.vocabulary import TOKENIZERS, Vocabulary
 from capjax.types import CaptionRecord
 
@@ -66,6 +70,18 @@ def test_captions_are_those_that_the_vocabulary_makes(tmp_path_factory, tokenize
             assert [encoded[n].tolist() for n in encoded.of_image(i)] == [
                 vocabulary.encode(caption).tolist() for caption in captions
             ]
+
+
+def test_waiting_for_another_process_that_tokenises_is_told(records, monkeypatch, capsys):
+    monkeypatch.setattr(waiting, "PATIENCE", 0.2)
+    with open(records.path, "rb") as other, ThreadPoolExecutor() as pool:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        found, said, deadline = pool.submit(tokenized_captions, records, "words"), "", time.monotonic() + 60
+        while f"waiting for another process to tokenise {records.path}" not in said and time.monotonic() < deadline:
+            said += capsys.readouterr().err
+            time.sleep(0.05)
+        fcntl.flock(other, fcntl.LOCK_UN)
+        assert found.result().image_ids.tolist() == [9, 4, 5] and time.monotonic() < deadline
 
 
 def test_more_words_than_are_held_at_a_time(tmp_path, monkeypatch):

@@ -12,11 +12,11 @@ import pytest
 
 from capjax.decoding.ensemble import ensemble
 from capjax.decoding.settings import DecoderSettings, build_search
-from capjax.losses.cross_entropy import weighted_cross_entropy
 from capjax.models import DECODERS, Captioner, begin_search, build_decoder, decoder_settings
 from capjax.models.dropout import dropout
 from capjax.types import SPECIAL_IDS, Features
 from tests.compiling import AS_FOR_USERS
+from tests.plain_loss import weighted_cross_entropy
 
 V, F, P, L = 13, 11, 7, 6
 SIZES = {name: 8 for name in ("embed_size", "hidden_size", "attention_size")}

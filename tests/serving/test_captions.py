@@ -1,5 +1,7 @@
 """What the API answers is what `PhotoCaptioner` says of the same photos, alone and in company."""
 
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,10 +9,10 @@ import pytest
 from openapi_spec_validator import validate
 
 from capjax.captioning.generator import Caption
-from capjax.captioning.loaded_model import LoadedModel
+from capjax.captioning.loaded_model import LoadedModel, load_model
 from capjax.captioning.photos import PhotoCaptioner
 from capjax.decoding.settings import DecoderSettings
-from tests.serving.running import PHOTOS, Server, check_problem, picture
+from tests.serving.running import GOLDEN, PHOTOS, Server, check_problem, picture, serving
 
 CONTENTS = [photo.read_bytes() for photo in PHOTOS]
 SEARCHES = {
@@ -191,6 +193,15 @@ def test_the_model_is_described_as_it_is(server: Server, model: LoadedModel) -> 
     assert DecoderSettings.from_dict(told["search"]) == model.search
     assert told["limits"]["max_images"] == 16
     assert {field["name"]: field.get("most") for field in told["fields"]}["beam_size"] == 10
+
+
+def test_answers_name_the_weights_that_serve_whatever_replaced_them(tmp_path) -> None:
+    shutil.copytree(GOLDEN / "model", tmp_path / "model")
+    model = load_model(str(tmp_path / "model"))
+    header = json.loads((tmp_path / "model" / "model.json").read_text())
+    (tmp_path / "model" / "model.json").write_text(json.dumps(header | {"weights_sha256": "of a later step"}))
+    with serving(model) as running:
+        assert running.client.get("/v1/model").json()["model"]["sha256"] == header["weights_sha256"]
 
 
 def test_the_description_of_the_api_is_valid_and_complete(server: Server) -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capjax.losses.cross_entropy import next_word_accuracy, weighted_cross_entropy
+from tests.plain_loss import next_word_accuracy, weighted_cross_entropy
 
 
 @pytest.fixture

@@ -1,9 +1,4 @@
-"""Teacher-forced losses as (sum, count) pairs, written plainly: the reference that the tests compare others with.
-
-Training itself uses `linear_cross_entropy`, which never holds all logits at once and gives the same sums. A step adds
-the sums and the counts of all its parts and divides once, so the loss is the same for one device or a thousand, one
-microbatch or many.
-"""
+"""Teacher-forced losses of logits as (sum, count) pairs, written plainly: what `linear_cross_entropy` has to equal."""
 
 import jax
 import jax.numpy as jnp
