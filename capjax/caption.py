@@ -48,7 +48,7 @@ def _print(file: pathlib.Path, caption: Caption | CapjaxError, as_json: bool) ->
             row |= {"caption": caption.text, "log_prob": finite_or_none(caption.log_prob)}
             if caption.alternatives:
                 row["alternatives"] = [{"caption": text, "log_prob": score} for text, score in caption.alternatives]
-        print(json.dumps(row, ensure_ascii=False), flush=True)
+        print(json.dumps(row), flush=True)
     elif isinstance(caption, CapjaxError):
         print(f"{printable(str(file))}: {caption}", file=sys.stderr, flush=True)
     else:

@@ -8,6 +8,7 @@ these were and where the model looked, which the page then tells as well.
 
 import argparse
 import importlib
+import json
 import pathlib
 import shlex
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -114,8 +115,9 @@ def evaluate(
     explainer = Explainer(models[0], max_words=settings.max_length) if explain else None
     if explainer:  # what it cannot explain is refused now rather than after an hour of decoding
         explainer(seen.rows[0], "")
-    others = read_captions(rival, seen.records) if rival else {}
-    on_first_process(partial(check_writable, out))
+    others = read_captions(rival, seen) if rival else {}
+    for folder in (out, *([ledger.parent] if ledger else [])):
+        on_first_process(partial(check_writable, folder))
 
     done = _Captioned(seen, settings, *decode_split(seen, settings, batch_size))
     if jax.process_index() != 0:
@@ -127,6 +129,11 @@ def evaluate(
     if known := {record.image_id: record.captions for record in seen.records if record.captions}:
         references = References(known)
         scores = score(references, done.hypotheses(known), metrics)
+        if not scores.corpus:
+            raise CapjaxError(
+                f"none of what was asked for can be computed: {'; '.join(scores.skipped.values())}; "
+                f"the captions are in {out / 'results.json'}"
+            )
         report, per_image = _report(done, scores, references, bootstrap_samples, command), scores.per_image
         if rival:
             rival_scores = score(references, {i: others[i] for i in known}, metrics)
@@ -308,8 +315,8 @@ def _write_pictures(
         write_explanation_sheet(out / "explained.png", list(looks.values()), heading=f"{heading}{lit}")
 
 
-def read_captions(folder: pathlib.Path, records: Sequence[CaptionRecord]) -> dict[int, str]:
-    """Read what another evaluation wrote of some images.
+def read_captions(folder: pathlib.Path, seen: SeenSplit) -> dict[int, str]:
+    """Read what another evaluation wrote of the images of a split.
 
     Raises:
         CapjaxError: if it is none, or not of these images.
@@ -319,12 +326,35 @@ def read_captions(folder: pathlib.Path, records: Sequence[CaptionRecord]) -> dic
             f"expected an evaluation in {folder}, found no results.json; `capjax evaluate --out={folder}` writes one"
         )
     captions = read_results(str(folder / "results.json"))
-    if lacking := [record.image_id for record in records if record.image_id not in captions]:
+    if lacking := [record.image_id for record in seen.records if record.image_id not in captions]:
         raise CapjaxError(
-            f"expected an evaluation of the same images in {folder}, it lacks {len(lacking)} of {len(records)}, such "
-            f"as {lacking[0]}; evaluate the other model on this split first"
+            f"expected an evaluation of the same images in {folder}, it lacks {len(lacking)} of {len(seen.records)}, "
+            f"such as {lacking[0]}; evaluate the other model on this split first"
+        )
+    dataset = _dataset_of_evaluation(folder)
+    if dataset and _numbering(dataset) != _numbering(seen.config.dataset.name):
+        raise CapjaxError(
+            f"expected an evaluation of the same images in {folder}, it is of {dataset}, whose images have other ids "
+            f"than those of {seen.config.dataset.name}; evaluate the other model on this split first"
         )
     return captions
+
+
+def _dataset_of_evaluation(folder: pathlib.Path) -> str:
+    """Return the name of the dataset of another evaluation; "" where it does not say, as without references."""
+    try:
+        return str(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["settings"]["dataset"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return ""
+
+
+def _numbering(dataset: str) -> tuple[str, str | None]:
+    """Return what two datasets have in common whose images of one id are one: the source, and a name by the user."""
+    try:
+        name = data.parse_name(dataset)
+    except CapjaxError:  # of another version
+        return dataset, None
+    return name.source, name.variant if data.SOURCES[name.source].named_by_user else None
 
 
 def _ledger_row(

@@ -50,7 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Explain the captions of photos; return 1 if one of them could not be read."""
-    files = find_photos(args.photos)
+    files = _photos(args.photos, args.out)
+    names = names_of(files)
+    for file, name in zip(files, names, strict=True):
+        if file.exists() and any(path.exists() and path.samefile(file) for path in _written(args.out, name)):
+            raise CapjaxError(f"expected another --out than the folder of the photos, {file} would be overwritten")
     model = load_model(args.model)
     model.require_preprocessing("capjax evaluate --explain explains its captions of such features")
     settings = settings_from_flags(args, model.search)
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         _check_caption(args, model)
     explain = PhotoExplainer(model, settings, args.heat, args.out, args.caption)
     num_failed = 0
-    for file, name in zip(tqdm(files, "explaining", unit="photo", disable=None), names_of(files), strict=True):
+    for file, name in zip(tqdm(files, "explaining", unit="photo", disable=None), names, strict=True):
         try:
             print(f"{printable(str(file))}: {explain(file, name)}", flush=True)
         except ImageError as error:
@@ -67,6 +71,19 @@ def run(args: argparse.Namespace) -> int:
     if num_failed < len(files):
         print(f"wrote {args.out}: a picture and a page of {len(files) - num_failed} photo(s)")
     return 1 if num_failed else 0
+
+
+def _photos(paths: Sequence[str], out: pathlib.Path) -> list[pathlib.Path]:
+    """Find the photos, but for what an earlier run wrote to a folder that lies among them."""
+    found = []
+    for path in paths:
+        inside = out.resolve() if pathlib.Path(path).resolve() in out.resolve().parents else None
+        found += [file for file in find_photos([path]) if not (inside and inside in file.resolve().parents)]
+    return found
+
+
+def _written(out: pathlib.Path, name: str) -> tuple[pathlib.Path, pathlib.Path]:
+    return out / f"{name}.png", out / f"{name}.html"
 
 
 def _check_caption(args: argparse.Namespace, model: LoadedModel) -> None:
@@ -116,7 +133,8 @@ class PhotoExplainer:
         look = Look(image, explanation, branches, file.name)
         search = self._settings.told() if self._search else "the caption was given"
         heading = f"{file.name}: {search}; lit where the model looked ({explanation.method})"
-        write_explanation_sheet(self._out / f"{name}.png", [look], heading)
+        sheet, page = _written(self._out, name)
+        write_explanation_sheet(sheet, [look], heading)
         log_prob = float(np.sum(np.log([max(word.probability, 1e-38) for word in explanation.words])))
         settings = {
             "model": self._model.path,
@@ -124,7 +142,7 @@ class PhotoExplainer:
             "log-probability": f"{log_prob:.2f}",
             "where it looked": explanation.method,
         }
-        write_explanation_page(self._out / f"{name}.html", look, settings, alternatives)
+        write_explanation_page(page, look, settings, alternatives)
         return text
 
 

@@ -160,6 +160,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not config.features.dir:
         raise CapjaxError("expected a folder to write to, set --config.features.dir=DIR")
+    if config.encoder.weights:
+        raise CapjaxError(
+            "expected no encoder beside --import, whose features another program made, got encoder.weights = "
+            f"{config.encoder.weights!r}; set --config.encoder.weights= here and where they are trained on"
+        )
     dataset = split_rows.dataset_of(config)
     records = {split: dataset.records(split) for split in splits or dataset.splits}
     for split, (imported, lacking) in import_npz(args.npz, config.features.dir, dataset.name, records).items():

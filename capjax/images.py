@@ -209,7 +209,7 @@ def _in_eight_bits(grey: np.ndarray) -> UInt8[np.ndarray, "H W"]:
     """Bring greyscale of other numbers to 0 to 255, where Pillow would clip: of 16 bits, and of shares."""
     if grey.dtype.kind == "f":
         grey = np.nan_to_num(grey, nan=0.0, posinf=0.0, neginf=0.0)
-        grey = grey * 255 if grey.max() <= 1 else grey
+        grey = grey * 255 if grey.max() <= 2 else grey  # shares, which a filter may have led beyond 1
     elif grey.dtype.itemsize == 2 or grey.max() > 255:
         grey = grey >> 8  # of 16 bits the upper ones
     return grey.clip(0, 255).astype(np.uint8)

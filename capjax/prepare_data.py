@@ -62,14 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (prepare, validate):
         add, folder = action.add_argument, action.add_argument_group("for the source `folder`").add_argument
         add("--source", type=local_path, help=_SOURCE)
-        add("--download_dir", type=local_path, help="folder for downloads (default DATA_DIR/downloads)")
+        add("--download_dir", type=local_path, help="folder for downloads (default DATA_DIR/downloads/SOURCE)")
         add("--captions_only", action="store_true", help="take the captions whether or not their images exist")
         add("--num_workers", type=int, default=4, help="threads that decode (default 4)")
         add("--json", action="store_true", help="print the report as JSON")
         folder("--images", type=local_path, action="append", default=[], help="folder or zip of images; repeatable")
         folder("--captions", type=local_path, help=_CAPTIONS)
-        folder("--val_share", type=float, default=0.1, help="share of the images for val (default 0.1)")
-        folder("--test_share", type=float, default=0.0, help="share of the images for test (default 0)")
+        folder("--val_share", type=float, help="share of the images for val, where no column says (default 0.1)")
+        folder("--test_share", type=float, help="share of the images for test, likewise (default 0)")
     prepare.add_argument("--overwrite", action="store_true", help="build again what is prepared already")
     inspect.add_argument("--split", help="default: the first, train")
     inspect.add_argument(
@@ -105,6 +105,9 @@ def prepare_command(name: data.DatasetName, args: argparse.Namespace) -> int:
     if target.exists() and not args.overwrite:
         message = f"{name} is prepared already in {target}; --overwrite builds it again"
         print(message, file=sys.stderr if args.json else sys.stdout)
+        stored = target / "report.json"
+        if args.json and stored.exists():
+            print(json.dumps(json.loads(stored.read_text(encoding="utf-8")) | {"notes": []}))
         return 0
     if source.rendered:
         found, notes = Findings(), []
@@ -133,11 +136,11 @@ def _check_places(name: data.DatasetName, args: argparse.Namespace) -> None:
     if data.SOURCES[name.source].rendered:
         taken, what = (), "is drawn, and takes no files"
     elif name.source == "folder":
-        taken, what = ("images", "captions"), "takes --images and --captions"
+        taken, what = ("images", "captions", "val_share", "test_share"), "takes --images and --captions"
     else:
         taken, what = ("source",), "takes --source"
-    for option in ("source", "images", "captions"):
-        if getattr(args, option) and option not in taken:
+    for option in ("source", "images", "captions", "val_share", "test_share"):
+        if getattr(args, option) not in (None, []) and option not in taken:
             raise CapjaxError(f"expected no --{option}: {name} {what}")
 
 
@@ -146,10 +149,9 @@ def validate_command(name: data.DatasetName, args: argparse.Namespace) -> int:
     from capjax.data.validation import passes, validate_dataset, validate_listing
 
     notes: list[str] = []
+    _check_places(name, args)
     if args.source or args.images or args.captions:
         module = importlib.import_module(data.SOURCES[name.source].module)
-        if data.SOURCES[name.source].rendered:
-            raise CapjaxError(f"{name} has no source files; validate it without --source")
         listing = _open_listing(module, name, args)
         found, notes = validate_listing(listing, args.num_workers), listing.notes
         splits = listing.splits
@@ -271,7 +273,7 @@ def _sizes(name: data.DatasetName, splits: Mapping[str, Sequence[CaptionRecord]]
 
 def _print_report(report: dict, found: Findings, notes: list[str], as_json: bool) -> None:
     if as_json:
-        print(json.dumps({**report, "notes": notes}, ensure_ascii=False))
+        print(json.dumps({**report, "notes": notes}))
         return
     width = min(shutil.get_terminal_size((160, 24)).columns, 160)
     for split, num_images in report["images"].items():

@@ -139,7 +139,9 @@ def _check_images(path: str, captions: Mapping[int, Any], hypotheses: Mapping[in
 
 def _names(results: Mapping[str, Any]) -> list[str]:
     stems = [pathlib.Path(path).stem for path in results]
-    return [stem if stems.count(stem) == 1 else f"{number}-{stem}" for number, stem in enumerate(stems, 1)]
+    if len(set(stems)) == len(stems):
+        return stems
+    return [f"{number}-{stem}" for number, stem in enumerate(stems, 1)]
 
 
 def _write(

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             with contextlib.suppress(OSError):  # it serves whether or not anybody reads that
                 print(f"capjax serves {args.model} at {address}", flush=True)
 
-        server = make_server(build_app(service, own_hosts(args.host), on_ready), limits)
+        server = make_server(build_app(service, own_hosts(args.host, listener.getsockname()[0]), on_ready), limits)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)  # uvicorn obeys them, and raises them again once it is done
         server.run(sockets=[listener])

@@ -211,6 +211,29 @@ def test_a_model_that_diverged_is_evaluated_all_the_same(toys, tmp_path, capsys)
     assert "with 1 evaluation(s)" in capsys.readouterr().out
 
 
+def test_evaluation_refuses_what_it_can_before_it_decodes_and_keeps_the_captions(toys, tmp_path, monkeypatch, capsys):
+    _, _, model = toys
+    evaluate = ["evaluate", f"--model={model.path}", "--split=val", "--max_images=2", f"--out={tmp_path / 'out'}"]
+    (tmp_path / "file").touch()
+    assert main([*evaluate, f"--ledger={tmp_path / 'file' / 'x.jsonl'}"]) == 1
+    assert "cannot write to" in capsys.readouterr().err and not (tmp_path / "out" / "results.json").exists()
+    monkeypatch.setenv("PATH", "")  # without Java
+    assert main([*evaluate, "--metrics=SPICE"]) == 1
+    assert re.search(r"can be computed: SPICE needs .*captions are in .*results\.json", capsys.readouterr().err)
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 2
+
+
+def test_only_evaluations_of_the_same_images_are_compared(toys, tmp_path, capsys):
+    """Two folders with the same names have the same ids."""
+    root, _, model = toys
+    shutil.copytree(root / "data" / "folder" / "toys", tmp_path / "folder" / "others")
+    evaluate = ["evaluate", f"--model={model.path}", "--split=val", "--metrics=ROUGE-L", "--features_dir="]
+    others = ["--dataset=folder/others", f"--data_dir={tmp_path}", f"--out={tmp_path / 'others'}"]
+    assert main([*evaluate, *others]) == 0
+    assert main([*evaluate, f"--compare={tmp_path / 'others'}", f"--out={tmp_path / 'toys'}"]) == 1
+    assert "it is of folder/others, whose images have other ids than those of folder/toys" in capsys.readouterr().err
+
+
 def test_evaluation_is_what_the_command_does(toys):
     root, _, model = toys
     report = capjax.evaluate_model(model, "val", root / "by_function", beam_size=2)

@@ -132,6 +132,22 @@ def test_a_picture_and_a_page_for_each_photo(tmp_path, photos, capsys):
     assert found["heat_method"] == "attention" and np.shape(found["words"][0]["heat"]) == (7, 7)
 
 
+def test_photos_are_never_written_over_nor_what_was_written_explained(tmp_path, photos, capsys, monkeypatch):
+    model = small_model(tmp_path / "model", "init_inject")
+    (tmp_path / "photos").mkdir()
+    shutil.copy(photos[0], tmp_path / "photos")
+    monkeypatch.chdir(tmp_path / "photos")
+    before = pathlib.Path("0.png").read_bytes()
+    for out in (".", "../photos"):
+        assert main(["explain", f"--model={model}", f"--out={out}", "0.png"]) == 1
+        assert "0.png would be overwritten" in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in pathlib.Path().iterdir()} == {"0.png": before}
+    for _ in range(2):
+        assert main(["explain", f"--model={model}", "--caption=w3", "."]) == 0
+        assert sorted(path.name for path in pathlib.Path("explained").iterdir()) == ["0.html", "0.png"]
+    assert main(["explain", f"--model={model}", "--caption=w3", "--out=../again", "explained"]) == 0
+
+
 def test_a_caption_that_is_given(tmp_path, photos, capsys):
     model = small_model(tmp_path / "model", "init_inject")
     options = [f"--model={model}", f"--out={tmp_path / 'out'}", "--caption=W3 w4!", "--heat=integrated_gradients"]
@@ -289,6 +305,15 @@ def test_evaluation_of_a_decoder_without_attention_covers_its_pictures(project, 
     for row in gallery(tmp_path / "evaluation" / "report.html"):
         assert row["explained"]["heat_method"] == "occlusion"
         assert np.shape(row["explained"]["words"][0]["heat"]) == (8, 8)
+    # What the model captioned is explained, whatever photos are shown; of images it is what is shown as well.
+    (tmp_path / "others").mkdir()
+    for name in ("24.png", "25.png"):
+        draw(tmp_path / "others" / name, "yellow", "ellipse")
+    from_images = [*command, "--features_dir=", "--explain", "--max_images=2", f"--out={tmp_path / 'images'}"]
+    assert main([*from_images, f"--images={tmp_path / 'others'}"]) == 0
+    for row in gallery(tmp_path / "images" / "report.html"):
+        told = sum(np.log(max(word["probability"], 5e-4)) for word in row["explained"]["words"])
+        assert told == pytest.approx(row["log_prob"], abs=0.02)
     # Of a picture that is damaged it tells what its features tell.
     shutil.copytree(project / "photos", tmp_path / "photos")
     (tmp_path / "photos" / "24.png").write_bytes(b"\x89PNG nothing")

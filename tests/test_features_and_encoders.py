@@ -120,6 +120,19 @@ def test_imported_features_may_lack_images_of_the_dataset(project):
     assert main(["train", *partly, *SHORT, f"--workdir={project / 'run'}"]) == 0
 
 
+def test_an_import_that_cannot_be_meant_so_leaves_nothing(project, capsys):
+    """Names that lead nowhere, and a configuration whose encoder did not make the features."""
+    with np.load(project / "x.npz") as whole:
+        names = [f"photos/{name}" for name in whole["file_name"]]
+        np.savez(project / "wrong.npz", **(dict(whole) | {"file_name": names}))
+    new = [*imported(project), *changed({"features.dir": project / "new"})]
+    refuses(capsys, ["features", *new, f"--import={project / 'wrong.npz'}"], "none of its file names is in the dataset")
+    own = changed({"encoder.weights": "random"})
+    refuses(capsys, ["features", *new, *own, f"--import={project / 'x.npz'}"], "set --config.encoder.weights= here")
+    assert not (project / "new").exists()
+    assert main(["features", *new, f"--import={project / 'x.npz'}"]) == 0
+
+
 def test_a_model_on_another_machine_looks_with_its_own_encoder(shared, project, capsys):
     """Neither the features nor the encoder's file are there: the model directory and the dataset are enough."""
     shutil.copytree(shared / "cached" / "model", project / "model")

@@ -35,6 +35,13 @@ def test_rgb_is_decoded_as_pillow_does():
     assert np.array_equal(decode_image(jpeg(1)), np.asarray(Image.open(io.BytesIO(jpeg(1)))))
 
 
+def test_shares_that_a_filter_led_beyond_one_are_shares():
+    grey = np.linspace(-0.02, 1.02, 16 * 16).reshape(16, 16).astype(np.float32)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "TIFF")
+    assert np.abs(decode_image(buffer.getvalue())[..., 0] - 255 * grey.clip(0, 1)).max() <= 1
+
+
 @pytest.mark.parametrize(
     "dtype, most", [("int32", 255), ("int32", 65535), ("uint16", 65535), ("float32", 1), ("float32", 255)]
 )

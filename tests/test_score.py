@@ -104,6 +104,19 @@ def test_two_files_are_compared(tmp_path: pathlib.Path, truth: pathlib.Path) -> 
     assert comparison["compared"]["bad"]["CIDEr-D"]["p_value"] < 0.01
 
 
+def test_files_of_one_name_are_told_apart(tmp_path: pathlib.Path, truth: pathlib.Path, capsys) -> None:
+    (tmp_path / "x").mkdir()
+    files = {"a.json": "plain", "x/a.json": "nasty", "1-a.json": "plain"}
+    results = [f"--results={write_results(tmp_path / name, systems[which])}" for name, which in files.items()]
+    assert main(["score", f"--references={truth}", *results, f"--out={tmp_path / 'out'}", METRICS]) == 0
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert comparison["baseline"] == "1-a" and list(comparison["compared"]) == ["2-a", "3-1-a"]
+    differences = [comparison["compared"][name]["CIDEr-D"]["difference"] for name in ("2-a", "3-1-a")]
+    assert differences[0] < 0 and differences[1] == 0
+    printed = capsys.readouterr().out
+    assert "2-a less 1-a" in printed and "3-1-a less 1-a" in printed
+
+
 def test_no_jax(tmp_path: pathlib.Path, truth: pathlib.Path) -> None:
     results = write_results(tmp_path / "mine.json", systems["plain"])
     program = (

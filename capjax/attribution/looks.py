@@ -12,6 +12,7 @@ from capjax.captioning.loaded_model import LoadedModel
 from capjax.captioning.splits import SeenSplit
 from capjax.images import ImageError, Preprocessing, decode_image, preprocess
 from capjax.report import CaptionRow, Look
+from capjax.types import Features
 
 _PICTURE = Preprocessing(image_size=224, crop="none")
 """How pictures are shown whose features were made elsewhere."""
@@ -41,11 +42,14 @@ def looks_of(
     looks = {}
     for row in tqdm(chosen, "explaining", unit="picture", disable=None):
         place = at[row.image_id]
-        pixels = _pixels(row.picture(), shown_as(model))
-        # Features tell all that attention needs; only for the other methods has the model to look again.
         visual = split.rows[place]
-        if pixels is not None and model.encoder and not explain.attends(visual):
-            visual = pixels
+        if isinstance(visual, Features):
+            pixels = _pixels(row.picture(), shown_as(model))
+            # Features tell all that attention needs; only for the other methods has the model to look again.
+            if pixels is not None and model.encoder and not explain.attends(visual):
+                visual = pixels
+        else:
+            pixels = visual
         shown = np.full((224, 224, 3), 128, np.uint8) if pixels is None else pixels
         explanation = explain(visual, captions[place])
         looks[row.image_id] = Look(shown, explanation, name=row.file_name, references=row.references)

@@ -100,7 +100,7 @@ def check(config: ConfigDict) -> None:
         for name, unset in {"encoder.endpoint": "", "encoder.grid_side": 0, "features.dtype": "float32"}.items():
             if fields[name] != unset:
                 raise CapjaxError(
-                    f"{name} is set, but imported features are kept as their file has them; leave it at {unset!r}"
+                    f"{name} is set, but imported features are kept as they are, in float32; leave it at {unset!r}"
                 )
     for name in ("dataset.data_dir", "features.dir"):
         local_path(fields[name])

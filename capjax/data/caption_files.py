@@ -154,14 +154,17 @@ def parse_table(data: bytes, name: str, found: Findings) -> list[CaptionedFile]:
         CapjaxError: if the header lacks the columns, or no row can be read.
     """
     text = decode_text(data, name, found)
-    header_line = text.partition("\n")[0]
+    # Blanks at the end of a line would stand between a quotation mark and the end of its cell.
+    lines = [line.rstrip(" \r\n") + "\n" for line in io.StringIO(text, newline="")]
+    header_line = lines[0] if lines else ""
     if "\0" in header_line:
         raise CapjaxError(f"expected a text table in {name}, got binary data")
     delimiter = max("|\t;,", key=header_line.count)
-    # Blanks at the end of a line would stand between a quotation mark and the end of its cell.
-    lines = [line.rstrip(" \r\n") + "\n" for line in io.StringIO(text, newline="")]
     try:
-        header = [column.strip().lower() for column in next(csv.reader(lines[:1], delimiter=delimiter), [])]
+        header = [
+            column.strip().lower()
+            for column in next(csv.reader(lines[:1], delimiter=delimiter, skipinitialspace=delimiter != "\t"), [])
+        ]
     except csv.Error as error:
         raise CapjaxError(f"expected a table in {name}, its header cannot be read: {error}") from None
     columns = {
@@ -175,29 +178,30 @@ def parse_table(data: bytes, name: str, found: Findings) -> list[CaptionedFile]:
             f"expected a header with an image and a caption column in {name} (such as image,caption), "
             f"got {header_line.strip()[:80]!r}"
         )
-    rows = _split_lines(lines, delimiter, columns["image"])
+    rows = _split_lines(lines, delimiter, len(header), columns["image"])
     next(rows, None)  # the header
     files = group_by_name(_rows_of_table(rows, header, columns, delimiter, name, found), found)
     return _require(files, name, "rows below the header")
 
 
-def _split_lines(lines: list[str], delimiter: str, image_column: int) -> Iterator[tuple[int, list[str]]]:
+def _split_lines(
+    lines: list[str], delimiter: str, num_columns: int, image_column: int
+) -> Iterator[tuple[int, list[str]]]:
     """Split the lines of a table into cells; give each row with the number of its last line.
 
     A quotation mark at the start of a caption may be one of its characters. Where what it encloses is no cell, or has
     the name of an image where every line has it, the cell ends with its line.
     """
-    quoting = csv.QUOTE_NONE if delimiter == "|" else csv.QUOTE_MINIMAL
     cell = re.compile(rf'(?:"((?:[^"]|"")*)"[^\S{delimiter}]*|([^{delimiter}]*)){re.escape(delimiter)}')
     start = 0
     while start < len(lines):
-        rest = map(lines.__getitem__, range(start, min(start + _MOST_LINES, len(lines))))
-        reader = csv.reader(rest, delimiter=delimiter, quoting=quoting, strict=True)
-        try:
-            row = next(reader)
-        except csv.Error:
-            row = None
-        end = start + reader.line_num
+        row, num_lines = _first_row(lines, start, delimiter)
+        if row is None or any(text.lstrip().startswith('"') for text in row):
+            # Blanks may stand before a quotation mark; those within a caption that is not quoted belong to it.
+            unlike, num_unlike = _first_row(lines, start, delimiter, skip_blanks=True)
+            if unlike is not None and len(unlike) == num_columns:
+                row, num_lines = unlike, num_unlike
+        end = start + num_lines
         runs_on = end > start + 1 and all(_names_an_image(line, delimiter, image_column) for line in lines[start:end])
         if row is None or runs_on:
             end = start + 1
@@ -207,6 +211,18 @@ def _split_lines(lines: list[str], delimiter: str, image_column: int) -> Iterato
         start = end
 
 
+def _first_row(lines: list[str], start: int, delimiter: str, skip_blanks: bool = False) -> tuple[list[str] | None, int]:
+    """Read the row that begins in a line; return its cells, None if they cannot be told, and its number of lines."""
+    quoting = csv.QUOTE_NONE if delimiter == "|" else csv.QUOTE_MINIMAL
+    rest = map(lines.__getitem__, range(start, min(start + _MOST_LINES, len(lines))))
+    reader = csv.reader(rest, delimiter=delimiter, quoting=quoting, skipinitialspace=skip_blanks, strict=True)
+    try:
+        row = next(reader)
+    except csv.Error:
+        row = None
+    return row, reader.line_num
+
+
 def _names_an_image(line: str, delimiter: str, column: int) -> bool:
     cells = line.split(delimiter)
     return column < len(cells) and is_image_name(_without_number(cells[column].strip(_BLANKS)))
@@ -214,7 +230,8 @@ def _names_an_image(line: str, delimiter: str, column: int) -> bool:
 
 def _without_number(file_name: str) -> str:
     """Take off the number of the caption that Flickr's tokens carry behind the file name."""
-    return re.sub(r"#\d+$", "", file_name)
+    without = re.sub(r"#\d+$", "", file_name)
+    return without if is_image_name(without) else file_name
 
 
 def _rows_of_table(
@@ -292,8 +309,15 @@ def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def as_id(value: Any) -> int | None:
-    """Turn what a file gives as the id of an image into one that 64 bits hold; None if it is none."""
+    """Turn what a file gives as the id of an image into one that 64 bits hold; None if it is none.
+
+    A column of whole numbers with a gap is written as "7.0" by some programs.
+    """
+    if isinstance(value, float) and not value.is_integer():
+        return None
     try:
+        if isinstance(value, str):
+            value = re.sub(r"\.0+$", "", value.strip())
         image_id = int(value)
     except (TypeError, ValueError, OverflowError):
         return None

@@ -9,7 +9,7 @@ import numpy as np
 
 from capjax.data.feature_store import create_store
 from capjax.errors import CapjaxError
-from capjax.host.disk import NPZ_ERRORS, check_inflated
+from capjax.host.disk import NPZ_ERRORS, check_inflated, check_room
 from capjax.types import CaptionRecord, Features
 
 
@@ -67,30 +67,30 @@ def import_npz(
     if len(rows_by_name) < len(names):
         repeated = next(name for i, name in enumerate(names) if rows_by_name[name] != i)
         raise CapjaxError(f"expected each file_name once in {path}, got {repeated} twice")
+    present = {split: [r for r in records if r.file_name in rows_by_name] for split, records in splits.items()}
+    if not any(present.values()):
+        raise CapjaxError(
+            f"expected features of the dataset's images in {path}, none of its file names is in the dataset"
+        )
     store = create_store(
         store_path,
         {"dataset": dataset, "imported": pathlib.Path(path).name, "sha256": _sha256(names, pooled, grid, scale)},
         pooled.shape[1],
         None if grid is None else grid.shape[1],
     )
-    counts = {}
-    for split, records in splits.items():
-        present = [record for record in records if record.file_name in rows_by_name]
-        counts[split] = (len(present), len(records) - len(present))
-        if not present:
+    num_images = sum(map(len, present.values()))
+    check_room(store.path, store.bytes_needed(num_images), f"features of {num_images:,} images")
+    for split, records in present.items():
+        if not records:
             continue
-        store.begin_split(split, present)
+        store.begin_split(split, records)
         for rows in store.missing_shards(split):
-            at = [rows_by_name[present[i].file_name] for i in rows]
+            at = [rows_by_name[records[i].file_name] for i in rows]
             values = Features(
                 pooled[at].astype(np.float32), None if grid is None else grid[at].astype(np.float32) * scale
             )
             store.write_shard(split, rows, values)
-    if not any(imported for imported, _ in counts.values()):
-        raise CapjaxError(
-            f"expected features of the dataset's images in {path}, none of its file names is in the dataset"
-        )
-    return counts
+    return {split: (len(present[split]), len(records) - len(present[split])) for split, records in splits.items()}
 
 
 def _sha256(names: Sequence[str], *arrays: np.ndarray | np.generic | None) -> str:

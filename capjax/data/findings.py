@@ -11,7 +11,7 @@ class Kind(NamedTuple):
     """A kind of trouble.
 
     Attributes:
-        action: what prepare does: "left out", "converted", "repaired" or "kept".
+        action: what prepare does: "left out", "converted", "repaired", "replaced" or "kept".
         summary: what it is, in the plural.
     """
 
@@ -38,6 +38,7 @@ KINDS: dict[str, Kind] = {
     "duplicate": Kind("kept", "images that several splits contain"),
     "several splits": Kind("kept", "rows that name another split than one before of the same image, whose split holds"),
     "repeated name": Kind("left out", "images listed again in another split"),
+    "shared id": Kind("replaced", "ids that another image has, by one made of the name"),
     "empty caption": Kind("left out", "captions without words"),
     "long caption": Kind("left out", "captions of more than 200 words"),
     "mojibake": Kind("repaired", "captions in UTF-8 that was read as Windows-1252"),

@@ -45,7 +45,7 @@ def open_source(name: DatasetName, options: SourceOptions) -> Listing:
     del name
     if options.captions is None or not (options.images or options.captions_only):
         raise CapjaxError("a folder dataset needs --images=DIR and --captions=FILE (.csv, .tsv, .jsonl or COCO .json)")
-    shares = (options.val_share, options.test_share)
+    shares = (0.1 if options.val_share is None else options.val_share, options.test_share or 0.0)
     if not (min(shares) >= 0 and sum(shares) < 1):  # so written, it refuses nan
         raise CapjaxError(f"expected val_share and test_share that leave something to train on, got {shares}")
     found = Findings()
@@ -58,6 +58,8 @@ def open_source(name: DatasetName, options: SourceOptions) -> Listing:
     notes: list[str] = []
     if any(file.split for file in files):
         splits = _given_splits(files, notes)
+        if (options.val_share, options.test_share) != (None, None):
+            notes.append("the captions say which split an image belongs to: --val_share and --test_share had no use.")
     else:
         splits = draw_splits([file for file in files if images is None or file.file_name in images], *shares)
         splits["train"] += [file for file in files if images is not None and file.file_name not in images]

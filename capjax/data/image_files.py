@@ -202,6 +202,15 @@ def find_images(stores: Iterable[ImageStore], key: Callable[[str], str] = str) -
     return images
 
 
+def _same_file(one: ImageFile, other: ImageFile) -> bool:
+    if one.store.size(one.name) != other.store.size(other.name):
+        return False
+    try:
+        return one.read() == other.read()
+    except ImageError:  # that is told when the first is read
+        return True
+
+
 def one_of_each(images: Mapping[str, Sequence[ImageFile]], captioned: Container[str]) -> dict[str, ImageFile]:
     """Take one image of each name, the first.
 
@@ -210,14 +219,13 @@ def one_of_each(images: Mapping[str, Sequence[ImageFile]], captioned: Container[
         captioned: those that they do use.
 
     Raises:
-        CapjaxError: if files of different sizes have one of these names.
+        CapjaxError: if files of other content have one of these names.
     """
     for name, (first, *others) in images.items():
-        sizes = {file: file.store.size(file.name) for file in (first, *others)} if others and name in captioned else {}
-        for file, size in sizes.items():
-            if size != sizes[first]:
+        for file in others if name in captioned else ():
+            if not _same_file(first, file):
                 raise CapjaxError(
-                    f"expected one image {name}, got {first.store.path / first.name} of {sizes[first]:,} bytes and "
-                    f"{file.store.path / file.name} of {size:,}; move those that are not meant elsewhere"
+                    f"expected one image {name}, {first.store.path / first.name} and {file.store.path / file.name} "
+                    "differ; move those that are not meant elsewhere"
                 )
     return {name: first for name, (first, *_) in images.items()}

@@ -24,8 +24,8 @@ class SourceOptions:
         captions_only: take captions whether or not their images are there.
         images: folders or zips of images, for `folder`.
         captions: caption file, for `folder`.
-        val_share: share of the images for validation where no split is given.
-        test_share: likewise for test.
+        val_share: share of the images for validation where no split is given; a tenth by default.
+        test_share: likewise for test; none by default.
     """
 
     source: pathlib.Path | None = None
@@ -33,8 +33,8 @@ class SourceOptions:
     captions_only: bool = False
     images: tuple[pathlib.Path, ...] = ()
     captions: pathlib.Path | None = None
-    val_share: float = 0.1
-    test_share: float = 0.0
+    val_share: float | None = None
+    test_share: float | None = None
 
 
 @dataclass
@@ -106,6 +106,8 @@ def build_listing(
             if not captions:
                 continue
             image_id = entry.image_id
+            if image_id in ids:
+                found.add("shared id", entry.file_name, f"id {image_id}")
             if image_id is None or image_id in ids:
                 image_id = stable_id(entry.file_name)
             ids.add(image_id)

@@ -28,7 +28,7 @@ DEFAULT_METRICS = METRICS[:-1]
 FEW_IMAGES = 100
 """With fewer images than this, CIDEr says little by document frequencies of their references.
 
-It weighs words by the images whose references lack them: among a handful that is chance, and of one or two it is always
+It weighs words by the images whose references lack them: among a handful that is chance, and of one alone it is always
 0. Validation takes the frequencies of the training captions then, or the model that is kept would be chosen so.
 """
 

@@ -79,7 +79,7 @@ def score_report(
     if df is None and len(ordered) < FEW_IMAGES:
         few = (
             f"words are weighed by the references of these images alone, which says little of fewer than {FEW_IMAGES} "
-            "(one or two always give 0)"
+            "(one alone always gives 0)"
         )
         report["notes"] = {name: few for name in ("CIDEr", "CIDEr-D") if name in scores.corpus}
     report["health"] = health(ordered, train_captions).to_dict()

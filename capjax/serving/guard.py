@@ -105,10 +105,13 @@ def _place_of(origin: str) -> str:
         return ""
 
 
-def own_hosts(bound_to: str) -> tuple[str, ...]:
-    """Return the names that a server is asked by: those of the loopback device if it is bound there, else any."""
-    try:
-        is_loopback = ipaddress.ip_address(bound_to).is_loopback
-    except ValueError:
-        is_loopback = bound_to == "localhost"
-    return tuple(sorted({"localhost", "127.0.0.1", "::1", bound_to})) if is_loopback else ()
+def own_hosts(name: str, address: str) -> tuple[str, ...]:
+    """Return the names that a server is asked by: those of the loopback device if it is bound there, else any.
+
+    Args:
+        name: that the user gave of the host, however it is spelt.
+        address: that the server is bound to.
+    """
+    bound_to = ipaddress.ip_address(address)
+    bound_to = getattr(bound_to, "ipv4_mapped", None) or bound_to
+    return tuple(sorted({"localhost", "127.0.0.1", "::1", address, name.lower()})) if bound_to.is_loopback else ()

@@ -181,7 +181,7 @@ def _print(name: str, found: list[ExportedCaption] | CapjaxError, as_json: bool)
             row |= {"caption": best.text, "log_prob": best.log_prob if math.isfinite(best.log_prob) else None}
             if others:
                 row["alternatives"] = [{"caption": text, "log_prob": score} for text, score in others]
-        print(json.dumps(row, ensure_ascii=False), flush=True)
+        print(json.dumps(row), flush=True)
     elif isinstance(found, CapjaxError):
         print(f"{printable(name)}: {found}", file=sys.stderr, flush=True)
     else:

@@ -50,6 +50,15 @@ def test_a_search_that_came_to_nothing_is_json_all_the_same(capsys):
     assert here == there == {"file": "a.jpg", "caption": "", "log_prob": None}
 
 
+def test_json_is_proper_whatever_the_terminal_can_show(monkeypatch):
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, "ascii", errors="backslashreplace"))
+    caption._print(pathlib.Path("ünï.png"), Caption(0, "a café", -1.0), True)
+    exported_captioner._print("ünï.png", [exported_captioner.ExportedCaption("a café", -1.0)], True)
+    here, there = map(json.loads, buffer.getvalue().decode("ascii").splitlines())
+    assert here == there == {"file": "ünï.png", "caption": "a café", "log_prob": -1.0}
+
+
 def test_a_model_of_capjax_0_1_says_what_it_said(capsys, monkeypatch):
     monkeypatch.chdir(GOLDEN)
     assert main(["caption", "--model=model", "--json", "--beam_size=3", "--num_captions=2", "photos"]) == 0

@@ -28,6 +28,10 @@ EXPECTED = {"a.jpg": ["A dog, running.", "Second one"], "b.jpg": ['He said "go"'
     [
         ("c.csv", 'image,caption\na.jpg,"A dog, running."\na.jpg,Second one\nb.jpg,"He said ""go"""\n'),
         ("c.csv", '\ufefffile_name;text\r\na.jpg;A dog, running.\r\na.jpg;Second one\r\nb.jpg;"He said ""go"""\r\n'),
+        ("c.csv", 'image, caption\na.jpg, "A dog, running."\na.jpg, Second one\nb.jpg, "He said ""go""" \n'),
+        ("c.csv", 'caption ,  image\n "A dog, running.", a.jpg\n Second one,a.jpg\n  "He said ""go""", "b.jpg"\n'),
+        ("c.csv", 'image;caption\ra.jpg;A dog, running.\ra.jpg;Second one\rb.jpg;"He said ""go"""\r'),
+        ("c.tsv", 'image\tcaption\ra.jpg\tA dog, running.\ra.jpg\tSecond one\rb.jpg\tHe said "go"\r'),
         ("c.tsv", 'caption\tfilename\nA dog, running.\ta.jpg\nSecond one\ta.jpg\n"He said ""go"""\tb.jpg\n'),
         ("captions.txt", 'image,caption\na.jpg,A dog, running.\na.jpg,Second one\nb.jpg,"He said ""go"""\n'),
         (
@@ -51,11 +55,18 @@ def test_every_layout_gives_the_same_captions(tmp_path, name, content):
     assert set(kinds(found)) <= {"byte order mark"}
 
 
+def test_only_the_numbers_of_captions_are_taken_off_names(tmp_path):
+    path = write(tmp_path / "c.csv", "image,caption\nIMG#0,x\nIMG#1,y\na.jpg#0,z\na.jpg#1,w\n")
+    assert captions_of(path) == {"IMG#0": ["x"], "IMG#1": ["y"], "a.jpg": ["z", "w"]}
+
+
 def test_ids_and_splits_are_read(tmp_path):
     path = write(tmp_path / "c.csv", "image_id,image,caption,split\n5,a.jpg,x,val\nnone,b.jpg,y,\n")
     a, b = read_captions(path, Findings())
     assert (a.image_id, a.split, b.image_id, b.split) == (5, "val", None, None)
-    for written, image_id in ((12, 12), ("12", 12), ("k12", None), (2**63, None)):
+    path = write(tmp_path / "c.csv", "image_id,image,caption\n7.0,a.jpg,x\n7.5,b.jpg,y\n")
+    assert [file.image_id for file in read_captions(path, Findings())] == [7, None]
+    for written, image_id in ((12, 12), ("12", 12), (12.0, 12), (12.5, None), ("k12", None), (2**63, None)):
         path = write(tmp_path / "c.json", coco_json({"a.jpg": ["x"]}, {"a.jpg": written}))
         (c,) = read_captions(path, Findings())
         assert (c.image_id, c.captions) == (image_id, ["x"])

@@ -199,7 +199,7 @@ def test_photos_that_several_files_could_be_are_not_guessed(tmp_path):
     write(tmp_path / "other" / "readme.jpg", jpeg(1) + b"longer")  # which no caption names
     flickr.open_source(parse_name("flickr8k"), SourceOptions(source=tmp_path))
     write(tmp_path / "thumbs" / FLICKR_NAMES[1], jpeg(1) + b"longer")
-    with pytest.raises(CapjaxError, match=rf"Flicker8k_Dataset/{FLICKR_NAMES[1]} of .* bytes and .*thumbs/"):
+    with pytest.raises(CapjaxError, match=rf"Flicker8k_Dataset/{FLICKR_NAMES[1]} and .*thumbs/"):
         flickr.open_source(parse_name("flickr8k"), SourceOptions(source=tmp_path))
     write(tmp_path / "broken.zip", b"PK\x03\x04 half a download")
     captions_only = flickr.open_source(parse_name("flickr8k"), SourceOptions(source=tmp_path, captions_only=True))
@@ -311,9 +311,10 @@ def test_one_name_in_two_folders_of_images_is_refused(tmp_path):
     write(tmp_path / "captions.csv", "image,caption\na.jpg,text\n")
     options = SourceOptions(images=(tmp_path / "one", tmp_path / "two"), captions=tmp_path / "captions.csv")
     assert names(folder.open_source(parse_name("folder/mine"), options)) == {"train": ["a.jpg"]}  # the same twice
-    write(tmp_path / "two" / "a.jpg", jpeg(0) + b"longer")
-    with pytest.raises(CapjaxError, match=r"one image a\.jpg, got .*one/a\.jpg of .* and .*two/a\.jpg of"):
-        folder.open_source(parse_name("folder/mine"), options)
+    for other in (jpeg(0) + b"longer", jpeg(0)[::-1]):
+        write(tmp_path / "two" / "a.jpg", other)
+        with pytest.raises(CapjaxError, match=r"one image a\.jpg, .*one/a\.jpg and .*two/a\.jpg differ; move"):
+            folder.open_source(parse_name("folder/mine"), options)
 
 
 def test_the_image_that_stands_in_for_validation_has_a_file(tmp_path):
@@ -358,6 +359,15 @@ def test_names_that_are_spelt_in_two_ways_are_one(tmp_path):
     write(tmp_path / "captions.csv", "image,caption\ncaf\u00e9.jpg,A coffee house\n")
     listing = folder.open_source(parse_name("folder/mine"), folder_options(tmp_path, val_share=0.0))
     assert names(listing) == {"train": ["cafe\u0301.jpg"]} and list(listing.found) == []
+
+
+def test_shares_that_have_no_use_are_told(tmp_path):
+    write(tmp_path / "captions.csv", "image,caption,split\na.jpg,A,train\nb.jpg,B,train\n")
+    told = {}
+    for shares in ({}, {"val_share": 0.5}, {"test_share": 0.0}):
+        options = folder_options(tmp_path, captions_only=True, **shares)
+        told[tuple(shares)] = folder.open_source(parse_name("folder/mine"), options).notes
+    assert told[()] == [] and all("had no use" in notes[0] for shares, notes in told.items() if shares)
 
 
 def test_given_splits_are_used(tmp_path):
@@ -405,6 +415,7 @@ def test_ids_given_twice_are_replaced_by_ids_of_the_name(tmp_path):
     listing = folder.open_source(parse_name("folder/mine"), folder_options(tmp_path, captions_only=True))
     first, second = ids(listing)["train"]
     assert first == 1 and second > 1
+    assert dict(listing.found) == {"shared id": [("b.jpg", "id 1")]}
 
 
 def test_names_with_halves_of_characters_are_left_out_or_replaced(tmp_path):

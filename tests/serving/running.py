@@ -63,7 +63,7 @@ def serving(model: LoadedModel, is_awaited: bool = True, **limits: Any) -> Itera
         failures.extend([failure] if failure else [])
         ready.set()
 
-    server = make_server(build_app(service, own_hosts("127.0.0.1"), on_ready), bounds)
+    server = make_server(build_app(service, own_hosts("127.0.0.1", "127.0.0.1"), on_ready), bounds)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
