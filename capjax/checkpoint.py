@@ -208,10 +208,10 @@ def _check_path(directory: pathlib.Path) -> None:
         CapjaxError: before anything is lost.
     """
     path = str(directory)
-    if "[" in path or path != path.encode("utf-8", "replace").decode():
+    if set(path) & {"[", "\\"} or path != path.encode("utf-8", "replace").decode():
         raise CapjaxError(
-            f"expected a folder for checkpoints whose path is UTF-8 and has no '[' in it, got {path}; choose another "
-            "workdir"
+            f"expected a folder for checkpoints whose path is UTF-8 and has no '[' and no backslash in it, got {path}; "
+            "choose another workdir"
         )
 
 

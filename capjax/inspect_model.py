@@ -79,7 +79,7 @@ def overview(model: LoadedModel) -> str:
         "recipe": config.recipe or "one of its own",
         "decoder": config.decoder.name,
         "sees": sees,
-        "speaks": f"{len(words):,} words ({config.vocabulary.tokenizer}): {', '.join(words[:8])} …",
+        "speaks": f"{len(words):,} words ({vocabulary.tokenizer}): {', '.join(words[:8])} …",
         "learnt from": f"{config.dataset.name}, {config.dataset.train_split}; validated on {config.dataset.val_split}",
         "changes": ", ".join(f"{name} {value}" for name, value in asked_of(configuration.changes(config)).items()),
         "search": model.search.method + f", {model.search.beam_size} beam(s)" * (model.search.method == "beam"),

@@ -140,17 +140,22 @@ def check_divides(batch_size: int, name: str, mesh: Mesh) -> None:
         )
 
 
-def check_vocabulary(size: int, mesh: Mesh) -> None:
+def check_vocabulary(size: int, mesh: Mesh, is_given: bool) -> None:
     """Refuse a vocabulary that cannot be split evenly over the model axis.
 
+    Args:
+        size: V.
+        mesh: the devices.
+        is_given: it is that of another model, and cannot be filled up.
+
     Raises:
-        CapjaxError: with what fills it up.
+        CapjaxError: with what to set.
     """
     parts = mesh.shape[MODEL_AXIS]
     if size % parts:
         raise CapjaxError(
             f"expected a vocabulary that divides over mesh.model_parallel = {parts} devices, got {size:,} entries; "
-            f"fill it up with --config.vocabulary.multiple_of={parts}"
+            + ("set one that divides it" if is_given else f"fill it up with --config.vocabulary.multiple_of={parts}")
         )
 
 

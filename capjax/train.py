@@ -258,6 +258,6 @@ def run(args: argparse.Namespace) -> int:
     join_processes(args, stop_together=True)
     scale = args.scale_batch
     if scale is None:  # asked for without a number
-        scale = scale_of(args.workdir, config) or jax.device_count() // config.mesh.model_parallel
+        scale = scale_of(args.workdir, config) or max(1, jax.device_count() // config.mesh.model_parallel)
     train_and_draw(scale_batch(config, scale), args.workdir)
     return 0

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from capjax import assembly
-from capjax.config import decoder_config, default_config, from_dict, load_config, to_dict
+from capjax.config import check, decoder_config, default_config, from_dict, load_config, to_dict
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
 from capjax.images import Preprocessing
@@ -135,6 +136,8 @@ def test_defaults_are_the_reference_system():
         (["encoder.image_size=0"], r"encoder\.image_size of at least 1, got 0"),
         (["search.method=zzz"], r"search: unknown decoding method 'zzz'"),
         (["search.beam_size=5"], "search: beam_size has no meaning for method=greedy"),
+        (["optimizer.clip_norm=1e999"], r"optimizer\.clip_norm to be a finite number, got inf"),
+        (["search.diversity_strength=1e999"], r"search\.diversity_strength to be a finite number"),
         (["search.max_length=0"], r"search: .*max_length lies in 1\.\.10000, got 0"),
     ],
 )
@@ -142,6 +145,28 @@ def test_values_that_make_no_sense_are_clear_errors(overrides, message):
     with pytest.raises(CapjaxError, match=message) as error:
         load_config("reference", ["features.dir=", *overrides])
     assert "\n" not in str(error.value)
+
+
+def test_fields_that_do_not_exist_are_named_however_they_came():
+    """As in a section that a recipe made anew, where no lock sees a misspelt name."""
+    config = default_config()
+    with config.unlocked():
+        config.optimizer = ConfigDict(config.optimizer.to_dict() | {"learning_rat": 3.0})
+    with pytest.raises(
+        CapjaxError, match=r"no field optimizer\.learning_rat .*; did you mean optimizer\.learning_rate"
+    ):
+        check(config)
+
+
+def test_settings_of_a_decoder_have_the_type_of_their_defaults():
+    config = default_config()
+    with config.unlocked():
+        config.decoder = decoder_config("att2in", dropout_rate=0)
+    check(config)
+    assert config.decoder.dropout_rate == 0.0 and isinstance(config.decoder.dropout_rate, float)
+    for size in (64.0, "64"):
+        with pytest.raises(CapjaxError, match="decoder 'att2in': expected a setting of the type of its default"):
+            decoder_config("att2in", hidden_size=size)
 
 
 def test_a_decoder_brings_its_own_fields(monkeypatch):

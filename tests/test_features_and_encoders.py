@@ -356,6 +356,11 @@ def test_eyes_are_more_than_weights(shared, project, capsys, field, value):
     assert "sees with another encoder" in printed or "preprocesses differently" in printed
     start = ["train", *config(project), *SHORT, f"--config.train.init_from={project / 'other'}"]
     refuses(capsys, [*start, f"--workdir={project / 'run'}"], "expected features as")
+    from_images = [*start, "--config.features.dir=", f"--workdir={project / 'images'}"]
+    if field == "grid_side":
+        refuses(capsys, from_images, "whose grid_side is 1, got 0; set it in the section `encoder`")
+    else:  # which may change with a run that sees images
+        assert main(from_images) == 0
 
 
 @pytest.mark.parametrize("side", [1, 7])

@@ -111,6 +111,12 @@ def test_a_vocabulary_that_does_not_divide_is_refused_with_what_to_set(feature_c
     assert "Traceback" not in said
 
 
+def test_a_scale_that_the_devices_give_is_at_least_one(feature_config, tmp_path):
+    (run,) = start([f"--config={feature_config}", "--scale_batch"], tmp_path / "run", devices=1, model_parallel=2)
+    (said,) = finish(run, status=1)
+    assert "--scale_batch" not in said and "model_parallel" in said
+
+
 def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(feature_config, tmp_path):
     command = [f"--config={feature_config}", "--config.train.batch_size=120", "--config.train.captions_per_image=5"]
     run = start([*command, "--config.train.accumulate_steps=2"], tmp_path / "run", devices=8)

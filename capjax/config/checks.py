@@ -1,5 +1,8 @@
 """What the values of a configuration may be, alone and together."""
 
+import difflib
+import math
+
 from ml_collections import ConfigDict
 
 from capjax.config.fields import default_config, flat
@@ -50,6 +53,12 @@ def check(config: ConfigDict) -> None:
     expected = [name for name in flat(default_config()) if not name.startswith("decoder.")]
     if missing := [name for name in (*expected, "decoder.name") if name not in fields]:
         raise CapjaxError(f"expected a field {missing[0]} in the configuration, got none; begin with default_config()")
+    if unknown := [name for name in fields if name not in expected and not name.startswith("decoder.")]:
+        near = difflib.get_close_matches(unknown[0], expected, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise CapjaxError(f"expected no field {unknown[0]} in the configuration, which capjax does not know{hint}")
+    if endless := [name for name, value in fields.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise CapjaxError(f"expected {endless[0]} to be a finite number, got {fields[endless[0]]}")
     if empty := [name for name, value in fields.items() if value is None]:
         raise CapjaxError(f"expected {empty[0]} to have a value, got None")
     # Whole numbers of a decoder are sizes and numbers of parts.

@@ -122,12 +122,17 @@ def decoder_config(name: str, **changes: Any) -> ConfigDict:
     """Return the section `decoder`: the named decoder's settings at their defaults, but for `changes`.
 
     Raises:
-        CapjaxError: if there is no such decoder, or it has no such setting.
+        CapjaxError: if there is no such decoder, or it has no such setting, or none of that type.
     """
     settings = decoder_settings(name)
     if unknown := sorted(set(changes) - set(settings)):
         raise CapjaxError(f"decoder {name!r} has no setting {unknown[0]!r}; it has {sorted(settings)}")
-    return ConfigDict({"name": name} | settings | changes)
+    section = ConfigDict({"name": name} | settings)
+    try:
+        section.update(changes)  # a whole number does for a float
+    except TypeError as error:
+        raise CapjaxError(f"decoder {name!r}: expected a setting of the type of its default, got {error}") from None
+    return section
 
 
 def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

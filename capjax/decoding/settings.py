@@ -3,8 +3,10 @@
 Configs, command-line flags and `metrics.json` all speak these field names.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,7 +153,9 @@ class DecoderSettings:
             if isinstance(word, str) and word not in token_ids:
                 raise CapjaxError(_unknown("word (not in the vocabulary)", word, tuple(token_ids)))
             if isinstance(word, int) and word not in known:
-                raise CapjaxError(f"expected ids of words of the vocabulary, from 0 to {max(known)}, got {word}")
+                raise CapjaxError(
+                    f"expected ids of words of the vocabulary, from {min(known)} to {max(known)}, got {word}"
+                )
             return token_ids[word] if isinstance(word, str) else word
 
         return dataclasses.replace(
@@ -177,7 +181,8 @@ class DecoderSettings:
         _require(abs(self.length_penalty) <= 10, "length_penalty lies in -10..10", self.length_penalty)
         if self.length_formula not in ("gnmt", "plain"):
             raise CapjaxError(_unknown("length_formula", self.length_formula, ("gnmt", "plain")))
-        _require(self.diversity_strength >= 0, "diversity_strength is 0 or more", self.diversity_strength)
+        strength = self.diversity_strength
+        _require(0 <= strength < math.inf, "diversity_strength is 0 or more, and finite", strength)
         if self.method in _BEAM:
             groups = self.num_groups if self.method == "diverse_beam" else 1
             _require(
@@ -302,7 +307,9 @@ def _checked(setting: dataclasses.Field, value: Any) -> Any:
         return _words(setting.name, value)
     kind = type(setting.default)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # no range admits so large a number
+            value = float(value)
+        return value
     if type(value) is not kind:
         raise CapjaxError(f"decoder setting {setting.name} is of type {kind.__name__}, got {value!r}")
     return value

@@ -176,10 +176,10 @@ def leakage(train: Mapping[int, Sequence[str]], test: Mapping[int, Sequence[str]
             images_of.setdefault(tuple(tokenize(caption)), set()).add(image_id)
     suspects, num_shared, num_references = [], 0, 0
     for image_id, captions in test.items():
-        shared = [images_of.get(words, set()) for words in {tuple(tokenize(caption)) for caption in captions}]
-        num_references += len(shared)
-        num_shared += sum(bool(images) for images in shared)
-        owners = [image for images in shared for image in images]
+        said = [tuple(tokenize(caption)) for caption in captions]
+        num_references += len(said)
+        num_shared += sum(words in images_of for words in said)
+        owners = [image for words in set(said) for image in images_of.get(words, ())]
         if len(owners) > len(set(owners)):
             suspects.append(image_id)
     return Leakage(

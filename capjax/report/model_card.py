@@ -44,6 +44,9 @@ def model_card(
     sees = f"Inception V3 ({encoder['source']})" if encoder else "features made elsewhere, and cannot look at photos"
     if encoder and config["encoder"]["endpoint"]:
         sees += f" up to {config['encoder']['endpoint']}"
+    known = f"its training captions (those that occur {config['vocabulary']['min_count']} times or oftener)"
+    if config["train"]["init_from"]:
+        known = "the model that its training began with"
     lines = [
         "---",
         # JSON is YAML, and quotes what must be quoted.
@@ -78,11 +81,10 @@ def model_card(
     lines += [
         "## What it cannot do",
         "",
-        f"It knows the words of its training captions (those that occur {config['vocabulary']['min_count']} times or "
-        "oftener), and says what is probable after pictures like those: what is rare or new is named wrongly, with as "
-        "much confidence. Captioners of this kind are unreliable about counts, left and right, written text and who "
-        "somebody is. Prejudices of the captions it learnt from are its own. Data set and encoder have licences of "
-        "their own.",
+        f"It knows the words of {known}, and says what is probable after pictures like those: what is rare or new is "
+        "named wrongly, with as much confidence. Captioners of this kind are unreliable about counts, left and right, "
+        "written text and who somebody is. Prejudices of the captions it learnt from are its own. Data set and encoder "
+        "have licences of their own.",
         "",
     ]
     return "\n".join(lines)

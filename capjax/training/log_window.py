@@ -30,16 +30,17 @@ class LogWindow:
         """Wait for the steps so far and look at their losses; called before anything that is made of them is kept.
 
         Raises:
-            CapjaxError: naming the first step whose loss or gradient was not finite.
+            CapjaxError: naming the first step whose loss, gradient or update was not finite.
         """
         with waiting_for(DEVICES):
             waited = jax.device_get(self._waiting)
         for step, metrics in waited:
-            if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
+            norms = metrics["gradient_norm"], metrics.get("update_norm", 0.0)
+            if not np.isfinite([metrics["loss"], *norms]).all():
                 raise CapjaxError(
                     f"the loss or its gradient was not finite at step {step} (loss {metrics['loss']}, gradient norm "
-                    f"{metrics['gradient_norm']}); the checkpoints are from before: lower the learning rate or set "
-                    "optimizer.clip_norm, and begin another run"
+                    f"{norms[0]}, of the update {norms[1]}); the checkpoints are from before: lower the learning rate "
+                    "or set optimizer.clip_norm, and begin another run"
                 )
             self._rows.append({name: float(value) for name, value in metrics.items()})
         self._waiting.clear()

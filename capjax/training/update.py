@@ -96,8 +96,8 @@ def update(
         ema_decay: of the moving average of the parameters, 0 for none; shorter at first, (1 + step) / (10 + step).
 
     Returns:
-        The new state, `gradient_norm` and `update_norm`. An update that is not finite is left out; its step counts all
-        the same.
+        The new state, `gradient_norm` and `update_norm`. Where the loss or its gradient is not finite, the update is
+        left out; its step counts all the same.
     """
     gradient_norm = optax.tree.norm(gradient)
 

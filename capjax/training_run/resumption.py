@@ -54,10 +54,10 @@ def restore(
     _check_same_run(configuration.to_dict(old), configuration.to_dict(setup.config), workdir)
     for name, what in DATA.items():
         before, now = host.get(name), data_identity[name]
+        if name == "vocabulary_sha256" and setup.start:
+            what = "vocabulary of train.init_from"
         if before and now and before != now:  # older checkpoints, and older datasets, know fewer of them
-            raise CapjaxError(
-                f"expected the {what} that {workdir} was begun with, they have changed; choose another workdir"
-            )
+            raise CapjaxError(f"expected the {what} that {workdir} was begun with, got others; choose another workdir")
     if host.get("features", data_identity["features"]) != data_identity["features"]:
         found = f"{setup.config.features.dir} holds others" if setup.config.features.dir else "features.dir is empty"
         raise CapjaxError(

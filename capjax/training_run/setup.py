@@ -84,12 +84,12 @@ def setup_from(config: ConfigDict, mesh: Mesh) -> Setup:
     if not captions.image_starts[-1]:
         raise CapjaxError(f"expected images with captions to train on, split {config.dataset.train_split!r} has none")
     vocabulary = start.vocabulary if start else Vocabulary.from_counts(captions.counts, **config.vocabulary.to_dict())
-    check_vocabulary(len(vocabulary), mesh)
+    check_vocabulary(len(vocabulary), mesh, is_given=start is not None)
     DecoderSettings.from_dict(config.search.to_dict()).with_token_ids(vocabulary.ids)  # all words known
     fed_images = not config.features.dir
     model = assembly.captioner_from(config, len(vocabulary), encoder.config if fed_images else None)
     setup = Setup(config, mesh, encoder, records, captions, rows, vocabulary, model, start)
-    if start and not fed_images:
+    if start:
         _check_sees_alike(setup, start)
     return setup
 
@@ -111,11 +111,23 @@ def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def _check_sees_alike(setup: Setup, start: ModelDirectory) -> None:
-    """Refuse cached features that are not what the model to start from sees.
+    """Refuse cached features that are not what the model to start from sees, or another network to see images with.
+
+    The size of images and how they are cut may change with a run that is fed them.
 
     Raises:
-        CapjaxError: if another encoder or program made them.
+        CapjaxError: if another encoder or program made the features, or the network is another.
     """
+    if not setup.config.features.dir:
+        mine = dataclasses.asdict(setup.encoder.config)
+        theirs = dataclasses.asdict(config_from(start.encoder)) if start.encoder else {}
+        for name in theirs.keys() - {"image_size", "source", "num_classes"}:
+            if mine[name] != theirs[name]:
+                raise CapjaxError(
+                    f"expected an encoder as that of {setup.config.train.init_from}, whose {name} is {theirs[name]!r}, "
+                    f"got {mine[name]!r}; set it in the section `encoder` of the configuration"
+                )
+        return
     if start.encoder:
         weights = {part: start.variables[part]["encoder"] for part in ("params", "batch_stats")}
         theirs = configuration.from_dict(start.config, setup.config.train.init_from)
@@ -191,7 +203,10 @@ def _load_start(config: ConfigDict) -> ModelDirectory:
         CapjaxError: if there is none, or its decoder is another than the run's.
     """
     path = model_folder(config.train.init_from)
-    start = load_model_directory(path / "model" if (path / "model" / "model.json").exists() else path)
+    try:
+        start = load_model_directory(path / "model" if (path / "model" / "model.json").exists() else path)
+    except CapjaxError as error:
+        raise CapjaxError(f"{error} (train.init_from, which a run needs to go on as well)") from None
     theirs = configuration.from_dict(start.config, f"{path}/model.json").decoder.to_dict()
     if theirs["name"] != config.decoder.name:
         raise CapjaxError(

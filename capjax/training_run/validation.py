@@ -48,7 +48,8 @@ class Validation:
         self.records = records[: config.eval.max_images or None]
         references = {record.image_id: record.captions for record in self.records if record.captions}
         if not references:
-            raise CapjaxError(f"expected captions in the validation split {config.dataset.val_split!r}, it has none")
+            what = f"its first {len(self.records)} images have" if config.eval.max_images else "it has"
+            raise CapjaxError(f"expected captions in the validation split {config.dataset.val_split!r}, {what} none")
         self._references = coco_caption.References(references)
         self.has_few_images = len(references) < FEW_IMAGES
         self._df = None

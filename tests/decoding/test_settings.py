@@ -63,6 +63,8 @@ def test_round_trip_through_json(settings):
         ({"method": "beam", "num_groups": 2}, "num_groups has no meaning for method=beam"),
         ({"temperature": 0.0}, r"temperature lies in 0\.001\.\.1000"),
         ({"temperature": math.inf}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"method": "diverse_beam", "diversity_strength": math.inf}, "diversity_strength is 0 or more, and finite"),
         ({"top_p": 1.5}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"max_length": 0}, "max_length"),
@@ -103,10 +105,10 @@ def test_words_become_token_ids():
     assert settings.with_token_ids({"dog": 4, "puppy": 9, "grass": 5, "cat": 6}, [7, 8]).must_not_contain[-2:] == (7, 8)
 
 
-@pytest.mark.parametrize("outside", [-1, 6])
+@pytest.mark.parametrize("outside", [-1, 3, 6])
 def test_ids_that_no_word_has_are_refused(outside):
     settings = DecoderSettings(method="beam", must_contain=(4, outside))
-    with pytest.raises(CapjaxError, match=f"ids of words of the vocabulary, from 0 to 5, got {outside}"):
+    with pytest.raises(CapjaxError, match=f"ids of words of the vocabulary, from 4 to 5, got {outside}"):
         settings.with_token_ids({"dog": 4, "cat": 5})
 
 

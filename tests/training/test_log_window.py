@@ -35,7 +35,7 @@ def test_means_are_weighted_by_words_and_a_validation_takes_no_time(monkeypatch)
     }
 
 
-@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+@pytest.mark.parametrize("name", ["loss", "gradient_norm", "update_norm"])
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_the_first_step_that_is_not_finite_is_named(name, value):
     window, metrics = LogWindow(), {"loss": 1.0, "gradient_norm": 1.0, "num_words": 1.0}

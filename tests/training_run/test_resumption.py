@@ -168,7 +168,7 @@ def test_values_of_another_shape_in_a_checkpoint_are_one_clear_error(store, fini
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["run[lr=0.1]", os.fsdecode(b"bad\xff")])
+@pytest.mark.parametrize("name", ["run[lr=0.1]", "a\\b", os.fsdecode(b"bad\xff")])
 def test_a_workdir_that_could_not_be_read_again_is_refused_before_the_first_step(store, tmp_path, name):
     with pytest.raises(CapjaxError, match="expected a folder for checkpoints whose path is UTF-8 and has no '\\['"):
         train(tiny_config(store), tmp_path / name)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from capjax.captioning.loaded_model import load_model
 from capjax.config import decoder_config, load_config
 from capjax.errors import CapjaxError
+from capjax.inspect_model import overview
 from capjax.sharding import make_mesh
 from capjax.text.vocabulary import Vocabulary
 from capjax.train import train
@@ -143,13 +145,29 @@ def test_any_objective_may_start_from_a_model_with_its_words(store, start, tmp_p
     rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "val/loss" in row]
     began = json.loads((start / "model" / "model.json").read_text())["scores"]["val/loss"]
     np.testing.assert_allclose(rows[0]["val/loss"], began, rtol=1e-5)
+    # What is told of it is of the words that it has.
+    assert "It knows the words of the model that its training began with" in (tmp_path / "model/README.md").read_text()
+    config.vocabulary.tokenizer = "ptb"
+    train(config, tmp_path / "other")
+    assert "words (words)" in overview(load_model(str(tmp_path / "other" / "model")))
+    # Another vocabulary of the start is not that of the run.
+    shutil.copytree(tmp_path / "model", tmp_path / "changing")
+    config.train.init_from = str(tmp_path / "changing")
+    train(config, tmp_path / "third")
+    own = tiny_config(store)
+    own.vocabulary.multiple_of = 5
+    train(own, tmp_path / "with_another_vocabulary")
+    shutil.rmtree(tmp_path / "changing")
+    shutil.copytree(tmp_path / "with_another_vocabulary" / "model", tmp_path / "changing")
+    with pytest.raises(CapjaxError, match=r"expected the vocabulary of train\.init_from that .*third was begun with"):
+        train(config, tmp_path / "third")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"train.init_from": ""}, "train.init_from"),
-        ({"train.init_from": "nowhere"}, "expected a model directory"),
+        ({"train.init_from": "nowhere"}, r"expected a model directory .*nowhere \(train\.init_from, which a run needs"),
         ({"train.label_smoothing": 0.1}, "label_smoothing"),
         ({"eval.best_metric": "loss"}, r"eval\.best_metric to be a score"),
         ({"self_critical.baseline": "best"}, "self_critical.baseline"),
