@@ -52,9 +52,10 @@ def run(args: argparse.Namespace) -> int:
     """Explain the captions of photos; return 1 if one of them could not be read."""
     files = _photos(args.photos, args.out)
     names = names_of(files)
-    for file, name in zip(files, names, strict=True):
-        if file.exists() and any(path.exists() and path.samefile(file) for path in _written(args.out, name)):
-            raise CapjaxError(f"expected another --out than the folder of the photos, {file} would be overwritten")
+    read = {file.resolve() for file in files}
+    for path in (path for name in names for path in _written(args.out, name)):
+        if path.resolve() in read:
+            raise CapjaxError(f"expected another --out than the folder of the photos, {path} would be overwritten")
     model = load_model(args.model)
     model.require_preprocessing("capjax evaluate --explain explains its captions of such features")
     settings = settings_from_flags(args, model.search)
@@ -74,11 +75,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _photos(paths: Sequence[str], out: pathlib.Path) -> list[pathlib.Path]:
-    """Find the photos, but for what an earlier run wrote to a folder that lies among them."""
-    found = []
-    for path in paths:
-        inside = out.resolve() if pathlib.Path(path).resolve() in out.resolve().parents else None
-        found += [file for file in find_photos([path]) if not (inside and inside in file.resolve().parents)]
+    """Find the photos, but for what an earlier run wrote to a folder that lies among them.
+
+    Raises:
+        CapjaxError: if there are none.
+    """
+    found, written = find_photos(paths), out.resolve()
+    if any(pathlib.Path(path).resolve() in written.parents for path in paths):
+        found = [file for file in found if written not in file.resolve().parents]
+        if not found:
+            raise CapjaxError(f"expected photos in {', '.join(paths)}, found only what was written to {out}")
     return found
 
 

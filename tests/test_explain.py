@@ -146,6 +146,9 @@ def test_photos_are_never_written_over_nor_what_was_written_explained(tmp_path, 
         assert main(["explain", f"--model={model}", "--caption=w3", "."]) == 0
         assert sorted(path.name for path in pathlib.Path("explained").iterdir()) == ["0.html", "0.png"]
     assert main(["explain", f"--model={model}", "--caption=w3", "--out=../again", "explained"]) == 0
+    pathlib.Path("0.png").unlink()
+    assert main(["explain", f"--model={model}", "--caption=w3", "."]) == 1
+    assert "found only what was written to explained" in capsys.readouterr().err
 
 
 def test_a_caption_that_is_given(tmp_path, photos, capsys):

@@ -78,14 +78,16 @@ def import_npz(
         pooled.shape[1],
         None if grid is None else grid.shape[1],
     )
-    num_images = sum(map(len, present.values()))
-    check_room(store.path, store.bytes_needed(num_images), f"features of {num_images:,} images")
+    missing = {}
     for split, records in present.items():
-        if not records:
-            continue
-        store.begin_split(split, records)
-        for rows in store.missing_shards(split):
-            at = [rows_by_name[records[i].file_name] for i in rows]
+        if records:
+            store.begin_split(split, records)
+            missing[split] = store.missing_shards(split)
+    num_images = sum(len(rows) for shards in missing.values() for rows in shards)
+    check_room(store.path, store.bytes_needed(num_images), f"features of {num_images:,} images")
+    for split, shards in missing.items():
+        for rows in shards:
+            at = [rows_by_name[present[split][i].file_name] for i in rows]
             values = Features(
                 pooled[at].astype(np.float32), None if grid is None else grid[at].astype(np.float32) * scale
             )
