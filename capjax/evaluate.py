@@ -11,6 +11,7 @@ import importlib
 import json
 import pathlib
 import shlex
+import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -116,8 +117,9 @@ def evaluate(
     if explainer:  # what it cannot explain is refused now rather than after an hour of decoding
         explainer(seen.rows[0], "")
     others = read_captions(rival, seen) if rival else {}
-    for folder in (out, *([ledger.parent] if ledger else [])):
-        on_first_process(partial(check_writable, folder))
+    on_first_process(partial(check_writable, out))
+    if ledger:
+        on_first_process(partial(append_row, ledger, None))
 
     done = _Captioned(seen, settings, *decode_split(seen, settings, batch_size))
     if jax.process_index() != 0:
@@ -333,9 +335,10 @@ def read_captions(folder: pathlib.Path, seen: SeenSplit) -> dict[int, str]:
         )
     dataset = _dataset_of_evaluation(folder)
     if dataset and _numbering(dataset) != _numbering(seen.config.dataset.name):
-        raise CapjaxError(
-            f"expected an evaluation of the same images in {folder}, it is of {dataset}, whose images have other ids "
-            f"than those of {seen.config.dataset.name}; evaluate the other model on this split first"
+        print(
+            f"warning: {folder} is an evaluation of {dataset}, this one of {seen.config.dataset.name}; images of one "
+            "id are taken for one, as they are where both hold the same photos under the same names",
+            file=sys.stderr,
         )
     return captions
 

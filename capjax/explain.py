@@ -52,10 +52,9 @@ def run(args: argparse.Namespace) -> int:
     """Explain the captions of photos; return 1 if one of them could not be read."""
     files = _photos(args.photos, args.out)
     names = names_of(files)
-    read = {file.resolve() for file in files}
-    for path in (path for name in names for path in _written(args.out, name)):
-        if path.resolve() in read:
-            raise CapjaxError(f"expected another --out than the folder of the photos, {path} would be overwritten")
+    for path in (args.out / f"{name}.png" for name in names):
+        if path.exists() and not _is_written(path):
+            raise CapjaxError(f"expected another --out than {args.out}, whose picture {path} is none that this wrote")
     model = load_model(args.model)
     model.require_preprocessing("capjax evaluate --explain explains its captions of such features")
     settings = settings_from_flags(args, model.search)
@@ -75,21 +74,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _photos(paths: Sequence[str], out: pathlib.Path) -> list[pathlib.Path]:
-    """Find the photos, but for what an earlier run wrote to a folder that lies among them.
+    """Find the photos, but for what an earlier run wrote to a folder among them.
 
     Raises:
         CapjaxError: if there are none.
     """
-    found, written = find_photos(paths), out.resolve()
-    if any(pathlib.Path(path).resolve() in written.parents for path in paths):
-        found = [file for file in found if written not in file.resolve().parents]
-        if not found:
-            raise CapjaxError(f"expected photos in {', '.join(paths)}, found only what was written to {out}")
-    return found
+    named, found = set(map(pathlib.Path, paths)), find_photos(paths)
+    written = {file for file in found if file.parent.resolve() == out.resolve() and _is_written(file)} - named
+    if written:
+        print(f"left out what was written to {out} before: {len(written)} picture(s)", file=sys.stderr)
+    if len(written) == len(found):
+        raise CapjaxError(f"expected photos in {', '.join(paths)}, found only what was written to {out}")
+    return [file for file in found if file not in written]
 
 
-def _written(out: pathlib.Path, name: str) -> tuple[pathlib.Path, pathlib.Path]:
-    return out / f"{name}.png", out / f"{name}.html"
+def _is_written(picture: pathlib.Path) -> bool:
+    """Tell whether this command wrote a picture: then there is a page beside it."""
+    return picture.suffix == ".png" and picture.with_suffix(".html").exists()
 
 
 def _check_caption(args: argparse.Namespace, model: LoadedModel) -> None:
@@ -139,8 +140,7 @@ class PhotoExplainer:
         look = Look(image, explanation, branches, file.name)
         search = self._settings.told() if self._search else "the caption was given"
         heading = f"{file.name}: {search}; lit where the model looked ({explanation.method})"
-        sheet, page = _written(self._out, name)
-        write_explanation_sheet(sheet, [look], heading)
+        write_explanation_sheet(self._out / f"{name}.png", [look], heading)
         log_prob = float(np.sum(np.log([max(word.probability, 1e-38) for word in explanation.words])))
         settings = {
             "model": self._model.path,
@@ -148,7 +148,7 @@ class PhotoExplainer:
             "log-probability": f"{log_prob:.2f}",
             "where it looked": explanation.method,
         }
-        write_explanation_page(page, look, settings, alternatives)
+        write_explanation_page(self._out / f"{name}.html", look, settings, alternatives)
         return text
 
 

@@ -30,6 +30,7 @@ from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
 from capjax.host.disk import local_path, write_atomically
 from capjax.standalone.exported_captioner import FORMAT_VERSION
+from capjax.text.vocabulary import SPECIAL_WORDS
 from capjax.types import SPECIAL_IDS
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -90,11 +91,11 @@ def packed(model: LoadedModel, settings: DecoderSettings) -> bytes:
         "calling_convention_version": program.calling_convention_version,
         "platforms": program.platforms,
         "recipe": model.config.recipe,
-        "scores": model.scores,
+        "scores": model.card["scores"],
         "search": settings.to_dict(),
         "preprocessing": dataclasses.asdict(model.preprocessing),
-        # Nothing for what captions do not show: the special words, and entries that only fill the vocabulary up.
-        "words": [word if word in model.vocabulary.ids else "" for word in model.vocabulary.words],
+        "words": list(model.vocabulary.words),
+        "num_special": len(SPECIAL_WORDS),
         "end": SPECIAL_IDS.end,
         "num_weights": len(weights),
     }

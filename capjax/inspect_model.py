@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     folder = pathlib.Path(model.path)
     evaluations, others = [], []
-    for path in args.evaluation or sorted(model.workdir.glob("evaluation-*")):
+    for path in args.evaluation or _evaluations_beside(model):
         if not args.evaluation and not (path / "metrics.json").exists():
             print(f"left out {path}: it has no metrics.json, as of captions without references or a run that was ended")
             continue
@@ -63,6 +63,12 @@ def run(args: argparse.Namespace) -> int:
     for path, _ in others:
         print(f"left out {path}: it is of another model, or of this one at another step")
     return 0
+
+
+def _evaluations_beside(model: LoadedModel) -> list[pathlib.Path]:
+    """List the evaluations beside a model directory, and beside what it links to."""
+    places = {folder.resolve() for folder in (model.workdir, pathlib.Path(model.path).resolve().parent)}
+    return sorted(path for place in places for path in place.glob("evaluation-*"))
 
 
 def overview(model: LoadedModel) -> str:

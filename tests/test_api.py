@@ -149,7 +149,7 @@ def test_what_is_wrong_is_said(tmp_path, wrong_types_allowed):
             capjax.score_captions({"a": ["a dog"]}, {"a": text})
     with pytest.raises(CapjaxError, match=r"expected metrics out of .* got bleu"):
         capjax.score_captions({"a": ["a dog"]}, {"a": "a dog"}, metrics=["bleu"])
-    with pytest.raises(CapjaxError, match=r"from 0 to .*, got -1"):
+    with pytest.raises(CapjaxError, match=r"from 4 to .*, got -1"):
         capjax.caption_photos(model, GOLDEN / "photos", beam_size=3, must_contain=[-1])
     with pytest.raises(CapjaxError, match="max_images of at least 0, got -1"):
         capjax.evaluate_model(model, "val", tmp_path, max_images=-1)
@@ -187,6 +187,9 @@ def test_a_model_may_be_named_from_inside(toys, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["model", "card", "."]) == 0
     assert "with 1 evaluation(s)" in capsys.readouterr().out
+    (tmp_path / "best").symlink_to(tmp_path / "run" / "model")  # as is that beside what a link leads to
+    assert main(["model", "card", str(tmp_path / "best")]) == 0
+    assert "with 1 evaluation(s)" in capsys.readouterr().out
 
 
 def test_a_model_that_diverged_is_evaluated_all_the_same(toys, tmp_path, capsys):
@@ -215,23 +218,28 @@ def test_evaluation_refuses_what_it_can_before_it_decodes_and_keeps_the_captions
     _, _, model = toys
     evaluate = ["evaluate", f"--model={model.path}", "--split=val", "--max_images=2", f"--out={tmp_path / 'out'}"]
     (tmp_path / "file").touch()
-    assert main([*evaluate, f"--ledger={tmp_path / 'file' / 'x.jsonl'}"]) == 1
-    assert "cannot write to" in capsys.readouterr().err and not (tmp_path / "out" / "results.json").exists()
+    for ledger in (tmp_path / "file" / "x.jsonl", tmp_path):
+        assert main([*evaluate, f"--ledger={ledger}"]) == 1
+        assert f"expected to append to the ledger {ledger}, could not" in capsys.readouterr().err
+        assert not (tmp_path / "out" / "results.json").exists()
     monkeypatch.setenv("PATH", "")  # without Java
     assert main([*evaluate, "--metrics=SPICE"]) == 1
     assert re.search(r"can be computed: SPICE needs .*captions are in .*results\.json", capsys.readouterr().err)
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 2
 
 
-def test_only_evaluations_of_the_same_images_are_compared(toys, tmp_path, capsys):
+def test_evaluations_of_other_folders_are_compared_with_a_warning(toys, tmp_path, capsys):
     """Two folders with the same names have the same ids."""
     root, _, model = toys
     shutil.copytree(root / "data" / "folder" / "toys", tmp_path / "folder" / "others")
     evaluate = ["evaluate", f"--model={model.path}", "--split=val", "--metrics=ROUGE-L", "--features_dir="]
     others = ["--dataset=folder/others", f"--data_dir={tmp_path}", f"--out={tmp_path / 'others'}"]
     assert main([*evaluate, *others]) == 0
-    assert main([*evaluate, f"--compare={tmp_path / 'others'}", f"--out={tmp_path / 'toys'}"]) == 1
-    assert "it is of folder/others, whose images have other ids than those of folder/toys" in capsys.readouterr().err
+    capsys.readouterr()
+    for rival, warned in (("others", True), ("toys", False)):
+        assert main([*evaluate, f"--compare={tmp_path / rival}", f"--out={tmp_path / f'{rival}_again'}"]) == 0
+        assert ("is an evaluation of folder/others, this one of folder/toys" in capsys.readouterr().err) == warned
+        (tmp_path / f"{rival}_again").rename(tmp_path / "toys") if warned else None
 
 
 def test_evaluation_is_what_the_command_does(toys):

@@ -132,23 +132,35 @@ def test_a_picture_and_a_page_for_each_photo(tmp_path, photos, capsys):
     assert found["heat_method"] == "attention" and np.shape(found["words"][0]["heat"]) == (7, 7)
 
 
-def test_photos_are_never_written_over_nor_what_was_written_explained(tmp_path, photos, capsys, monkeypatch):
+def test_pictures_of_others_are_not_written_over_and_its_own_are_not_explained(tmp_path, photos, capsys, monkeypatch):
     model = small_model(tmp_path / "model", "init_inject")
     (tmp_path / "photos").mkdir()
     shutil.copy(photos[0], tmp_path / "photos")
     monkeypatch.chdir(tmp_path / "photos")
-    before = pathlib.Path("0.png").read_bytes()
-    for out in (".", "../photos"):
-        assert main(["explain", f"--model={model}", f"--out={out}", "0.png"]) == 1
-        assert "0.png would be overwritten" in capsys.readouterr().err
-        assert {path.name: path.read_bytes() for path in pathlib.Path().iterdir()} == {"0.png": before}
-    for _ in range(2):
-        assert main(["explain", f"--model={model}", "--caption=w3", "."]) == 0
-        assert sorted(path.name for path in pathlib.Path("explained").iterdir()) == ["0.html", "0.png"]
-    assert main(["explain", f"--model={model}", "--caption=w3", "--out=../again", "explained"]) == 0
+    Image.open("0.png").convert("RGB").save("0.jpg")
+    before = {path.name: path.read_bytes() for path in pathlib.Path().iterdir()}
+    explain = ["explain", f"--model={model}", "--caption=w3"]
+    for out, photo in ((".", "0.png"), ("../photos", "0.png"), (".", "0.jpg")):
+        assert main([*explain, f"--out={out}", photo]) == 1
+        assert "0.png is none that this wrote" in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in pathlib.Path().iterdir()} == before
     pathlib.Path("0.png").unlink()
-    assert main(["explain", f"--model={model}", "--caption=w3", "."]) == 1
-    assert "found only what was written to explained" in capsys.readouterr().err
+    shutil.copy(photos[1], tmp_path / "photos" / "other.png")
+    for out, found in (("explained", {"0", "other"}), (".", {"0"})):
+        pathlib.Path("other.png").unlink(missing_ok=out == ".")
+        if out == "explained":
+            shutil.copy(photos[1], "other.png")
+        for told in ("", "left out what was written to"):
+            assert main([*explain, f"--out={out}", "."]) == 0
+            assert told in capsys.readouterr().err
+            written = {path.stem for path in pathlib.Path(out).glob("*.html")}
+            assert written == {path.stem for path in pathlib.Path(out).glob("*.png")} == found
+        shutil.rmtree("explained", ignore_errors=True)
+    # Named one by one, they are explained like any other.
+    assert main([*explain, "--out=../again", "0.png"]) == 0
+    pathlib.Path("0.jpg").unlink()
+    assert main([*explain, "--out=.", "."]) == 1
+    assert "found only what was written to" in capsys.readouterr().err
 
 
 def test_a_caption_that_is_given(tmp_path, photos, capsys):

@@ -9,7 +9,7 @@ import pytest
 
 from capjax.captioning.loaded_model import load_model
 from capjax.cli import main
-from capjax.data import feature_store
+from capjax.data import feature_import, feature_store
 from tests.tiny_runs import finish, free_port, read_until, start_capjax, start_processes
 from tests.toy_project import changed, config, draw, prepare, prepare_again
 
@@ -120,7 +120,7 @@ def test_imported_features_may_lack_images_of_the_dataset(project):
     assert main(["train", *partly, *SHORT, f"--workdir={project / 'run'}"]) == 0
 
 
-def test_an_import_that_cannot_be_meant_so_leaves_nothing(project, capsys):
+def test_an_import_that_cannot_be_meant_so_leaves_nothing(project, capsys, monkeypatch):
     """Names that lead nowhere, and a configuration whose encoder did not make the features."""
     with np.load(project / "x.npz") as whole:
         names = [f"photos/{name}" for name in whole["file_name"]]
@@ -130,7 +130,11 @@ def test_an_import_that_cannot_be_meant_so_leaves_nothing(project, capsys):
     own = changed({"encoder.weights": "random"})
     refuses(capsys, ["features", *new, *own, f"--import={project / 'x.npz'}"], "set --config.encoder.weights= here")
     assert not (project / "new").exists()
-    assert main(["features", *new, f"--import={project / 'x.npz'}"]) == 0
+    asked = []
+    monkeypatch.setattr(feature_import, "check_room", lambda folder, size, what: asked.append(size))
+    for _ in range(2):
+        assert main(["features", *new, f"--import={project / 'x.npz'}"]) == 0
+    assert asked == [32 * (1 + 4) * 6 * 4, 0], "bytes of what is missing"
 
 
 def test_a_model_on_another_machine_looks_with_its_own_encoder(shared, project, capsys):
@@ -358,7 +362,7 @@ def test_eyes_are_more_than_weights(shared, project, capsys, field, value):
     refuses(capsys, [*start, f"--workdir={project / 'run'}"], "expected features as")
     from_images = [*start, "--config.features.dir=", f"--workdir={project / 'images'}"]
     if field == "grid_side":
-        refuses(capsys, from_images, "whose grid_side is 1, got 0; set it in the section `encoder`")
+        refuses(capsys, from_images, "whose grid_side is 1, got 0; set --config.encoder.grid_side")
     else:  # which may change with a run that sees images
         assert main(from_images) == 0
 

@@ -3,8 +3,8 @@
 `explainer.py` tells with them how a caption came about, `looks.py` of many; `pictures.py` is what methods share.
 
 A method is a traceable function (captioner, variables, inputs, tokens) -> heat. The inputs are one image uint8
-[1, S, S, 3], or its `Features`; the tokens [1, L + 1] are a caption from START to END, filled up with PAD. The heat
-[L, side, side] tells for every word, END included, how much each place of the picture had to do with it; what it says
+[1, S, S, 3], or its `Features`; the tokens [1, L + 1] are a caption from START on, filled up with PAD. The heat
+[L, side, side] tells for every word, END among them, how much each place of the picture had to do with it; what it says
 of padding means nothing.
 """
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from capjax.decoding.settings import DecoderSettings
@@ -127,12 +128,20 @@ def decoder_config(name: str, **changes: Any) -> ConfigDict:
     settings = decoder_settings(name)
     if unknown := sorted(set(changes) - set(settings)):
         raise CapjaxError(f"decoder {name!r} has no setting {unknown[0]!r}; it has {sorted(settings)}")
-    section = ConfigDict({"name": name} | settings)
-    try:
-        section.update(changes)  # a whole number does for a float
-    except TypeError as error:
-        raise CapjaxError(f"decoder {name!r}: expected a setting of the type of its default, got {error}") from None
-    return section
+    return ConfigDict({"name": name} | settings | {k: _like(settings[k], v, k) for k, v in changes.items()})
+
+
+def _like(usual: Any, value: Any, name: str) -> Any:
+    """Return a decoder's setting with the type of its default; a whole number does for a float.
+
+    Raises:
+        CapjaxError: if it is of another.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    value = float(value) if type(usual) is float and type(value) is int else value
+    if type(value) is not type(usual):
+        raise CapjaxError(f"expected decoder.{name} to be {type(usual).__name__} like {usual!r}, got {value!r}")
+    return value
 
 
 def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

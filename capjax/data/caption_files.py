@@ -196,7 +196,7 @@ def _split_lines(
     start = 0
     while start < len(lines):
         row, num_lines = _first_row(lines, start, delimiter)
-        if row is None or any(text.lstrip().startswith('"') for text in row):
+        if '"' in lines[start] and (row is None or any(text.lstrip().startswith('"') for text in row)):
             # Blanks may stand before a quotation mark; those within a caption that is not quoted belong to it.
             unlike, num_unlike = _first_row(lines, start, delimiter, skip_blanks=True)
             if unlike is not None and len(unlike) == num_columns:
@@ -230,8 +230,7 @@ def _names_an_image(line: str, delimiter: str, column: int) -> bool:
 
 def _without_number(file_name: str) -> str:
     """Take off the number of the caption that Flickr's tokens carry behind the file name."""
-    without = re.sub(r"#\d+$", "", file_name)
-    return without if is_image_name(without) else file_name
+    return re.sub(r"#\d+$", "", file_name)
 
 
 def _rows_of_table(

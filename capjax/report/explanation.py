@@ -36,7 +36,7 @@ class Explanation(NamedTuple):
 
     Attributes:
         caption: the sentence.
-        words: of the sentence, the end as the last.
+        words: of the sentence, the end as the last unless the search was cut off.
         heat: how much each place of the picture had to do with each word, in the unit of the method; below 0 where a
             place spoke against the word. None where that cannot be told.
         method: that gave the heat, "" without one.

@@ -73,13 +73,13 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def append_row(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
-    """Append a row.
+def append_row(path: str | os.PathLike[str], row: Mapping[str, Any] | None) -> None:
+    """Append a row; None only makes sure that this can be done.
 
     Raises:
         CapjaxError: if the ledger cannot be written.
     """
-    line = json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n"
+    line = "" if row is None else json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n"
     try:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:

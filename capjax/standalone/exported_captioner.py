@@ -79,7 +79,7 @@ class ExportedCaptioner:
         if {"gpu": "cuda"}.get(platform, platform) not in program.platforms:
             raise CapjaxError(f"expected one of the devices {', '.join(program.platforms)}, got {platform}")
         self._preprocessing = Preprocessing(**description["preprocessing"])
-        self._words, self._end = description["words"], description["end"]
+        self._words, self._num_special, self._end = description["words"], description["num_special"], description["end"]
         self._most, self._size = batch_size, 1
         self._weights = jax.device_put(weights)
         self._run = jax.jit(program.call)
@@ -123,8 +123,9 @@ class ExportedCaptioner:
         for token in tokens:
             if token == self._end:
                 break
-            words.append(self._words[token])
-        return " ".join(filter(None, words))
+            if token >= self._num_special and not self._words[token].startswith("<unused"):
+                words.append(self._words[token])
+        return " ".join(words)
 
 
 def _check_version(description: dict[str, Any], path: str) -> None:

@@ -121,11 +121,12 @@ def _check_sees_alike(setup: Setup, start: ModelDirectory) -> None:
     if not setup.config.features.dir:
         mine = dataclasses.asdict(setup.encoder.config)
         theirs = dataclasses.asdict(config_from(start.encoder)) if start.encoder else {}
-        for name in theirs.keys() - {"image_size", "source", "num_classes"}:
-            if mine[name] != theirs[name]:
+        fields = {"final_endpoint": "endpoint", "grid_side": "grid_side"}  # others come with the weights
+        for name, value in theirs.items():
+            if mine[name] != value and name not in ("image_size", "source", "num_classes"):
                 raise CapjaxError(
-                    f"expected an encoder as that of {setup.config.train.init_from}, whose {name} is {theirs[name]!r}, "
-                    f"got {mine[name]!r}; set it in the section `encoder` of the configuration"
+                    f"expected an encoder as that of {setup.config.train.init_from}, whose {name} is {value!r}, got "
+                    f"{mine[name]!r}; set --config.encoder.{fields.get(name, 'weights')}"
                 )
         return
     if start.encoder:

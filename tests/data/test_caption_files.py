@@ -55,9 +55,9 @@ def test_every_layout_gives_the_same_captions(tmp_path, name, content):
     assert set(kinds(found)) <= {"byte order mark"}
 
 
-def test_only_the_numbers_of_captions_are_taken_off_names(tmp_path):
-    path = write(tmp_path / "c.csv", "image,caption\nIMG#0,x\nIMG#1,y\na.jpg#0,z\na.jpg#1,w\n")
-    assert captions_of(path) == {"IMG#0": ["x"], "IMG#1": ["y"], "a.jpg": ["z", "w"]}
+def test_numbers_of_captions_are_taken_off_names_with_or_without_a_suffix(tmp_path):
+    path = write(tmp_path / "c.csv", "image,caption\n10_ab#0,x\n10_ab#1,y\na.jpg#0,z\na.jpg.1#0,w\n")
+    assert captions_of(path) == {"10_ab": ["x", "y"], "a.jpg": ["z"], "a.jpg.1": ["w"]}
 
 
 def test_ids_and_splits_are_read(tmp_path):
