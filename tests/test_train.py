@@ -52,7 +52,7 @@ def test_learns_to_name_what_the_features_hold(store, tmp_path):
 def test_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(store, tmp_path):
     config = tiny_config(store)
     config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 1e30
+    config.optimizer.learning_rate = 1e15
     config.train.log_every = 12
     config.train.checkpoint_every = 1
     config.train.keep_checkpoints = 20
@@ -70,7 +70,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(store, tm
 def test_loss_that_is_not_finite_is_noticed_before_a_validation(store, tmp_path):
     config = tiny_config(store)
     config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 1e30
+    config.optimizer.learning_rate = 1e15
     config.train.log_every = config.train.checkpoint_every = 100
     with pytest.raises(CapjaxError, match=r"not finite at step [2-6] "):
         train(config, tmp_path)
