@@ -7,62 +7,38 @@ these were and where the model looked, which the page then tells as well.
 """
 
 import argparse
-import importlib
-import json
 import pathlib
 import shlex
-import sys
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from capjax import config as configuration
-from capjax import data, split_rows
+from capjax import split_rows
 from capjax.attribution.explainer import Explainer
-from capjax.attribution.looks import looks_of, shown_as
 from capjax.captioning.generator import Caption
 from capjax.captioning.loaded_model import LoadedModel, load_ensemble
-from capjax.captioning.splits import SeenSplit, decode_split, open_as_seen
+from capjax.captioning.splits import decode_split, open_as_seen
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
 from capjax.distributed import add_process_arguments, join_processes, on_first_process
 from capjax.errors import CapjaxError
+from capjax.evaluation.captioned_split import CaptionedSplit, report_of
+from capjax.evaluation.ledger_row import ledger_row
+from capjax.evaluation.pages import rows_of, write_pages
+from capjax.evaluation.rival import comparison_of, read_rival
 from capjax.host.disk import check_writable, inside, local_path, write_json
 from capjax.images import ImageError, read_image_file
-from capjax.metrics.bootstrap import compare
-from capjax.metrics.caption_health import ailments
-from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, Scores, score
-from capjax.metrics.coco_files import read_results
-from capjax.metrics.score_report import (
-    comparison_dict,
-    comparison_table,
-    metric_names,
-    score_report,
-    score_table,
-    write_metrics,
-)
-from capjax.report import (
-    CaptionRow,
-    evaluation_report,
-    read_log,
-    spread,
-    write_explanation_sheet,
-    write_page,
-    write_per_image,
-    write_sheet,
-)
-from capjax.report.ledger import append_row, asked_of, config_sha256, provenance
-from capjax.text.ptb_tokenizer import tokenize
+from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, score
+from capjax.metrics.score_report import metric_names, score_table, write_metrics
+from capjax.report import read_log, write_per_image
+from capjax.report.ledger import append_row, check_ledger
 from capjax.types import CaptionRecord
 
 _BESIDE = ("metrics.json", "per_image.jsonl", "report.html", "sheet.png", "explained.png")
 """What an evaluation writes beside results.json, or may."""
-_SHEET_SIZE = 24
-_NOTE = "Captions that a model wrote, with what people wrote of the same images."
 
 
 def evaluate(
@@ -116,80 +92,42 @@ def evaluate(
     explainer = Explainer(models[0], max_words=settings.max_length) if explain else None
     if explainer:  # what it cannot explain is refused now rather than after an hour of decoding
         explainer(seen.rows[0], "")
-    others = read_captions(rival, seen) if rival else {}
+    other = read_rival(rival, seen) if rival else None
     on_first_process(partial(check_writable, out))
     if ledger:
-        on_first_process(partial(append_row, ledger, None))
+        on_first_process(partial(check_ledger, ledger))
 
-    done = _Captioned(seen, settings, *decode_split(seen, settings, batch_size))
+    captioned = CaptionedSplit(seen, settings, *decode_split(seen, settings, batch_size))
     if jax.process_index() != 0:
         return {}
-    _write_results(out, done.captions)
+    _write_results(out, captioned.captions)
 
-    report, per_image, rival_per_image = {}, {}, {}
+    report, scores, other_scores = {}, None, None
     # Images without references (a test set whose captions are secret) are captioned and not scored.
     if known := {record.image_id: record.captions for record in seen.records if record.captions}:
         references = References(known)
-        scores = score(references, done.hypotheses(known), metrics)
+        scores = score(references, captioned.hypotheses(known), metrics)
         if not scores.corpus:
             raise CapjaxError(
                 f"none of what was asked for can be computed: {'; '.join(scores.skipped.values())}; "
                 f"the captions are in {out / 'results.json'}"
             )
-        report, per_image = _report(done, scores, references, bootstrap_samples, command), scores.per_image
-        if rival:
-            rival_scores = score(references, {i: others[i] for i in known}, metrics)
-            rival_per_image = rival_scores.per_image
-            report["comparison"] = _comparison(rival, rival_scores, out, scores, report["settings"])
+        report = report_of(captioned, scores, references, bootstrap_samples=bootstrap_samples, command=command)
+        if other:
+            other_scores = score(references, {i: other.captions[i] for i in known}, metrics)
+            report["comparison"] = comparison_of(other, other_scores, out, scores, report["settings"])
         write_metrics(out, report)
         print(score_table(seen.title, scores, report, references, settings.told()))
 
     picture_of = picture_of or split_rows.pictures(seen.config, split)
-    rows = _rows(done, picture_of, per_image, others, rival_per_image)
+    rows = rows_of(captioned, scores, other, other_scores, picture_of)
     write_per_image(out / "per_image.jsonl", rows)
-    log = read_log(models[0].training_log) if models[0].training_log.exists() else ()  # for curves
-    _write_pictures(out, done, rows, report, log, explainer)
+    log = read_log(models[0].training_log) if models[0].training_log.exists() else ()
+    write_pages(out, captioned, rows, report, log, explainer)
     if ledger and report:
-        append_row(ledger, _ledger_row(seen, report, settings, log))
-    print(f"{len(done.captions):,} captions, {done.per_second:,.1f} a second; wrote {out}")
+        append_row(ledger, ledger_row(captioned, report, log))
+    print(f"{len(captioned.captions):,} captions, {captioned.per_second:,.1f} a second; wrote {out}")
     return report
-
-
-@dataclass(frozen=True)
-class _Captioned:
-    """A split that was captioned.
-
-    Attributes:
-        seen: the split, and the models.
-        settings: of the search.
-        captions: in the order of its records.
-        seconds: that they took.
-    """
-
-    seen: SeenSplit
-    settings: DecoderSettings
-    captions: Sequence[Caption]
-    seconds: float
-
-    @property
-    def per_second(self) -> float:
-        return len(self.captions) / self.seconds
-
-    def hypotheses(self, known: Container[int]) -> dict[int, str]:
-        """Return what was said of these images."""
-        return {caption.image_id: caption.text for caption in self.captions if caption.image_id in known}
-
-    @cached_property
-    def judge(self) -> Any:
-        """The module that tells whether a caption of such a picture is true, if there is one."""
-        module = data.SOURCES[data.parse_name(self.seen.config.dataset.name).source].judge
-        return importlib.import_module(module) if module else None
-
-    @cached_property
-    def verdicts(self) -> list[str | None]:
-        """What the judge says of each caption."""
-        pairs = zip(self.seen.records, self.captions, strict=True)
-        return [self.judge and self.judge.verdict(record, caption.text) for record, caption in pairs]
 
 
 def _check(batch_size: int, max_images: int, bootstrap_samples: int) -> None:
@@ -213,181 +151,6 @@ def _write_results(out: pathlib.Path, captions: Sequence[Caption]) -> None:
     write_json(out / "results.json", [{"image_id": c.image_id, "caption": c.text} for c in captions])
     for name in _BESIDE:
         (out / name).unlink(missing_ok=True)
-
-
-def _report(
-    done: _Captioned, scores: Scores, references: References, bootstrap_samples: int, command: str
-) -> dict[str, Any]:
-    """Return the content of metrics.json, but for a comparison."""
-    seen, hypotheses = done.seen, done.hypotheses(references.raw)
-    report = score_report(
-        scores, references, hypotheses, bootstrap_samples=bootstrap_samples, decoder=done.settings.to_dict()
-    )
-    report["settings"] |= {
-        "dataset": seen.config.dataset.name,
-        "split": seen.name,
-        "num_models": len(seen.models),
-    }
-    report |= {
-        "models": [model.card for model in seen.models],
-        "command": command,
-        "captions_per_second": done.per_second,
-        "exact_match": _share_of_exact_matches(references, hypotheses),
-    }
-    if done.judge:
-        report["right"] = done.verdicts.count("right") / len(done.verdicts)
-    return report
-
-
-def _share_of_exact_matches(references: References, hypotheses: Mapping[int, str]) -> float:
-    """Return how many of the captions, as they are scored, are one of their references."""
-    pairs = zip(references.image_ids, references.tokens, strict=True)
-    return sum(tokenize(hypotheses[image_id]) in said for image_id, said in pairs) / len(hypotheses)
-
-
-def _comparison(
-    rival: pathlib.Path, rival_scores: Scores, out: pathlib.Path, scores: Scores, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what metrics.json tells of another evaluation beside this one, and print how they differ."""
-    comparison = {"with": "/".join(rival.resolve().parts[-2:]), "metrics": {}}
-    if num_samples := settings["bootstrap_samples"]:
-        level = settings["confidence"]
-        found = compare(rival_scores.results, scores.results, num_samples, level)
-        print(comparison_table(str(rival), str(out), found, num_samples, level))
-        comparison["metrics"] = comparison_dict(found)
-    return comparison
-
-
-def _of_image(per_image: Mapping[str, Mapping[int, float]], image_id: int) -> dict[str, float]:
-    return {name: values[image_id] for name, values in per_image.items() if image_id in values}
-
-
-def _rows(
-    done: _Captioned,
-    picture_of: Callable[[CaptionRecord], bytes | None],
-    per_image: Mapping[str, Mapping[int, float]],
-    others: Mapping[int, str],
-    rival_per_image: Mapping[str, Mapping[int, float]],
-) -> list[CaptionRow]:
-    """Return what the page tells of each image; `others` are the captions of a rival, if there is one."""
-    ailing = ailments([caption.text for caption in done.captions])
-    return [
-        CaptionRow(
-            image_id=record.image_id,
-            file_name=record.file_name,
-            image=partial(picture_of, record),
-            caption=caption.text,
-            references=record.captions,
-            log_prob=caption.log_prob,
-            scores=_of_image(per_image, record.image_id),
-            alternatives=caption.alternatives,
-            verdict=verdict,
-            ailments=found,
-            rival=others.get(record.image_id),
-            rival_scores=_of_image(rival_per_image, record.image_id),
-        )
-        for record, caption, verdict, found in zip(done.seen.records, done.captions, done.verdicts, ailing, strict=True)
-    ]
-
-
-def _write_pictures(
-    out: pathlib.Path,
-    done: _Captioned,
-    rows: Sequence[CaptionRow],
-    report: Mapping[str, Any],
-    log: Sequence[Mapping[str, Any]],
-    explainer: Explainer | None,
-) -> None:
-    """Write what people look at: the page, the sheet and, if there is an explainer, where the (first) model looked."""
-    seen, settings, judge = done.seen, done.settings, done.judge
-    chosen = spread(rows, _SHEET_SIZE)
-    looks = looks_of(seen, done.captions, explainer, chosen) if explainer else {}
-    crop = shown_as(seen.models[0]).crop
-    rows = [
-        replace(row, explanation=looks[row.image_id].explanation, crop=crop) if row.image_id in looks else row
-        for row in rows
-    ]
-    note = judge.note(seen.records) if judge else _NOTE
-    write_page(out / "report.html", evaluation_report(report, rows, settings.to_dict(), seen.title, note, log))
-    heading = f"{seen.title}{f' ({judge.KIND})' if judge else ''}: {len(rows):,} images, decoded with {settings.told()}"
-    write_sheet(out / "sheet.png", chosen, heading=heading)
-    if explainer:
-        how = next(iter(looks.values())).explanation.method
-        lit = f"; lit where the model looked ({how})" if how else ""
-        write_explanation_sheet(out / "explained.png", list(looks.values()), heading=f"{heading}{lit}")
-
-
-def read_captions(folder: pathlib.Path, seen: SeenSplit) -> dict[int, str]:
-    """Read what another evaluation wrote of the images of a split.
-
-    Raises:
-        CapjaxError: if it is none, or not of these images.
-    """
-    if not (folder / "results.json").is_file():
-        raise CapjaxError(
-            f"expected an evaluation in {folder}, found no results.json; `capjax evaluate --out={folder}` writes one"
-        )
-    captions = read_results(str(folder / "results.json"))
-    if lacking := [record.image_id for record in seen.records if record.image_id not in captions]:
-        raise CapjaxError(
-            f"expected an evaluation of the same images in {folder}, it lacks {len(lacking)} of {len(seen.records)}, "
-            f"such as {lacking[0]}; evaluate the other model on this split first"
-        )
-    dataset = _dataset_of_evaluation(folder)
-    if dataset and _numbering(dataset) != _numbering(seen.config.dataset.name):
-        print(
-            f"warning: {folder} is an evaluation of {dataset}, this one of {seen.config.dataset.name}; images of one "
-            "id are taken for one, as they are where both hold the same photos under the same names",
-            file=sys.stderr,
-        )
-    return captions
-
-
-def _dataset_of_evaluation(folder: pathlib.Path) -> str:
-    """Return the name of the dataset of another evaluation; "" where it does not say, as without references."""
-    try:
-        return str(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["settings"]["dataset"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return ""
-
-
-def _numbering(dataset: str) -> tuple[str, str | None]:
-    """Return what two datasets have in common whose images of one id are one: the source, and a name by the user."""
-    try:
-        name = data.parse_name(dataset)
-    except CapjaxError:  # of another version
-        return dataset, None
-    return name.source, name.variant if data.SOURCES[name.source].named_by_user else None
-
-
-def _ledger_row(
-    seen: SeenSplit, report: Mapping[str, Any], settings: DecoderSettings, log: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    model = seen.models[0]
-    sees = model.encoder.config.source if model.encoder else (model.features or {}).get("imported", "imported features")
-    if model.encoder and model.config.encoder.endpoint:
-        sees += f" to {model.config.encoder.endpoint}"
-    changes = configuration.changes(model.config)
-    return {
-        "recipe": model.config.recipe,
-        "config": asked_of(changes),
-        "config_sha256": config_sha256(changes),
-        "init_from": model.config.train.init_from,
-        "decoder": model.config.decoder.to_dict(),
-        "seeds": [m.config.seed for m in seen.models],
-        "encoder": sees,
-        "data": {name: report["settings"][name] for name in ("dataset", "split", "num_images")},
-        "search": settings.to_dict(),
-        "scores": {name: report[name] for name in report["intervals"] or METRICS if name in report},
-        "intervals": report["intervals"],
-        "health": report["health"],
-        "right": report.get("right"),
-        "captions_per_second": report["captions_per_second"],
-        "validation": model.card["scores"],
-        "training_seconds": sum(line.get("train/seconds", 0.0) for line in log) or None,
-        "command": report["command"],
-        **provenance(),
-    }
 
 
 def _read(folder: pathlib.Path, file_name: str) -> bytes | None:

@@ -91,7 +91,7 @@ def packed(model: LoadedModel, settings: DecoderSettings) -> bytes:
         "calling_convention_version": program.calling_convention_version,
         "platforms": program.platforms,
         "recipe": model.config.recipe,
-        "scores": model.card["scores"],
+        "scores": model.summary["scores"],
         "search": settings.to_dict(),
         "preprocessing": dataclasses.asdict(model.preprocessing),
         "words": list(model.vocabulary.words),

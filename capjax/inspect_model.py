@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"left out {path}: it has no metrics.json, as of captions without references or a run that was ended")
             continue
         metrics = read_metrics(path / "metrics.json")
-        is_of_it = metrics["models"] == [model.card]
+        is_of_it = metrics["models"] == [model.summary]
         (evaluations if is_of_it else others).append((path, metrics))
     if others and args.evaluation:
         raise CapjaxError(

@@ -29,7 +29,7 @@ def dataset_of(config: ConfigDict) -> data.CaptionDataset:
     return data.load(config.dataset.name, config.dataset.data_dir)
 
 
-def eyes(config: ConfigDict, encoder: LoadedEncoder | None) -> dict[str, Any]:
+def encoder_key(config: ConfigDict, encoder: LoadedEncoder | None) -> dict[str, Any]:
     """Return what makes the features of an image what they are, but for the precision that they are computed in.
 
     Args:
@@ -50,8 +50,8 @@ def eyes(config: ConfigDict, encoder: LoadedEncoder | None) -> dict[str, Any]:
 
 
 def feature_key(config: ConfigDict, encoder: LoadedEncoder | None) -> dict[str, Any]:
-    """Return what cached features depend on, as far as it follows from a configuration; arguments of `eyes`."""
-    seen = {"dataset": config.dataset.name, **eyes(config, encoder)}
+    """Return what cached features depend on, as far as it follows from a configuration; arguments of `encoder_key`."""
+    seen = {"dataset": config.dataset.name, **encoder_key(config, encoder)}
     return seen | {"compute_dtype": config.encoder.dtype} if encoder else seen
 
 

@@ -43,6 +43,7 @@ BETWEEN = [
     "split_rows",
     "captioning",
     "attribution",
+    "evaluation",
     "serving",
     "training_run",
 ]

@@ -90,8 +90,8 @@ class LoadedModel:
         return (path if path.name not in ("", "..") else path.resolve()).parent
 
     @property
-    def card(self) -> dict[str, Any]:
-        """What JSON says of it where something was done with it: its recipe and `scores`, null where no number."""
+    def summary(self) -> dict[str, Any]:
+        """Its recipe and its `scores` as JSON values, null in place of what is no number."""
         return {
             "recipe": self.config.recipe,
             "scores": {name: finite_or_none(score) for name, score in self.scores.items()},

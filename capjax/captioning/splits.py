@@ -67,8 +67,8 @@ def open_as_seen(
         print(f"the features in {config.features.dir} are not here: looking at the images", file=sys.stderr)
         config.features.dir = ""
     if config.features.dir:
-        own = split_rows.eyes(models[0].config, encoder)
-        strange = [m for m in models if split_rows.eyes(m.config, m.encoder) != own]
+        own = split_rows.encoder_key(models[0].config, encoder)
+        strange = [m for m in models if split_rows.encoder_key(m.config, m.encoder) != own]
         if strange:
             raise CapjaxError(
                 f"the features in {config.features.dir} cannot serve all models, {strange[0].path} sees with another "

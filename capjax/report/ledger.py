@@ -73,17 +73,29 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def append_row(path: str | os.PathLike[str], row: Mapping[str, Any] | None) -> None:
-    """Append a row; None only makes sure that this can be done.
+def append_row(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
+    """Append a row.
 
     Raises:
         CapjaxError: if the ledger cannot be written.
     """
-    line = "" if row is None else json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n"
+    _append(path, json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def check_ledger(path: str | os.PathLike[str]) -> None:
+    """Make sure that rows can be appended, before what they tell of is measured.
+
+    Raises:
+        CapjaxError: if the ledger cannot be written.
+    """
+    _append(path, "")
+
+
+def _append(path: str | os.PathLike[str], text: str) -> None:
     try:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
-            file.write(line)
+            file.write(text)
     except OSError as error:
         raise CapjaxError(f"expected to append to the ledger {path}, could not: {error.strerror or error}") from None
 

@@ -97,7 +97,7 @@ class Service:
             "vocabulary_size": len(self._model.vocabulary),
             "image_size": self._preprocessing.image_size,
             "crop": self._preprocessing.crop,
-            "scores": self._model.card["scores"],
+            "scores": self._model.summary["scores"],
             "search": self.rules.default.to_dict(),
             "fields": self.rules.fields(),
             "limits": dataclasses.asdict(self.limits),

@@ -133,7 +133,7 @@ def _check_sees_alike(setup: Setup, start: ModelDirectory) -> None:
         weights = {part: start.variables[part]["encoder"] for part in ("params", "batch_stats")}
         theirs = configuration.from_dict(start.config, setup.config.train.init_from)
         encoder = LoadedEncoder(config_from(start.encoder), weights)
-        same = split_rows.eyes(setup.config, setup.encoder) == split_rows.eyes(theirs, encoder)
+        same = split_rows.encoder_key(setup.config, setup.encoder) == split_rows.encoder_key(theirs, encoder)
     else:
         mine, theirs = ({**(key or {}), "dataset": None} for key in (setup.features_key, start.features))
         same = mine == theirs

@@ -1,0 +1,97 @@
+"""The files of an evaluation that people look at: the page, the sheet, and where the model looked."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from capjax.attribution.explainer import Explainer
+from capjax.attribution.looks import looks_of, shown_as
+from capjax.evaluation.captioned_split import CaptionedSplit
+from capjax.evaluation.rival import Rival
+from capjax.metrics.caption_health import ailments
+from capjax.metrics.coco_caption import Scores
+from capjax.report import CaptionRow, evaluation_report, spread, write_explanation_sheet, write_page, write_sheet
+from capjax.types import CaptionRecord
+
+_SHEET_SIZE = 24
+_NOTE = "Captions that a model wrote, with what people wrote of the same images."
+
+
+def rows_of(
+    split: CaptionedSplit,
+    scores: Scores | None,
+    rival: Rival | None,
+    rival_scores: Scores | None,
+    picture_of: Callable[[CaptionRecord], bytes | None],
+) -> list[CaptionRow]:
+    """Return what there is to tell of each image.
+
+    Args:
+        split: the captions.
+        scores: theirs; None of images without references.
+        rival: whose captions stand beside them, if there is one.
+        rival_scores: of those.
+        picture_of: gives the encoded photo of a record, or None.
+    """
+    ailing = ailments([caption.text for caption in split.captions])
+    captioned = zip(split.seen.records, split.captions, split.verdicts, ailing, strict=True)
+    return [
+        CaptionRow(
+            image_id=record.image_id,
+            file_name=record.file_name,
+            image=partial(picture_of, record),
+            caption=caption.text,
+            references=record.captions,
+            log_prob=caption.log_prob,
+            scores=_of_image(scores, record.image_id),
+            alternatives=caption.alternatives,
+            verdict=verdict,
+            ailments=found,
+            rival=rival and rival.captions[record.image_id],
+            rival_scores=_of_image(rival_scores, record.image_id),
+        )
+        for record, caption, verdict, found in captioned
+    ]
+
+
+def _of_image(scores: Scores | None, image_id: int) -> dict[str, float]:
+    by_metric = scores.per_image if scores else {}
+    return {name: values[image_id] for name, values in by_metric.items() if image_id in values}
+
+
+def write_pages(
+    out: pathlib.Path,
+    split: CaptionedSplit,
+    rows: Sequence[CaptionRow],
+    report: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]],
+    explainer: Explainer | None,
+) -> None:
+    """Write report.html, sheet.png and, if there is an explainer, explained.png.
+
+    Args:
+        out: the folder.
+        split: the captions.
+        rows: see `rows_of`.
+        report: the content of metrics.json; empty without references.
+        log: of the training, for curves.
+        explainer: of the (first) model.
+    """
+    seen, settings, judge = split.seen, split.settings, split.judge
+    chosen = spread(rows, _SHEET_SIZE)
+    looks = looks_of(seen, split.captions, explainer, chosen) if explainer else {}
+    crop = shown_as(seen.models[0]).crop
+    rows = [
+        replace(row, explanation=looks[row.image_id].explanation, crop=crop) if row.image_id in looks else row
+        for row in rows
+    ]
+    note = judge.note(seen.records) if judge else _NOTE
+    write_page(out / "report.html", evaluation_report(report, rows, settings.to_dict(), seen.title, note, log))
+    heading = f"{seen.title}{f' ({judge.KIND})' if judge else ''}: {len(rows):,} images, decoded with {settings.told()}"
+    write_sheet(out / "sheet.png", chosen, heading=heading)
+    if explainer:
+        how = next(iter(looks.values())).explanation.method
+        lit = f"; lit where the model looked ({how})" if how else ""
+        write_explanation_sheet(out / "explained.png", list(looks.values()), heading=f"{heading}{lit}")
