@@ -30,6 +30,7 @@ from capjax.images import ImageError
 from capjax.report import Look, write_explanation_page, write_explanation_sheet
 
 _LONGEST_STEM = 200  # bytes
+_GENERATOR = b'<meta name="generator" content="capjax'  # in explanation.html
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,8 +90,12 @@ def _photos(paths: Sequence[str], out: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_written(picture: pathlib.Path) -> bool:
-    """Tell whether this command wrote a picture: then there is a page beside it."""
-    return picture.suffix == ".png" and picture.with_suffix(".html").exists()
+    """Tell whether this command wrote a picture: then there is a page of its own beside it."""
+    page = picture.with_suffix(".html")
+    if picture.suffix != ".png" or not page.is_file():
+        return False
+    with open(page, "rb") as file:
+        return _GENERATOR in file.read(4096)
 
 
 def _check_caption(args: argparse.Namespace, model: LoadedModel) -> None:

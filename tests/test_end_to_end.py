@@ -12,6 +12,7 @@ from PIL import Image
 from capjax import evaluate
 from capjax.cli import main
 from capjax.errors import CapjaxError
+from capjax.evaluation import pages
 from capjax.text.vocabulary import SPECIAL_WORDS
 from tests.toy_project import COLOURS, ENCODER, config, prepare
 
@@ -121,7 +122,7 @@ def test_an_evaluation_that_fails_half_way_leaves_one_evaluation(project, tmp_pa
         assert main([*command, "--max_images=2"]) == 1
     assert before == {path.name for path in tmp_path.iterdir()}
     assert len(json.loads((tmp_path / "results.json").read_text())) == 8
-    monkeypatch.setattr(evaluate, "write_page", no_room)
+    monkeypatch.setattr(pages, "write_page", no_room)
     assert main([*command, "--max_images=2"]) == 1
     assert before - {path.name for path in tmp_path.iterdir()} == {"report.html", "sheet.png"}
     assert len(json.loads((tmp_path / "results.json").read_text())) == 2

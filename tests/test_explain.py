@@ -140,11 +140,14 @@ def test_pictures_of_others_are_not_written_over_and_its_own_are_not_explained(t
     Image.open("0.png").convert("RGB").save("0.jpg")
     before = {path.name: path.read_bytes() for path in pathlib.Path().iterdir()}
     explain = ["explain", f"--model={model}", "--caption=w3"]
+    pathlib.Path("0.html").write_text("<title>an album</title>")  # anybody's page
+    before["0.html"] = pathlib.Path("0.html").read_bytes()
     for out, photo in ((".", "0.png"), ("../photos", "0.png"), (".", "0.jpg")):
         assert main([*explain, f"--out={out}", photo]) == 1
         assert "0.png is none that this wrote" in capsys.readouterr().err
         assert {path.name: path.read_bytes() for path in pathlib.Path().iterdir()} == before
     pathlib.Path("0.png").unlink()
+    pathlib.Path("0.html").unlink()
     shutil.copy(photos[1], tmp_path / "photos" / "other.png")
     for out, found in (("explained", {"0", "other"}), (".", {"0"})):
         pathlib.Path("other.png").unlink(missing_ok=out == ".")

@@ -37,10 +37,10 @@ class LogWindow:
         for step, metrics in waited:
             norms = metrics["gradient_norm"], metrics.get("update_norm", 0.0)
             if not np.isfinite([metrics["loss"], *norms]).all():
+                told = f"loss {metrics['loss']}, norm of the gradient {norms[0]}, of the update {norms[1]}"
                 raise CapjaxError(
-                    f"the loss or its gradient was not finite at step {step} (loss {metrics['loss']}, gradient norm "
-                    f"{norms[0]}, of the update {norms[1]}); the checkpoints are from before: lower the learning rate "
-                    "or set optimizer.clip_norm, and begin another run"
+                    f"the training was not finite at step {step} ({told}); the checkpoints are from before: lower the "
+                    "learning rate or set optimizer.clip_norm, and begin another run"
                 )
             self._rows.append({name: float(value) for name, value in metrics.items()})
         self._waiting.clear()

@@ -121,12 +121,14 @@ def _check_sees_alike(setup: Setup, start: ModelDirectory) -> None:
     if not setup.config.features.dir:
         mine = dataclasses.asdict(setup.encoder.config)
         theirs = dataclasses.asdict(config_from(start.encoder)) if start.encoder else {}
-        fields = {"final_endpoint": "endpoint", "grid_side": "grid_side"}  # others come with the weights
+        fields = {"final_endpoint": "endpoint", "grid_side": "grid_side"}
+        if setup.config.encoder.weights != "random":  # other weights bring the rest along
+            fields |= {name: "weights" for name in theirs.keys() - fields}
         for name, value in theirs.items():
             if mine[name] != value and name not in ("image_size", "source", "num_classes"):
                 raise CapjaxError(
                     f"expected an encoder as that of {setup.config.train.init_from}, whose {name} is {value!r}, got "
-                    f"{mine[name]!r}; set --config.encoder.{fields.get(name, 'weights')}"
+                    f"{mine[name]!r}; set --config.encoder.{fields.get(name, name)}"
                 )
         return
     if start.encoder:
