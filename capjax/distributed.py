@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -128,10 +128,10 @@ def lost_process(error: BaseException | None) -> LostProcess | None:
 def stop_requests() -> Iterator[Callable[[int], bool]]:
     """Give a function that tells, after every step, whether the run is to save that step and end.
 
-    One process notes SIGTERM and Ctrl-C; a second such signal has its usual effect, as has the first where the run is
-    on another thread than the main one, which alone can note them. Several processes, which must all save the same
-    step, are told by JAX's preemption service: a SIGTERM to any of them makes them agree on a step that none has passed
-    yet. The function must be called with every step; once it is true it stays so.
+    The first SIGTERM or Ctrl-C is noted, a second has its usual effect; so has the first where the run is on another
+    thread than the main one, which alone can note them. Several processes, which must all save the same step, are told
+    by JAX's preemption service: a signal to any of them makes them agree on a step that none has passed yet. The
+    function must be called with every step; once it is true it stays so.
     """
     received = False
     if jax.distributed.is_initialized():
@@ -144,27 +144,37 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
             passed = step + 1
             return received
 
-        yield agreed
+        with _at_first_signal([signal.SIGINT], lambda: signal.raise_signal(signal.SIGTERM)):  # what the service heeds
+            yield agreed
         return
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
-        return
-
-    def note(number: int, frame: object) -> None:
+    def note() -> None:
         nonlocal received
         received = True
-        restore()
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _at_first_signal([signal.SIGINT, signal.SIGTERM], note):
+        yield lambda step: received
+
+
+@contextlib.contextmanager
+def _at_first_signal(numbers: Sequence[int], act: Callable[[], None]) -> Iterator[None]:
+    """Do something at the first of some signals, in place of its usual effect; on the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in numbers}
 
     def restore() -> None:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-    for number in previous:
-        signal.signal(number, note)
+    def handle(number: int, frame: object) -> None:
+        restore()
+        act()
+
+    for number in numbers:
+        signal.signal(number, handle)
     try:
-        yield lambda step: received
+        yield
     finally:
         restore()

@@ -123,7 +123,7 @@ def evaluate(
     rows = rows_of(captioned, scores, other, other_scores, picture_of)
     write_per_image(out / "per_image.jsonl", rows)
     log = read_log(models[0].training_log) if models[0].training_log.exists() else ()
-    write_pages(out, captioned, rows, report, log, explainer)
+    write_pages(out, captioned, rows, report, log, other, explainer)
     if ledger and report:
         append_row(ledger, ledger_row(captioned, report, log))
     print(f"{len(captioned.captions):,} captions, {captioned.per_second:,.1f} a second; wrote {out}")

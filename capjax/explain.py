@@ -51,11 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Explain the captions of photos; return 1 if one of them could not be read."""
-    files = _photos(args.photos, args.out)
+    files = _photos(args.photos)
     names = names_of(files)
-    for path in (args.out / f"{name}.png" for name in names):
-        if path.exists() and not _is_written(path):
-            raise CapjaxError(f"expected another --out than {args.out}, whose picture {path} is none that this wrote")
+    for name in names:
+        picture, page = args.out / f"{name}.png", args.out / f"{name}.html"
+        for path in (picture, page):
+            if path.exists() and not _is_ours(page):
+                raise CapjaxError(f"expected another --out than {args.out}, whose file {path} is none that this wrote")
     model = load_model(args.model)
     model.require_preprocessing("capjax evaluate --explain explains its captions of such features")
     settings = settings_from_flags(args, model.search)
@@ -74,25 +76,24 @@ def run(args: argparse.Namespace) -> int:
     return 1 if num_failed else 0
 
 
-def _photos(paths: Sequence[str], out: pathlib.Path) -> list[pathlib.Path]:
-    """Find the photos, but for what an earlier run wrote to a folder among them.
+def _photos(paths: Sequence[str]) -> list[pathlib.Path]:
+    """Find the photos, but for what earlier runs wrote to a folder among them.
 
     Raises:
         CapjaxError: if there are none.
     """
     named, found = set(map(pathlib.Path, paths)), find_photos(paths)
-    written = {file for file in found if file.parent.resolve() == out.resolve() and _is_written(file)} - named
+    written = {file for file in found if file.suffix == ".png" and _is_ours(file.with_suffix(".html"))} - named
     if written:
-        print(f"left out what was written to {out} before: {len(written)} picture(s)", file=sys.stderr)
+        print(f"left out what was written before: {len(written)} picture(s)", file=sys.stderr)
     if len(written) == len(found):
-        raise CapjaxError(f"expected photos in {', '.join(paths)}, found only what was written to {out}")
+        raise CapjaxError(f"expected photos in {', '.join(paths)}, found only what was written before")
     return [file for file in found if file not in written]
 
 
-def _is_written(picture: pathlib.Path) -> bool:
-    """Tell whether this command wrote a picture: then there is a page of its own beside it."""
-    page = picture.with_suffix(".html")
-    if picture.suffix != ".png" or not page.is_file():
+def _is_ours(page: pathlib.Path) -> bool:
+    """Tell whether this command wrote a page, and with it the picture beside it."""
+    if not page.is_file():
         return False
     with open(page, "rb") as file:
         return _GENERATOR in file.read(4096)
@@ -145,7 +146,6 @@ class PhotoExplainer:
         look = Look(image, explanation, branches, file.name)
         search = self._settings.told() if self._search else "the caption was given"
         heading = f"{file.name}: {search}; lit where the model looked ({explanation.method})"
-        write_explanation_sheet(self._out / f"{name}.png", [look], heading)
         log_prob = float(np.sum(np.log([max(word.probability, 1e-38) for word in explanation.words])))
         settings = {
             "model": self._model.path,
@@ -153,7 +153,9 @@ class PhotoExplainer:
             "log-probability": f"{log_prob:.2f}",
             "where it looked": explanation.method,
         }
+        # The page first: by it a run that comes after one that was cut off knows the picture.
         write_explanation_page(self._out / f"{name}.html", look, settings, alternatives)
+        write_explanation_sheet(self._out / f"{name}.png", [look], heading)
         return text
 
 

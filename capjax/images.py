@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import pathlib
+import stat
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +44,8 @@ RESAMPLING = {
     "box": Image.Resampling.BOX,
 }
 CROPS = ("center", "none")
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
+"""What an HEIC file calls itself behind `ftyp`, as videos do as well (ISO/IEC 23008-12, annex B and section 10)."""
 THUMBNAIL_SIZE = 224
 """Longest side in pixels: about 8 kB a photo, so that a page of 1,000 stays near 10 MB."""
 
@@ -131,9 +134,12 @@ def read_image_file(path: pathlib.Path) -> bytes:
     """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
-            num_bytes = os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError("unreadable", "expected an image file, got a pipe or a device")
+            num_bytes = status.st_size
             check_file_size(num_bytes)
-            return file.read(num_bytes)  # no more than that: a device goes on for ever
+            return file.read(num_bytes)
     except (OSError, ValueError) as error:  # a ValueError for a name that no file can have
         reason = getattr(error, "strerror", None) or error
         raise ImageError("unreadable", f"expected a readable image file, got {reason}") from None
@@ -209,9 +215,11 @@ def _in_eight_bits(grey: np.ndarray) -> UInt8[np.ndarray, "H W"]:
     """Bring greyscale of other numbers to 0 to 255, where Pillow would clip: of 16 bits, and of shares."""
     if grey.dtype.kind == "f":
         grey = np.nan_to_num(grey, nan=0.0, posinf=0.0, neginf=0.0)
-        grey = grey * 255 if grey.max() <= 2 else grey  # shares, which a filter may have led beyond 1
-    elif grey.dtype.itemsize == 2 or grey.max() > 255:
-        grey = grey >> 8  # of 16 bits the upper ones
+        if grey.max() <= 2:  # shares, which a filter may have led beyond 1
+            grey = (grey * 255).clip(0, 255)
+    num_bits = 16 if grey.dtype.itemsize == 2 else int(grey.max()).bit_length()
+    if num_bits > 8:  # the upper eight of 16, 24 or 32
+        grey = grey // 2 ** (-(-num_bits // 8) * 8 - 8)
     return grey.clip(0, 255).astype(np.uint8)
 
 
@@ -318,7 +326,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
-        if data[4:8] != b"ftyp":
+        if data[4:8] != b"ftyp" or data[8:12] not in _HEIF_BRANDS:
             raise
         try:
             from pillow_heif import register_heif_opener

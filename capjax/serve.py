@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1); 0.0.0.0: any")
     parser.add_argument("--port", type=int, default=8000, help="to listen on (default: 8000); 0: any that is free")
+    parser.add_argument(
+        "--public_host",
+        metavar="NAME,NAME",
+        help="names by which a proxy on this computer passes requests on; without, those of this computer alone",
+    )
     add_decoder_flags(parser)
     add_limit_flags(parser)
     most = ", ".join(f"{name} {value}" for name, value in MOST.items())
@@ -56,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
             with contextlib.suppress(OSError):  # it serves whether or not anybody reads that
                 print(f"capjax serves {args.model} at {address}", flush=True)
 
-        server = make_server(build_app(service, own_hosts(args.host, listener.getsockname()[0]), on_ready), limits)
+        hosts = own_hosts(args.host, listener.getsockname()[0], (args.public_host or "").split(","))
+        server = make_server(build_app(service, hosts, on_ready), limits)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)  # uvicorn obeys them, and raises them again once it is done
         server.run(sockets=[listener])

@@ -2,12 +2,12 @@
 
 | letter  | meaning                                | letter | meaning                      |
 | ------- | -------------------------------------- | ------ | ---------------------------- |
-| B       | captions in a batch                    | L      | caption length in tokens     |
+| B       | captions in a batch; rows of a search  | L      | caption length in tokens     |
 | N       | images in a batch (B is a multiple)    | E      | word embedding               |
 | H, W, C | image height, width, channels          | D      | LSTM hidden units            |
 | P       | grid positions of the encoder (64)     | M      | what enters the last layer   |
 | F       | encoder features (2048)                | V      | vocabulary                   |
-| S       | side of a preprocessed image           | K, R   | beams, references            |
+| S       | side of a preprocessed image           | K, R   | an image's captions, references |
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Karpathy's COCO split with a fine-tuned Inception V3, after im2txt's second phase.
+"""Karpathy's COCO split with a fine-tuned Inception V3, after im2txt's second phase, for the reference decoder.
 
 Paper: Vinyals et al. 2016, Show and Tell: Lessons Learned (https://arxiv.org/abs/1609.06647).
 
@@ -6,8 +6,10 @@ Paper: Vinyals et al. 2016, Show and Tell: Lessons Learned (https://arxiv.org/ab
     capjax weights fetch keras --out=inception_v3.safetensors
     capjax train --config=configs/coco_finetune.py --workdir=runs/coco_finetune
 
-It reads images, not cached features, and wants an accelerator. Published for the paper's system, an ensemble with beam
-3, on the 2015 challenge server (c5): CIDEr-D 94.3, BLEU-4 30.9. Not measured with capjax yet.
+It reads images, not cached features, and wants an accelerator. im2txt's second phase goes on from a decoder that was
+trained while the encoder was frozen; so does this one with `--config.train.init_from=RUN`, of a run with the same
+decoder. Published for the paper's system, an ensemble with beam 3, on the 2015 challenge server (c5): CIDEr-D 94.3,
+BLEU-4 30.9. Not measured with capjax yet.
 """
 
 from ml_collections import ConfigDict

@@ -38,8 +38,8 @@ def get_config(features: str = "inception_v3") -> ConfigDict:
     config.decoder.dropout_rate = 0.3
     config.optimizer.clip_norm = 5.0
     config.train.batch_size = 64
-    config.train.num_steps = 7_000  # 15 epochs
-    config.train.checkpoint_every = 467  # an epoch
+    config.train.num_steps = 7_000  # all captions 15 times
+    config.train.checkpoint_every = 467  # all captions once
     config.eval.every = 467
     config.eval.patience = 4
     return config

@@ -255,6 +255,30 @@ def test_evaluation_is_what_the_command_does(toys):
     assert "Training</h2>" in by_command and "Training</h2>" in by_function
 
 
+def test_words_that_a_search_left_unknown_are_counted(toys, tmp_path):
+    """No text shows them: drawn among all words alike, hardly a caption of twenty is without one."""
+    _, _, model = toys
+    anyhow = {"method": "sample", "temperature": 1000.0, "min_length": 20, "max_length": 20}
+    for allowed in (False, True):
+        report = capjax.evaluate_model(model, "val", tmp_path, metrics=["CIDEr-D"], allow_unk=allowed, **anyhow)
+        rows = [json.loads(line) for line in (tmp_path / "per_image.jsonl").read_text().splitlines()]
+        share = sum("unknown_word" in row["ailments"] for row in rows) / len(rows)
+        assert report["health"]["unknown_word"] == share
+        assert (share > 0.5) == allowed and (share == 0) != allowed
+        assert not any("<unk>" in row["caption"] for row in rows)
+
+
+def test_the_page_of_an_ensemble_says_that_it_is_one_and_whose_words_are_explained(toys, tmp_path):
+    _, _, model = toys
+    ledger = tmp_path / "ledger.jsonl"
+    command = ["evaluate", f"--model={model.path},{model.path}", "--split=val", f"--ledger={ledger}"]
+    assert main([*command, "--explain", "--metrics=CIDEr-D", f"--out={tmp_path / 'out'}"]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert re.search(r"Decoded with greedy, .*2 models that vote\.", page)
+    assert "Of single words it is told what the first of the 2 models has to say." in page
+    assert json.loads(ledger.read_text())["recipe"] == model.config.recipe
+
+
 def test_evaluation_leaves_the_configuration_of_a_model_as_it_was(toys, tmp_path):
     _, _, model = toys
     moved = model.config.copy_and_resolve_references()

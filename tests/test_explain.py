@@ -65,10 +65,9 @@ def test_what_is_explained_is_what_is_said(tmp_path, photos, search):
         scores = {path_of(branches, i): branch.log_prob for i, branch in enumerate(branches)}
         at_length = np.bincount([len(path) for path in scores], minlength=9)
         assert 0 < at_length.max() <= settings.beam_size * (2 if settings.must_contain else 1)
-        if settings.method == "beam":
-            for path, score in list(scores.items())[:40]:
-                words = explainer(image, " ".join(word for word in path if word != "(end)")).words
-                assert sum(np.log(word.probability) for word in words[: len(path)]) == pytest.approx(score, abs=2e-3)
+        for path, score in list(scores.items())[:40]:
+            words = explainer(image, " ".join(word for word in path if word != "(end)")).words
+            assert sum(np.log(word.probability) for word in words[: len(path)]) == pytest.approx(score, abs=2e-3)
         chosen = [branch.text for branch in branches if branch.chosen]
         assert " ".join(word for word in chosen if word != "(end)") == caption.text
 
@@ -96,9 +95,9 @@ def test_a_tree_by_hand():
         Branch("b", -1, -1.0),
         Branch("c", 0, -0.7, True),
         Branch("d", 0, -0.9),
-        Branch("(end)", 2, -0.8, True),
+        Branch("(end)", 2, -0.8, True, is_whole=True),
         Branch("c", 3, -1.9),
-        Branch("b", 5, -2.5),
+        Branch("b", 5, -2.5, is_whole=True),
     ]
     assert branches_of([], np.asarray([4, 3]), words) == []
 
@@ -142,10 +141,18 @@ def test_pictures_of_others_are_not_written_over_and_its_own_are_not_explained(t
     explain = ["explain", f"--model={model}", "--caption=w3"]
     pathlib.Path("0.html").write_text("<title>an album</title>")  # anybody's page
     before["0.html"] = pathlib.Path("0.html").read_bytes()
-    for out, photo in ((".", "0.png"), ("../photos", "0.png"), (".", "0.jpg")):
-        assert main([*explain, f"--out={out}", photo]) == 1
-        assert "0.png is none that this wrote" in capsys.readouterr().err
-        assert {path.name: path.read_bytes() for path in pathlib.Path().iterdir()} == before
+    for lacking in (None, "0.html", "0.png"):
+        if lacking:
+            pathlib.Path(lacking).rename(f"../{lacking}")
+        for out, photo in ((".", "0.png"), ("../photos", "0.png"), (".", "0.jpg")):
+            if photo != lacking:
+                assert main([*explain, f"--out={out}", photo]) == 1
+                there = "0.html" if lacking == "0.png" else "0.png"
+                assert f"{there} is none that this wrote" in capsys.readouterr().err
+                now = {path.name: path.read_bytes() for path in pathlib.Path().iterdir()}
+                assert now == {name: content for name, content in before.items() if name != lacking}
+        if lacking:
+            pathlib.Path(f"../{lacking}").rename(lacking)
     pathlib.Path("0.png").unlink()
     pathlib.Path("0.html").unlink()
     shutil.copy(photos[1], tmp_path / "photos" / "other.png")
@@ -153,17 +160,25 @@ def test_pictures_of_others_are_not_written_over_and_its_own_are_not_explained(t
         pathlib.Path("other.png").unlink(missing_ok=out == ".")
         if out == "explained":
             shutil.copy(photos[1], "other.png")
-        for told in ("", "left out what was written to"):
+        for told in ("", "left out what was written before"):
             assert main([*explain, f"--out={out}", "."]) == 0
             assert told in capsys.readouterr().err
             written = {path.stem for path in pathlib.Path(out).glob("*.html")}
             assert written == {path.stem for path in pathlib.Path(out).glob("*.png")} == found
+        if out == "explained":  # whatever folder is written now
+            assert main([*explain, "--out=../second", "."]) == 0
+            assert "left out what was written before: 2 picture(s)" in capsys.readouterr().err
+            assert {path.stem for path in pathlib.Path("../second").glob("*.png")} == found
         shutil.rmtree("explained", ignore_errors=True)
+    # A run that was cut off between the two files goes on.
+    pathlib.Path("0.png").unlink()
+    assert main([*explain, "--out=.", "0.jpg"]) == 0 and pathlib.Path("0.png").exists()
+    capsys.readouterr()
     # Named one by one, they are explained like any other.
     assert main([*explain, "--out=../again", "0.png"]) == 0
     pathlib.Path("0.jpg").unlink()
     assert main([*explain, "--out=.", "."]) == 1
-    assert "found only what was written to" in capsys.readouterr().err
+    assert "found only what was written before" in capsys.readouterr().err
 
 
 def test_a_caption_that_is_given(tmp_path, photos, capsys):

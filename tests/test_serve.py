@@ -53,8 +53,11 @@ def start_upload(address: str, photo: bytes) -> socket.socket:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_answers_what_it_has_accepted_and_ends_well(tmp_path: pathlib.Path, number: int) -> None:
     photo = PHOTOS[0].read_bytes()
-    with process("--beam_size=3", env={**SMALL, "TMPDIR": str(tmp_path)}) as (running, address):
+    flags = ("--beam_size=3", "--public_host=a.example,photos.example")
+    with process(*flags, env={**SMALL, "TMPDIR": str(tmp_path)}) as (running, address):
         assert httpx.get(address + "readyz").json() == {"status": "ready"}
+        assert httpx.get(address + "readyz", headers={"Host": "photos.example"}).status_code == 200
+        assert httpx.get(address + "readyz", headers={"Host": "other.example"}).status_code == 403
         assert httpx.get(address + "v1/model").json()["search"]["beam_size"] == 3
         assert httpx.post(address + "v1/captions", files={"image": photo * 2000}).status_code == 200
         with start_upload(address, photo) as connection:
@@ -116,7 +119,8 @@ def test_it_serves_whether_or_not_its_output_is_read(output: str) -> None:
                     break
             time.sleep(0.2)
         assert httpx.get(f"{address}/healthz").status_code == 200
-        answer = httpx.post(f"{address}/v1/captions", files={"image": PHOTOS[0].read_bytes()}, data={"beam_size": 2})
+        files = {"image": PHOTOS[0].read_bytes()}
+        answer = httpx.post(f"{address}/v1/captions", files=files, data={"beam_size": 2}, timeout=120)
         assert answer.status_code == 200, answer.text
         running.terminate()
         assert "Traceback" not in running.communicate(timeout=60)[1]

@@ -15,7 +15,6 @@ from capjax.captioning.loaded_model import LoadedModel
 from capjax.data.input_pipeline import pad_captions
 from capjax.decoding.beam_search import Candidates
 from capjax.decoding.settings import DecoderSettings
-from capjax.decoding.watched import WatchedSelector
 from capjax.errors import CapjaxError
 from capjax.report.explanation import END, Branch, ExplainedWord, Explanation, LikelyWord
 from capjax.types import SPECIAL_IDS, Features
@@ -119,12 +118,7 @@ class WatchedSearch:
         """
         self._vocabulary, self._seed = model.vocabulary, settings.seed
         self._steps: list[Candidates] = []
-        find = search_function(
-            [model.captioner],
-            model.vocabulary,
-            settings,
-            watch=lambda selector: WatchedSelector(selector, self._steps.append),
-        )
+        find = search_function([model.captioner], model.vocabulary, settings, watch=self._steps.append)
         self._program, self._variables = jax.jit(find), jax.device_put([model.variables])
 
     def __call__(self, image: UInt8[np.ndarray, "S S 3"], image_id: int) -> tuple[Caption, list[Branch]]:
@@ -142,8 +136,8 @@ def branches_of(steps: Sequence[Candidates], chosen: Int[np.ndarray, " L"], word
     """Make a tree of what a beam search chose for one image.
 
     Args:
-        steps: the candidates [1, M] that lived on, step by step.
-        chosen: the tokens of the caption.
+        steps: the candidates [1, M] that lived on, step by step, as `Watch` is told them.
+        chosen: the tokens of the caption, filled up to the greatest length.
         words: of the vocabulary.
 
     Returns:
@@ -152,7 +146,7 @@ def branches_of(steps: Sequence[Candidates], chosen: Int[np.ndarray, " L"], word
     branches: list[Branch] = []
     of_path: dict[tuple[int, ...], int] = {}  # groups of diverse beams may say the same
     of_slot: dict[int, tuple[int, ...]] = {slot: () for slot in range(steps[0].parents.shape[1])} if steps else {}
-    for step in steps:
+    for i, step in enumerate(steps):
         now: dict[int, tuple[int, ...]] = {}
         choice = zip(step.parents[0].tolist(), step.tokens[0].tolist(), step.scores[0].tolist(), strict=True)
         for slot, (parent, token, score) in enumerate(choice):
@@ -164,7 +158,8 @@ def branches_of(steps: Sequence[Candidates], chosen: Int[np.ndarray, " L"], word
             if path not in of_path:
                 of_path[path] = len(branches)
                 on_the_way = path == tuple(chosen[: len(path)].tolist())
-                branches.append(Branch(END if is_end else words[token], of_path.get(before, -1), score, on_the_way))
+                text, is_whole = END if is_end else words[token], is_end or i == len(chosen) - 1
+                branches.append(Branch(text, of_path.get(before, -1), score, on_the_way, is_whole))
             if not is_end:
                 now[slot] = path
         of_slot = now

@@ -10,7 +10,8 @@ from capjax.attribution.explainer import Explainer
 from capjax.captioning.generator import Caption
 from capjax.captioning.loaded_model import LoadedModel
 from capjax.captioning.splits import SeenSplit
-from capjax.images import ImageError, Preprocessing, decode_image, preprocess
+from capjax.errors import CapjaxError
+from capjax.images import Preprocessing, decode_image, preprocess
 from capjax.report import CaptionRow, Look
 from capjax.types import Features
 
@@ -44,7 +45,7 @@ def looks_of(
         place = at[row.image_id]
         visual = split.rows[place]
         if isinstance(visual, Features):
-            pixels = _pixels(row.picture(), shown_as(model))
+            pixels = _pixels(row, shown_as(model))
             # Features tell all that attention needs; only for the other methods has the model to look again.
             if pixels is not None and model.encoder and not explain.attends(visual):
                 visual = pixels
@@ -56,9 +57,10 @@ def looks_of(
     return looks
 
 
-def _pixels(encoded: bytes | None, preprocessing: Preprocessing) -> UInt8[np.ndarray, "S S 3"] | None:
-    """Decode a picture; None if there is none or it is damaged."""
+def _pixels(row: CaptionRow, preprocessing: Preprocessing) -> UInt8[np.ndarray, "S S 3"] | None:
+    """Decode the picture of a row; None if there is none or it is damaged."""
     try:
+        encoded = row.picture()
         return preprocess(decode_image(encoded), preprocessing) if encoded else None
-    except ImageError:
+    except CapjaxError:
         return None

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int64, UInt8, UInt32
 
-from capjax.decoding.beam_search import Selector
+from capjax.decoding.beam_search import Watch
 from capjax.decoding.ensemble import ensemble
 from capjax.decoding.hypotheses import Hypotheses
 from capjax.decoding.sampling import keys_of_images
@@ -135,7 +135,7 @@ def search_function(
     models: Sequence[Captioner],
     vocabulary: Vocabulary,
     settings: DecoderSettings,
-    watch: Callable[[Selector], Selector] = lambda selector: selector,
+    watch: Watch | None = None,
 ) -> Callable[..., Hypotheses]:
     """Build the function, to be compiled, that searches for captions of images or their features.
 
@@ -143,7 +143,7 @@ def search_function(
         models: one captioner, or several that are averaged (an ensemble); all share the vocabulary.
         vocabulary: of its words.
         settings: of the search, but for its seed.
-        watch: see `capjax.decoding.settings.build_search`.
+        watch: see `capjax.decoding.beam_search`.
 
     Returns:
         A function of the variables of each model, N images, a seed, and the lowest 32 bits of the images' ids.

@@ -74,8 +74,10 @@ def find_photos(paths: Sequence[str]) -> list[pathlib.Path]:
     """List the files named, and the images in the folders named, in order.
 
     Raises:
-        CapjaxError: if that is nothing.
+        CapjaxError: if that is nothing, or a name is empty.
     """
+    if "" in paths:
+        raise CapjaxError("expected names of files or folders, got an empty one; . is the folder that you are in")
     found: list[pathlib.Path] = []
     for path in map(pathlib.Path, paths):
         found += list_images(path) if path.is_dir() else [path]

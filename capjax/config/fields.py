@@ -71,13 +71,13 @@ def default_config() -> ConfigDict:
     config.train.num_steps = 12_000  # updates
     config.train.batch_size = 64  # captions over all devices
     config.train.captions_per_image = 1  # captions that share one encoded image
-    config.train.max_tokens = 20  # ids kept of a caption, START included
+    config.train.max_tokens = 20  # ids kept of a caption, START and END included
     config.train.label_smoothing = 0.0  # share of a target that all words divide (Szegedy et al. 2016)
     config.train.accumulate_steps = 1  # microbatches of one update
     config.train.ema_decay = 0.0  # of a moving average of the weights, which then is validated and kept; 0 for none
     config.train.dtype = "float32"  # of the decoder's computation: "bfloat16" on accelerators
     config.train.augment = False  # random crops, when training from images
-    config.train.num_workers = 0  # processes that decode images
+    config.train.num_workers = 0  # worker processes that read and decode; 0: threads of this one
     config.train.log_every = 50  # steps that a line of the log averages
     config.train.checkpoint_every = 1000  # steps from one checkpoint, to go on from, to the next
     config.train.keep_checkpoints = 2  # the newest so many stay

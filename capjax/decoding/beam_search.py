@@ -7,7 +7,7 @@ this is greedy search whatever the length penalty. Diverse and constrained searc
 their own, and compose.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -29,6 +29,10 @@ class Candidates(NamedTuple):
     parents: Int[Array, "B N"]
     tokens: Int[Array, "B N"]
     scores: Float[Array, "B N"]
+
+
+Watch = Callable[[Candidates], None]
+"""Is told on the host what lives on after each step, NumPy arrays [1, M], with the model's log-probabilities."""
 
 
 @runtime_checkable
@@ -106,6 +110,7 @@ def beam_search(
     num_captions: int = 1,
     length_penalty: LengthPenalty = NO_LENGTH_PENALTY,
     processors: Sequence[LogitsProcessor] = (),
+    watch: Watch | None = None,
 ) -> Hypotheses:
     """Caption a batch by beam search.
 
@@ -123,6 +128,7 @@ def beam_search(
       num_captions: K, captions returned per image.
       length_penalty: ranks finished hypotheses.
       processors: constraints on the next token; log-probabilities are not renormalised over what they leave.
+      watch: for a search that people want to look at, on one device; it costs a call a step.
 
     Returns:
       Hypotheses, highest length-penalised log-probability first.
@@ -145,6 +151,9 @@ def beam_search(
         chosen_logits = jax.vmap(lambda logits, m, v: logits[m, v])(logits, choice.parents, choice.tokens)
         log_probs = _take(state.log_probs, choice.parents) + chosen_logits - _take(normalizers, choice.parents)
         tokens = _take(state.tokens, choice.parents).at[:, :, state.step].set(choice.tokens)
+        if watch is not None:
+            told = choice._replace(scores=jnp.where(choice.scores > -jnp.inf, log_probs, -jnp.inf))
+            jax.debug.callback(lambda *parts: watch(Candidates(*map(np.asarray, parts))), *told, ordered=True)
 
         is_end = choice.tokens == special_ids.end
         complete = (is_end | (state.step == max_length - 1)) & selector.accepting[None, :]

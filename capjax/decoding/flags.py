@@ -17,7 +17,7 @@ def add_decoder_flags(parser: argparse.ArgumentParser) -> None:
         elif kind is tuple:
             group.add_argument(f"--{setting.name}", metavar="WORD,WORD", help=text)
         else:
-            group.add_argument(f"--{setting.name}", type=kind, help=f"{text} (default: {setting.default})")
+            group.add_argument(f"--{setting.name}", type=kind, help=f"{text} (usual: {setting.default})")
 
 
 def settings_from_flags(args: argparse.Namespace, base: DecoderSettings) -> DecoderSettings:

@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxtyping import Array, Key
 
-from capjax.decoding.beam_search import BestSelector, Selector, beam_search
+from capjax.decoding.beam_search import BestSelector, Selector, Watch, beam_search
 from capjax.decoding.constrained_beam_search import ConstrainedSelector
 from capjax.decoding.diverse_beam_search import DiverseSelector
 from capjax.decoding.greedy import greedy_search
@@ -134,7 +134,7 @@ class DecoderSettings:
         """Name the method and what was set beside it, for people."""
         usual = DecoderSettings(self.method).to_dict()
         changed = (name for name, value in self.to_dict().items() if value != usual[name] or name == "beam_size")
-        return ", ".join([self.method, *(f"{name} {getattr(self, name)}" for name in changed)])
+        return ", ".join([self.method, *(f"{name} {_told(getattr(self, name))}" for name in changed)])
 
     def with_token_ids(self, token_ids: Mapping[str, int], unused_ids: Iterable[int] = ()) -> "DecoderSettings":
         """Return the settings with the words of `must_contain` and `must_not_contain` replaced by their token ids.
@@ -200,9 +200,7 @@ class DecoderSettings:
             raise CapjaxError(f"must_contain and must_not_contain both name {contradictory[0]!r}: drop it from one")
 
 
-def build_search(
-    settings: DecoderSettings, special_ids: SpecialIds, watch: Callable[[Selector], Selector] = lambda chosen: chosen
-) -> Search:
+def build_search(settings: DecoderSettings, special_ids: SpecialIds, watch: Watch | None = None) -> Search:
     """Return the search that the settings describe.
 
     It is to be called inside the caller's `jax.jit`, together with the model:
@@ -213,7 +211,7 @@ def build_search(
     Args:
       settings: words already replaced by ids (`DecoderSettings.with_token_ids`).
       special_ids: ids of PAD, UNK, START and END; PAD and START never occur in a caption, UNK only if allowed.
-      watch: wraps the selector of a beam search, see `capjax.decoding.watched`.
+      watch: of a search with beams, see `beam_search`.
 
     Raises:
       CapjaxError: words left in the settings, special ids among required words; at trace time, ids outside the
@@ -272,7 +270,7 @@ def _build_beam_search(
     special_ids: SpecialIds,
     processors: list[LogitsProcessor],
     constraints: tuple[tuple[int, ...], ...],
-    watch: Callable[[Selector], Selector],
+    watch: Watch | None,
 ) -> Search:
     num_groups = settings.num_groups if settings.method == "diverse_beam" else 1
     group_size = settings.beam_size // num_groups
@@ -281,7 +279,6 @@ def _build_beam_search(
         selector = ConstrainedSelector(group_size, constraints, special_ids.end)
     if settings.method == "diverse_beam":
         selector = DiverseSelector(selector, num_groups, settings.diversity_strength)
-    selector = watch(selector)
     return lambda decode_step, carry, keys=None: beam_search(
         decode_step,
         carry,
@@ -291,13 +288,21 @@ def _build_beam_search(
         num_captions=settings.num_captions,
         length_penalty=LengthPenalty(settings.length_penalty, settings.length_formula),
         processors=processors,
+        watch=watch,
     )
+
+
+def _told(value: Any) -> str:
+    """Print a setting for people, words as they are given on the command line."""
+    if isinstance(value, tuple):
+        return ",".join("|".join(map(str, item)) if isinstance(item, tuple) else str(item) for item in value)
+    return str(value)
 
 
 def _alternatives(item: str | int | tuple[str | int, ...]) -> tuple[str | int, ...]:
     """Return the alternatives of one required word: "dog|puppy" and ("dog", "puppy") are either, 17 is itself."""
     if isinstance(item, str):
-        return tuple(item.split("|"))
+        return tuple(word.strip() for word in item.split("|"))
     return item if isinstance(item, tuple) else (item,)
 
 

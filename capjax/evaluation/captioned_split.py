@@ -10,9 +10,11 @@ from capjax import data
 from capjax.captioning.generator import Caption
 from capjax.captioning.splits import SeenSplit
 from capjax.decoding.settings import DecoderSettings
+from capjax.metrics import caption_health
 from capjax.metrics.coco_caption import References, Scores
 from capjax.metrics.score_report import score_report
 from capjax.text.ptb_tokenizer import tokenize
+from capjax.types import SPECIAL_IDS
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,15 @@ class CaptionedSplit:
     def hypotheses(self, image_ids: Container[int]) -> dict[int, str]:
         """Return what was said of some images."""
         return {caption.image_id: caption.text for caption in self.captions if caption.image_id in image_ids}
+
+    @cached_property
+    def ailments(self) -> list[tuple[str, ...]]:
+        """What is wrong with each caption whatever the image shows; no text has unknown words, of which tokens tell."""
+        by_text = caption_health.ailments([caption.text for caption in self.captions])
+        return [
+            tuple(dict.fromkeys((*found, "unknown_word"))) if SPECIAL_IDS.unk in caption.tokens else found
+            for caption, found in zip(self.captions, by_text, strict=True)
+        ]
 
     @cached_property
     def judge(self) -> Any:
@@ -69,6 +80,8 @@ def report_of(
     report = score_report(
         scores, references, hypotheses, bootstrap_samples=bootstrap_samples, decoder=split.settings.to_dict()
     )
+    unknown = {c.image_id for c, found in zip(split.captions, split.ailments, strict=True) if "unknown_word" in found}
+    report["health"]["unknown_word"] = len(unknown & hypotheses.keys()) / len(hypotheses)
     report["settings"] |= {"dataset": seen.config.dataset.name, "split": seen.name, "num_models": len(seen.models)}
     report |= {
         "models": [model.summary for model in seen.models],

@@ -23,7 +23,7 @@ def ledger_row(split: CaptionedSplit, report: Mapping[str, Any], log: Sequence[M
         sees += f" to {model.config.encoder.endpoint}"
     changes = configuration.changes(model.config)
     return {
-        "recipe": model.config.recipe,
+        "recipe": " + ".join(dict.fromkeys(m.config.recipe for m in split.seen.models)),
         "config": asked_of(changes),
         "config_sha256": config_sha256(changes),
         "init_from": model.config.train.init_from,

@@ -10,13 +10,13 @@ from capjax.attribution.explainer import Explainer
 from capjax.attribution.looks import looks_of, shown_as
 from capjax.evaluation.captioned_split import CaptionedSplit
 from capjax.evaluation.rival import Rival
-from capjax.metrics.caption_health import ailments
 from capjax.metrics.coco_caption import Scores
 from capjax.report import CaptionRow, evaluation_report, spread, write_explanation_sheet, write_page, write_sheet
 from capjax.types import CaptionRecord
 
 _SHEET_SIZE = 24
-_NOTE = "Captions that a model wrote, with what people wrote of the same images."
+_NOTE = "Captions that a model wrote."
+_NOTE_BESIDE_REFERENCES = "Captions that a model wrote, with what people wrote of the same images."
 
 
 def rows_of(
@@ -35,8 +35,7 @@ def rows_of(
         rival_scores: of those.
         picture_of: gives the encoded photo of a record, or None.
     """
-    ailing = ailments([caption.text for caption in split.captions])
-    captioned = zip(split.seen.records, split.captions, split.verdicts, ailing, strict=True)
+    captioned = zip(split.seen.records, split.captions, split.verdicts, split.ailments, strict=True)
     return [
         CaptionRow(
             image_id=record.image_id,
@@ -67,6 +66,7 @@ def write_pages(
     rows: Sequence[CaptionRow],
     report: Mapping[str, Any],
     log: Sequence[Mapping[str, Any]],
+    rival: Rival | None,
     explainer: Explainer | None,
 ) -> None:
     """Write report.html, sheet.png and, if there is an explainer, explained.png.
@@ -77,9 +77,10 @@ def write_pages(
         rows: see `rows_of`.
         report: the content of metrics.json; empty without references.
         log: of the training, for curves.
+        rival: as for `rows_of`.
         explainer: of the (first) model.
     """
-    seen, settings, judge = split.seen, split.settings, split.judge
+    seen, settings, judge, num_models = split.seen, split.settings, split.judge, len(split.seen.models)
     chosen = spread(rows, _SHEET_SIZE)
     looks = looks_of(seen, split.captions, explainer, chosen) if explainer else {}
     crop = shown_as(seen.models[0]).crop
@@ -87,11 +88,27 @@ def write_pages(
         replace(row, explanation=looks[row.image_id].explanation, crop=crop) if row.image_id in looks else row
         for row in rows
     ]
-    note = judge.note(seen.records) if judge else _NOTE
-    write_page(out / "report.html", evaluation_report(report, rows, settings.to_dict(), seen.title, note, log))
-    heading = f"{seen.title}{f' ({judge.KIND})' if judge else ''}: {len(rows):,} images, decoded with {settings.told()}"
+    note = judge.note(seen.records) if judge else _NOTE_BESIDE_REFERENCES if report else _NOTE
+    decoded, told = settings.told(), settings.to_dict()
+    if num_models > 1:
+        decoded, told = f"{decoded}, {num_models} models that vote", told | {"models": num_models}
+        if explainer:
+            note += f"\n\nOf single words it is told what the first of the {num_models} models has to say."
+    page = evaluation_report(
+        report,
+        rows,
+        title=seen.title,
+        note=note,
+        settings=told,
+        decoded=decoded,
+        log=log,
+        rival=rival.name if rival else "",
+    )
+    write_page(out / "report.html", page)
+    heading = f"{seen.title}{f' ({judge.KIND})' if judge else ''}: {len(rows):,} images, decoded with {decoded}"
     write_sheet(out / "sheet.png", chosen, heading=heading)
     if explainer:
         how = next(iter(looks.values())).explanation.method
         lit = f"; lit where the model looked ({how})" if how else ""
+        lit += f"; words as the first of {num_models} models has them" if num_models > 1 else ""
         write_explanation_sheet(out / "explained.png", list(looks.values()), heading=f"{heading}{lit}")

@@ -28,6 +28,11 @@ class Rival:
     folder: pathlib.Path
     captions: Mapping[int, str]
 
+    @property
+    def name(self) -> str:
+        """How it is called beside these captions."""
+        return "/".join(self.folder.resolve().parts[-2:])
+
 
 def read_rival(folder: pathlib.Path, seen: SeenSplit) -> Rival:
     """Read what another evaluation wrote of the images of a split.
@@ -84,7 +89,7 @@ def comparison_of(
         scores: of its captions.
         settings: of metrics.json: how many draws, and the level of the intervals.
     """
-    comparison = {"with": "/".join(rival.folder.resolve().parts[-2:]), "metrics": {}}
+    comparison = {"with": rival.name, "metrics": {}}
     if num_samples := settings["bootstrap_samples"]:
         level = settings["confidence"]
         found = compare(rival_scores.results, scores.results, num_samples, level)

@@ -61,7 +61,7 @@ def layout(branches: Sequence[Branch]) -> list[Node]:
             rows[i], next_row = next_row, next_row + 1
         waiting += children.get(i, [])[::-1]
     nodes = []
-    for i, (text, parent, log_prob, chosen) in enumerate(branches):
+    for i, (text, parent, log_prob, chosen, _) in enumerate(branches):
         before = branches[parent].log_prob if parent >= 0 else 0.0
         percent = 100 * math.exp(min(0.0, log_prob - before))
         nodes.append(Node(one_line(text), percent, columns[i], rows[i], parent, chosen))
@@ -103,10 +103,10 @@ def tree_svg(branches: Sequence[Branch]) -> str:
 
 def described(branches: Sequence[Branch]) -> str:
     """Say in words what the tree shows."""
-    ends = sum(branch.text == END for branch in branches)
+    whole = sum(branch.is_whole for branch in branches)
     parents = {branch.parent for branch in branches}
-    dropped = sum(i not in parents and branch.text != END for i, branch in enumerate(branches))
-    return f"{ends} captions came to their end, {dropped} beginnings were dropped"
+    dropped = sum(i not in parents and not branch.is_whole for i, branch in enumerate(branches))
+    return f"{whole} captions came to their end or to the greatest length, {dropped} beginnings were dropped"
 
 
 def draw_tree(branches: Sequence[Branch], width: int) -> Image.Image:

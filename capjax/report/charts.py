@@ -21,6 +21,7 @@ LONGEST = 30
 
 _PANELS = (
     # title, keys, factor, decimals, whether the best value is the highest or the lowest
+    ("Reward of captions that were drawn", ("train/reward",), 1.0, 3, None),
     ("Loss (nats per word)", ("train/loss", "val/loss"), 1.0, 3, min),
     ("Perplexity", ("val/perplexity",), 1.0, 2, min),
     ("Next-word accuracy (%)", ("train/accuracy", "val/accuracy"), 100.0, 1, max),
@@ -52,14 +53,20 @@ class Panel:
 def panels(log: Sequence[Mapping[str, Any]]) -> list[Panel]:
     """Group the known quantities of a training log into panels; what the log lacks is left out.
 
-    Of several records of one step the last counts, since a resumed run repeats steps. Values that are not finite are
-    left out. A series of more than `MAX_POINTS` points is averaged over stretches of `averaged` points.
+    Of several records of one step the last counts, since a resumed run repeats steps. Left out are values that are not
+    finite, and what training by a reward minimises, which is no loss of a word. A series of more than `MAX_POINTS`
+    points is averaged over stretches of `averaged` points.
     """
     found = []
     for title, keys, factor, decimals, choose in _PANELS:
         series = []
         for key in keys:
-            points = {record["step"]: factor * record[key] for record in log if is_number(record.get(key))}
+            known = (record for record in log if is_number(record.get(key)))
+            points = {
+                record["step"]: factor * record[key]
+                for record in known
+                if not (key == "train/loss" and "train/reward" in record)
+            }
             if points:
                 series.append(_series(key, sorted(points.items()), choose if key.startswith("val/") else None))
         if series:
@@ -77,19 +84,22 @@ def _series(key: str, points: list[tuple[float, float]], choose: Callable | None
     return Series(name, steps, values, best, stretch)
 
 
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """Return at most `count` + 1 round numbers (1, 2 or 5 times a power of ten apart) that lie within [low, high]."""
+def ticks(low: float, high: float, count: int, least: float = 0.0) -> list[float]:
+    """Return at most `count` + 1 round numbers within [low, high]: 1, 2 or 5 times a power of ten apart, or `least`."""
     if high <= low:
         return [low]
     step = 10.0 ** math.floor(math.log10((high - low) / count))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
+    step = max(step, least)
     first = math.ceil(low / step - 1e-9)
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _labelled(low: float, high: float, count: int) -> list[tuple[float, str]]:
+def _labelled(low: float, high: float, count: int, least: float = 0.0) -> list[tuple[float, str]]:
     """Return the ticks of an axis, printed with as many decimals as they need, and the same for all."""
-    places = ticks(low, high, count)
+    places = ticks(low, high, count, least)
+    if max(map(abs, places), default=0.0) >= 1e7:
+        return [(tick, f"{tick:.3g}") for tick in places]
     decimals = next(
         (digits for digits in range(9) if all(abs(round(tick, digits) - tick) < 1e-9 for tick in places)), 9
     )
@@ -115,7 +125,7 @@ class _Axes:
                 f'<line class="grid" x1="{self.left}" x2="{_WIDTH - _RIGHT}" y1="{height}" y2="{height}"/>'
             )
             self.parts.append(f'<text x="{self.left - 7}" y="{height + 5:.1f}" text-anchor="end">{label}</text>')
-        for tick, label in _labelled(*x, 5):
+        for tick, label in _labelled(*x, 5, least=1.0):  # steps, words
             place, below = self.x(tick), _HEIGHT - _BOTTOM + 19
             self.parts.append(f'<text x="{place}" y="{below}" text-anchor="middle">{label}</text>')
         middle = (self.left + _WIDTH - _RIGHT) / 2

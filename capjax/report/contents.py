@@ -93,7 +93,8 @@ class Report:
     Attributes:
       title: heading of the page.
       note: what this is, in plain words; blank lines separate paragraphs.
-      settings: how the captions were decoded (search, beam_size, …); repeated beside every table and figure.
+      settings: how the captions were decoded (search, beam_size, …).
+      decoded: the same in a few words, repeated beside every table and figure.
       rows: every caption, in the order of the data set; the page shows a sample of many, and numbers of all.
       scores: scores over all rows, in the order to show them.
       health: health measures of the captions.
@@ -109,6 +110,7 @@ class Report:
     note: str
     settings: Mapping[str, Any]
     rows: Sequence[CaptionRow]
+    decoded: str = ""
     scores: Sequence[Score] = ()
     health: Sequence[Measure] = ()
     log: Sequence[Mapping[str, Any]] = ()
@@ -160,13 +162,13 @@ def spread(rows: Sequence[CaptionRow], count: int) -> list[CaptionRow]:
 def sample(rows: Sequence[CaptionRow], count: int, metric: str) -> list[CaptionRow]:
     """Choose at most `count` rows for people to look through, in their own order; all if there are no more.
 
-    A twentieth of them each are the best, the median and the worst by `metric`. Up to half are captions with an
-    ailment, equally many of every kind if there are enough. The others go evenly from best to worst, and on over the
-    rows without a score.
+    Those that are explained are among them. A twentieth each are the best, the median and the worst by `metric`. Up to
+    half are captions with an ailment, equally many of every kind if there are enough. The others go evenly from best to
+    worst, and on over the rows without a score.
     """
     if len(rows) <= count:
         return list(rows)
-    groups = list(extremes(rows, metric, count // 20).values())
+    groups = [[row for row in rows if row.explanation], *extremes(rows, metric, count // 20).values()]
     kinds = {ailment for row in rows for ailment in row.ailments}
     for kind in kinds:
         groups.append(_evenly([row for row in rows if kind in row.ailments], count // (2 * len(kinds))))

@@ -22,20 +22,20 @@ _HEALTH = {
 def evaluation_report(
     report: Mapping[str, Any],
     rows: Sequence[CaptionRow],
-    settings: Mapping[str, Any],
+    *,
     title: str,
     note: str,
+    settings: Mapping[str, Any],
+    decoded: str,
     log: Sequence[Mapping[str, Any]],
+    rival: str = "",
 ) -> Report:
     """Lay out the page of an evaluation.
 
     Args:
-      report: the content of metrics.json.
+      report: the content of metrics.json; empty without references.
       rows: every caption.
-      settings: how the captions were decoded.
-      title: heading of the page.
-      note: what this is.
-      log: of the training, for curves.
+      title, note, settings, decoded, log, rival: see `Report`.
     """
     intervals, health = report.get("intervals", {}), report.get("health", {})
     names = dict.fromkeys(name for row in rows for name in row.scores)  # images without references have none
@@ -59,12 +59,13 @@ def evaluation_report(
         title=title,
         note=note,
         settings=settings,
+        decoded=decoded,
         rows=rows,
         scores=scored + skipped,
         health=measures,
         log=log,
         all_rows_in="per_image.jsonl beside this page, their captions alone in results.json",
-        rival=report.get("comparison", {}).get("with", ""),
+        rival=rival,
         differences=[
             Difference(name, found["difference"], *found["interval"], found["p_value"])
             for name, found in report.get("comparison", {}).get("metrics", {}).items()

@@ -62,14 +62,16 @@ class Branch(NamedTuple):
     Attributes:
         text: the word, or `END`.
         parent: the place in the list of branches of the word before, -1 at the start.
-        log_prob: of the words up to here, in nats; less what the search subtracts for diversity.
+        log_prob: of the words up to here, in nats.
         chosen: whether the caption goes through it.
+        is_whole: whether the words up to here are a caption: with an end, or as long as they may be.
     """
 
     text: str
     parent: int
     log_prob: float
     chosen: bool = False
+    is_whole: bool = False
 
 
 class Look(NamedTuple):

@@ -22,13 +22,13 @@
     position: null,
     log_prob: (row) => row.log_prob,
     words: (row) => row.words,
-    id: (row) => row.id,
+    id: (row) => BigInt(row.id),
   };
   metrics.forEach((name, index) => { sorts[`score ${index}`] = (row) => row.scores[index]; });
   const lead = (row) => (row.scores[0] == null || row.rival_scores[0] == null ? null : row.scores[0] - row.rival_scores[0]);
   if (rival) sorts.lead = lead;
   addOptions(fields.sort, [["position", "data set order"], ...metrics.map((name, index) => [`score ${index}`, name]),
-    ...(rival ? [["lead", `${metrics[0]} less that of ${rival}`]] : []),
+    ...(rival && metrics.length ? [["lead", `${metrics[0]} less that of ${rival}`]] : []),
     ["log_prob", "log-probability"], ["words", "length in words"], ["id", "image id"]]);
   addOptions(fields.metric, metrics.map((name, index) => [String(index), `${name} × 100`]));
   get("range").hidden = metrics.length === 0;
@@ -119,7 +119,7 @@
     const words = element("div", "words", caption);
     if (row.explained) words.append(explainedWords(picture, row.explained));
     if (row.rival !== null) {
-      const score = row.rival_scores[0] === null ? "" : number(100 * row.rival_scores[0]);
+      const score = row.rival_scores[0] == null ? "" : number(100 * row.rival_scores[0]);
       const said = highlighted(row.rival || "(empty caption)", inCaption);
       const other = element("p", "rival", element("span", "", `${rival}:`), " ", element("bdi", "", ...said), " ", element("b", "", score));
       other.dir = "auto";
@@ -158,6 +158,7 @@
   };
 
   const recall = () => {
+    controls.reset();
     for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
       if (!Object.hasOwn(fields, name)) continue;
       fields[name].value = value;
@@ -187,7 +188,7 @@
       shown.sort((a, b) => {
         const [left, right] = [key(a), key(b)];
         if (left === null || right === null) return (left === null) - (right === null);
-        return sign * (left - right);
+        return sign * (left < right ? -1 : Number(left > right));
       });
     }
     cards.replaceChildren();
@@ -205,6 +206,7 @@
   controls.addEventListener("reset", () => setTimeout(changed));
   more.addEventListener("click", draw);
   new IntersectionObserver(([entry]) => { if (entry.isIntersecting && !more.hidden) draw(); }, { rootMargin: "900px" }).observe(more);
+  addEventListener("hashchange", () => { recall(); update(); });
   controls.hidden = false;
   recall();
   update();

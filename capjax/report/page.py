@@ -19,8 +19,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from capjax.errors import CapjaxError
 from capjax.host.disk import write_atomically
-from capjax.images import ImageError, thumbnail
+from capjax.images import thumbnail
 from capjax.report.charts import length_histogram, line_chart, panels
 from capjax.report.contents import CaptionRow, Report, extremes, is_number, sample
 from capjax.report.explanation import explained_json
@@ -62,17 +63,15 @@ def write_page(path: str | os.PathLike[str], report: Report) -> None:
 
 def _data_uri(row: CaptionRow) -> str | None:
     """Return the row's picture as a JPEG data URI, an empty string where there is none, None if it cannot be read."""
-    picture = row.picture()
-    if picture is None:
-        return ""
     try:
-        return data_uri(thumbnail(picture))
-    except ImageError:
+        picture = row.picture()
+        return "" if picture is None else data_uri(thumbnail(picture))
+    except CapjaxError:
         return None
 
 
 def _render(report: Report, shown: list[CaptionRow], pictures: list[str]) -> str:
-    settings = _settings_line(report.settings)
+    settings = f"Decoded with {escape(report.decoded)}." if report.decoded else "Decoder settings were not given."
     picture_of = {id(row): picture for row, picture in zip(shown, pictures, strict=True)}
     return page_of(
         "page.html",
@@ -93,12 +92,6 @@ def _render(report: Report, shown: list[CaptionRow], pictures: list[str]) -> str
     )
 
 
-def _settings_line(settings: Mapping[str, Any]) -> str:
-    """Return the decoder settings as the line that stands beside every table and figure (HTML): those that are set."""
-    told = ", ".join(f"{escape(str(name))} {escape(_plain(value))}" for name, value in settings.items() if value)
-    return f"Decoded with {told}." if told else "Decoder settings were not given."
-
-
 def _plain(value: Any) -> str:
     """Print a setting for people."""
     if isinstance(value, bool) or value is None:
@@ -106,7 +99,9 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value)) or "none"
+        return (
+            ", ".join("|".join(map(str, item)) if isinstance(item, tuple) else _plain(item) for item in value) or "none"
+        )
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
 
 
@@ -151,7 +146,7 @@ def _differences_table(report: Report) -> str:
     body = [
         f'<tr><th scope="row">{escape(found.name)}</th><td class="number strong">{100 * found.value:+.1f}</td>'
         f'<td class="number">{100 * found.low:+.1f} – {100 * found.high:+.1f}</td>'
-        f'<td class="number">{found.p_value:.3f}</td></tr>'
+        f'<td class="number">{f"{found.p_value:.3f}" if found.p_value >= 0.001 else "&lt; 0.001"}</td></tr>'
         for found in report.differences
     ]
     about = (
@@ -208,8 +203,11 @@ def _curves(report: Report) -> str:
         figures.append(
             f"<figure><figcaption>{escape(panel.title)}{legend}</figcaption>{line_chart(panel)}{note}</figure>"
         )
-    about = '<p class="about">The loss of training is what is made small: with smoothed labels where that is on.</p>'
-    return _section("training", "Training", f'{about}<div class="figures">{"".join(figures)}</div>')
+    has_loss = any(series.name == "training" for panel in charts for series in panel.series if "Loss" in panel.title)
+    about = "The loss of training is what is made small: with smoothed labels where that is on." if has_loss else ""
+    return _section(
+        "training", "Training", f'<p class="about">{about}</p><div class="figures">{"".join(figures)}</div>'
+    )
 
 
 def _legend(entries: Iterable[tuple[str, str]]) -> str:
@@ -218,7 +216,7 @@ def _legend(entries: Iterable[tuple[str, str]]) -> str:
 
 
 def _num_words(text: str) -> int:
-    return len(re.findall(r"\w+", text))
+    return sum(any(map(str.isalnum, word)) for word in text.split())
 
 
 def _lengths(report: Report, settings: str) -> str:
@@ -284,7 +282,8 @@ def _told_rows(report: Report, num_shown: int) -> str:
         return f"{num_shown:,} images."
     scored = any(report.rank_by in row.scores for row in report.rows)
     ailing = any(row.ailments for row in report.rows)
-    groups = ["the best, the median and the worst"] if scored else []
+    groups = ["those that are explained"] if any(row.explanation for row in report.rows) else []
+    groups += ["the best, the median and the worst"] if scored else []
     groups += ["captions with ailments"] if ailing else []
     order = f"evenly from best to worst by {escape(report.rank_by)}" if scored else "evenly over the data set"
     groups.append(f"the others {order}" if groups else order)
@@ -301,7 +300,7 @@ def _gallery(report: Report, shown: list[CaptionRow], pictures: list[str]) -> di
         metrics.sort(key=lambda name: name != report.rank_by)
     rows = [
         {
-            "id": row.image_id,
+            "id": str(row.image_id),  # numbers in JavaScript end at 2^53
             "file": row.file_name,
             "image": picture,
             "caption": row.caption,

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from capjax.errors import CapjaxError
 from capjax.host.disk import write_atomically
-from capjax.images import ImageError, small_picture
+from capjax.images import small_picture
 from capjax.report.contents import RANKED_BY, CaptionRow, is_number, one_line
 from capjax.report.text_blocks import GREY, INK, PAPER, Text, draw_text, font
 
@@ -89,7 +89,7 @@ def draw_sheet(
         texts = [Text(f"■ {mark}", 13, colour, max_lines=1, bold=True)] if mark else []
         texts.append(Text(one_line(row.caption) or "(empty caption)", 18, INK, max_lines=6, bold=True))
         texts += [Text(reference, 14, GREY, max_lines=4) for reference in row.references[:num_references]]
-        cells.append(_Cell(_on_mat(row.picture()), texts))
+        cells.append(_Cell(_on_mat(row), texts))
     legend = [(_GOOD, "100 or more"), (_FAIR, "50 to 100"), (_POOR, f"under 50 in {RANKED_BY} × 100")]
     needs_legend = any(_mark(row)[0] and not row.verdict for row in rows)
     return _draw(cells, columns, heading, legend if needs_legend else ())
@@ -177,15 +177,16 @@ def _mark(row: CaptionRow) -> tuple[str, str]:
     return scored, _POOR if score < 0.5 else _FAIR if score < 1.0 else _GOOD
 
 
-def _on_mat(data: bytes | None) -> Image.Image:
+def _on_mat(row: CaptionRow) -> Image.Image:
     """Return the whole picture on a mat of fixed size, or the mat with a word where there is no picture."""
     mat = Image.new("RGB", (_WIDTH, _HEIGHT), _MAT)
+    picture, word = None, "no picture"
     try:
+        data = row.picture()
         picture = None if data is None else small_picture(data, 2 * _WIDTH)
-    except ImageError:
-        picture = None
+    except CapjaxError:
+        word = "unreadable picture"
     if picture is None:
-        word = "no picture" if data is None else "unreadable picture"
         ImageDraw.Draw(mat).text((_WIDTH / 2, _HEIGHT / 2), word, GREY, font(14), anchor="mm")
         return mat
     scale = min(_WIDTH / picture.width, _HEIGHT / picture.height)

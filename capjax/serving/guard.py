@@ -105,13 +105,17 @@ def _place_of(origin: str) -> str:
         return ""
 
 
-def own_hosts(name: str, address: str) -> tuple[str, ...]:
+def own_hosts(name: str, address: str, public: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the names that a server is asked by: those of the loopback device if it is bound there, else any.
 
     Args:
         name: that the user gave of the host, however it is spelt.
         address: that the server is bound to.
+        public: more names, which a proxy before it is asked by.
     """
     bound_to = ipaddress.ip_address(address)
     bound_to = getattr(bound_to, "ipv4_mapped", None) or bound_to
-    return tuple(sorted({"localhost", "127.0.0.1", "::1", address, name.lower()})) if bound_to.is_loopback else ()
+    if not bound_to.is_loopback:
+        return ()
+    named = {host.strip().lower() for host in public} - {""}
+    return tuple(sorted({"localhost", "127.0.0.1", "::1", address, name.lower()} | named))

@@ -18,6 +18,7 @@ from capjax.serving.limits import Limits
 from capjax.serving.problems import Problem, image_problem
 
 IMAGE_FIELD = "image"
+_ICONS = ("ICNS", "ICO")  # they hold whole PNG files, of any size
 _MAX_FIELDS = 64
 _MAX_FIELD_BYTES = 2_000
 _MAX_NAME = 200
@@ -68,14 +69,15 @@ async def read_upload(request: Request, limits: Limits, hold: Callable[[int], No
             "expected multipart/form-data with images under the field `image`, or one image as the body with a "
             f"Content-Type of image/…, got {_shown(kind.decode('latin-1')) or 'no Content-Type'}",
         )
-    fields = _text_fields(request.query_params.multi_items())
+    query = request.query_params.multi_items()
+    fields = _text_fields(query)
     chunks = _bounded(request, limits, hold)
     try:
         async with asyncio.timeout(limits.body_seconds):
             if kind == b"multipart/form-data":
                 form = await _parse(chunks, options.get(b"boundary", b""), limits)
-                images, more = await _contents(form)
-                return Upload(images, fields | more)
+                images, texts = await _contents(form)
+                return Upload(images, _text_fields([*query, *texts]))
             content = b"".join([chunk async for chunk in chunks])
     except TimeoutError:
         raise Problem(
@@ -127,7 +129,7 @@ async def _parse(chunks: AsyncIterator[bytes], boundary: bytes, limits: Limits) 
         ) from None
 
 
-async def _contents(form: FormData) -> tuple[list[UploadedImage], dict[str, str]]:
+async def _contents(form: FormData) -> tuple[list[UploadedImage], list[tuple[str, str]]]:
     """Return the images of a form and its other fields."""
     images, texts = [], []
     for name, value in form.multi_items():
@@ -141,7 +143,7 @@ async def _contents(form: FormData) -> tuple[list[UploadedImage], dict[str, str]
             texts.append((name, value))
     if not images:
         raise Problem(422, f"expected at least one image under the field `{IMAGE_FIELD}`, got none")
-    return images, _text_fields(texts)
+    return images, texts
 
 
 def _text_fields(items: list[tuple[str, str]]) -> dict[str, str]:
@@ -174,7 +176,10 @@ def read_photo(content: bytes, max_pixels: int, preprocessing: Preprocessing) ->
     try:
         with open_image(content) as image:
             width, height = image.size
+            is_icon = image.format in _ICONS
         opened = True
+        if is_icon:
+            raise Problem(415, "expected a photo, got an icon, whose header does not tell its size; send it as PNG")
         if width * height > max_pixels:
             raise Problem(
                 413,

@@ -20,6 +20,7 @@ from capjax.types import SpecialIds
         ({"temperature": 0.7}, "sample"),
         ({"beam_size": 3}, "beam"),
         ({"must_contain": "dog"}, "beam"),
+        ({"must_contain": "dog | puppy , grass"}, "beam"),
         ({"num_groups": 3, "beam_size": 3}, "diverse_beam"),
     ],
 )
@@ -95,8 +96,13 @@ def test_what_makes_no_sense_is_one_clear_line(values, message):
     assert "\n" not in str(error.value)
 
 
+def test_settings_are_told_as_they_are_given():
+    settings = DecoderSettings(method="diverse_beam", must_contain=(("dog", "puppy"), "red"), diversity_strength=0.0)
+    assert settings.told() == "diverse_beam, beam_size 3, must_contain dog|puppy,red, diversity_strength 0.0"
+
+
 def test_words_become_token_ids():
-    settings = DecoderSettings(method="beam", must_contain=("dog|puppy", "grass"), must_not_contain=("cat",))
+    settings = DecoderSettings(method="beam", must_contain=("dog | puppy", "grass"), must_not_contain=("cat",))
     resolved = settings.with_token_ids({"dog": 4, "puppy": 9, "grass": 5, "cat": 6})
     assert resolved.must_contain == ((4, 9), (5,))
     assert resolved.must_not_contain == (6,)

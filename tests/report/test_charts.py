@@ -66,6 +66,36 @@ def test_ticks_are_round_even_and_inside(low: float, width: float) -> None:
     assert min(abs(leading - factor) for factor in (1, 2, 5)) < 1e-4
 
 
+def test_whole_numbers_have_whole_ticks() -> None:
+    assert ticks(-0.6, 1.6, 5, least=1.0) == [0, 1]
+    drawing = ElementTree.fromstring(length_histogram([1, 1], [1]))
+    assert [text.text for text in drawing.findall("text") if text.get("text-anchor") == "middle"][:2] == ["0", "1"]
+
+
+def test_a_perplexity_beyond_all_bounds_has_room() -> None:
+    (_, panel) = panels(
+        [
+            {"step": step, "val/loss": 1.0, "val/perplexity": 10.0**exponent}
+            for step, exponent in ((1, 1), (2, 52), (3, 40))
+        ]
+    )
+    drawing = ElementTree.fromstring(line_chart(panel))
+    labels = [text for text in drawing.findall("text") if text.get("text-anchor") == "end"]
+    assert labels and all(8 * len(label.text) < float(label.get("x")) for label in labels[:-1])
+    points = [point.split(",") for point in drawing.find("polyline").get("points").split()]
+    assert float(points[0][0]) < float(points[1][0]) < float(points[2][0])
+
+
+def test_what_training_by_a_reward_minimises_is_no_loss_of_words() -> None:
+    log = [{"step": s, "train/loss": 0.3, "train/reward": 0.5 + s / 10, "val/loss": 1.8} for s in (1, 2)]
+    reward, loss = panels([{"step": 0, "train/loss": 9.0}, *log])
+    assert reward.title == "Reward of captions that were drawn" and reward.series[0].values == (0.6, 0.7)
+    assert [(series.name, series.values) for series in loss.series] == [
+        ("training", (9.0,)),
+        ("validation", (1.8, 1.8)),
+    ]
+
+
 @pytest.mark.parametrize("rate", [1e-3, 3.1e-5, 1e-6])
 def test_labels_have_room_beside_a_chart(rate: float) -> None:
     (panel,) = panels([{"step": step, "learning_rate": rate} for step in (1, 2, 3)])

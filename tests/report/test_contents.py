@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capjax.report.contents import CaptionRow, extremes, is_number, one_line, sample, spread
+from capjax.report.explanation import Explanation
 
 
 def row(image_id: int, score: float | None) -> CaptionRow:
@@ -89,6 +90,13 @@ def test_a_sample_is_as_large_as_asked_for(captions: list[tuple[float | None, se
     assert len(found) == len({r.image_id for r in found}) == min(count, len(rows))
     least = extremes(rows, "CIDEr-D", count // 20).values()  # smaller groups lie inside of larger ones
     assert {r.image_id for group in least for r in group} <= {r.image_id for r in found}
+
+
+def test_a_sample_has_what_is_explained() -> None:
+    explanation = Explanation("a dog", (), None, "")
+    rows = [replace(row(i, i), explanation=explanation if i % 71 == 5 else None) for i in range(1_000)]
+    found = {shown.image_id for shown in sample(rows, 100, "CIDEr-D")}
+    assert len(found) == 100 and set(range(5, 1_000, 71)) < found
 
 
 def test_a_sample_without_scores_goes_evenly_over_the_data_set() -> None:

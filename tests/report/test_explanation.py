@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 
 from capjax.errors import CapjaxError
 from capjax.report import CaptionRow, Look, Report, write_explanation_page, write_explanation_sheet, write_page
@@ -22,7 +22,7 @@ BRANCHES = [
     Branch("dog", 0, np.log(0.1)),
     Branch("cat", 0, np.log(0.05), True),
     Branch("cats", 1, np.log(0.2)),
-    Branch(END, 3, np.log(0.04), True),
+    Branch(END, 3, np.log(0.04), True, is_whole=True),
     Branch("runs", 2, np.log(0.03)),
 ]
 
@@ -53,7 +53,9 @@ def test_a_tree_by_hand() -> None:
         (0, 2): ("two", 25),
         (1, 2): ("cats", 80),
     }
-    assert described(BRANCHES) == "1 captions came to their end, 2 beginnings were dropped"
+    ended = "captions came to their end or to the greatest length"
+    assert described(BRANCHES) == f"1 {ended}, 2 beginnings were dropped"
+    assert described([*BRANCHES[:-1], BRANCHES[-1]._replace(is_whole=True)]) == f"2 {ended}, 1 beginnings were dropped"
     assert layout([]) == [] and tree_svg([]) == ""
     assert [told(percent) for percent in (0.2, 49.6, 100.0)] == ["<1 %", "50 %", "100 %"]
 
@@ -108,18 +110,6 @@ def test_as_json() -> None:
     diverged = diverged._replace(words=tuple(word._replace(probability=np.nan) for word in diverged.words))
     for values in (found, explained_json(diverged)):
         json.dumps(values, allow_nan=False)
-
-
-@pytest.fixture
-def page(chromium: Browser) -> Page:
-    context = chromium.new_context(viewport={"width": 1200, "height": 900})
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    yield page
-    context.close()
-    assert complaints == []
 
 
 def light(page: Page, within: str = "") -> np.ndarray:

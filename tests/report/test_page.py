@@ -16,8 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from playwright.sync_api import Page, expect
 
-from capjax.report import CaptionRow, Measure, Report, Score, evaluation_report, write_page
+from capjax.errors import CapjaxError
+from capjax.report import CaptionRow, Measure, Report, Score, evaluation_report, write_page, write_sheet
 from capjax.report.contents import Difference
 from capjax.report.page import MAX_SHOWN
 
@@ -107,7 +109,8 @@ def report(text: str = "some text", image: bytes | None = None) -> Report:
         log=[{"step": 1, "train/loss": 3.0}, {"step": 2, "train/loss": 2.0, "val/loss": 2.5}],
         interval=text,
         rival=text,
-        differences=[Difference(text, 0.0321, -0.0123, 0.0765, 0.042)],
+        differences=[Difference(text, 0.0321, -0.0123, 0.0765, 0.042), Difference("CIDEr-D", 0.5, 0.4, 0.6, 1e-4)],
+        decoded=f"beam, beam_size 3, {text}",
     )
 
 
@@ -118,7 +121,7 @@ def test_numbers_stand_in_tables_with_their_settings(tmp_path: pathlib.Path) -> 
     for expected in ("91.3", "89.5 – 93.1", "28.7", "1.2 %", "1,043", "9.41", "Score × 100"):
         assert expected in cells
     assert cells.count("—") == 3  # no number for SPICE, and two scores without an interval
-    told = "Decoded with search beam, beam_size 3, some text some text."
+    told = "Decoded with beam, beam_size 3, some text."
     sections = page.text().count(told)
     assert sections >= 5  # scores, best and worst, health, lengths, gallery
     assert {attributes.get("scope") for tag, attributes in page.elements if tag == "th"} == {"col", "row"}
@@ -128,7 +131,7 @@ def test_two_models_stand_side_by_side(tmp_path: pathlib.Path) -> None:
     write_page(tmp_path / "page.html", report("the other"))
     page = parse(tmp_path / "page.html")
     assert "Compared with the other" in page.text()
-    for expected in ("+3.2", "-1.2 – +7.6", "0.042"):
+    for expected in ("+3.2", "-1.2 – +7.6", "0.042", "< 0.001"):
         assert expected in page.texts["td"]
     assert page.texts["span"].count("the other:") == 6, "best, median and worst have it too"
     assert page.data()["rival"] == "the other"
@@ -145,7 +148,7 @@ def test_every_row_travels_with_the_page(tmp_path: pathlib.Path) -> None:
     picture = base64.b64decode(first.pop("image").removeprefix("data:image/jpeg;base64,"))
     assert Image.open(io.BytesIO(picture)).size == (224, 179)
     assert first == {
-        "id": 1,
+        "id": "1",
         "file": "a dog runs",
         "caption": "a dog runs",
         "references": ["a dog runs", "a reference"],
@@ -187,7 +190,12 @@ def many(num_rows: int, read: list[int]) -> Report:
                 ailments=("unknown_word",) if unknown else (),
             )
         )
-    return evaluation_report({"CIDEr-D": 0.5}, rows, {"search": "greedy"}, "title", "note", [])
+    return page_of(rows)
+
+
+def page_of(rows: list[CaptionRow]) -> Report:
+    metrics = {"CIDEr-D": 0.5}
+    return evaluation_report(metrics, rows, title="title", note="note", settings={}, decoded="greedy", log=[])
 
 
 def test_of_many_images_a_page_shows_a_sample_and_the_numbers_of_all(tmp_path: pathlib.Path) -> None:
@@ -196,8 +204,8 @@ def test_of_many_images_a_page_shows_a_sample_and_the_numbers_of_all(tmp_path: p
     page = parse(tmp_path / "page.html")
     shown = page.data()["rows"]
     assert len(shown) == MAX_SHOWN and page.data()["total"] == 4_000
-    assert sorted(read) == [row["id"] for row in shown]  # no other picture is read, none twice
-    assert all(row["image"] for row in shown) and {7, 1_007, 2_007, 3_007} <= {row["id"] for row in shown}
+    assert sorted(read) == [int(row["id"]) for row in shown]  # no other picture is read, none twice
+    assert all(row["image"] for row in shown) and {"7", "1007", "2007", "3007"} <= {row["id"] for row in shown}
     text = page.text()
     assert "1,000 of 4,000 images are shown: the best, the median and the worst, captions with ailments" in text
     assert "All of them are in per_image.jsonl" in text and "Over 4,000 images" in text
@@ -230,7 +238,7 @@ def test_up_to_the_limit_a_page_shows_every_image(tmp_path: pathlib.Path) -> Non
 
 def test_images_without_references_do_not_hide_the_scores_of_the_others(tmp_path: pathlib.Path) -> None:
     rows = [CaptionRow(0, "0.jpg", None, "a dog"), CaptionRow(1, "1.jpg", None, "a cat", scores={"CIDEr-D": 0.5})]
-    write_page(tmp_path / "page.html", evaluation_report({"CIDEr-D": 0.5}, rows, {}, "title", "note", []))
+    write_page(tmp_path / "page.html", page_of(rows))
     page = parse(tmp_path / "page.html")
     assert "CIDEr-D" in page.texts["th"] and "50.0" in page.texts["td"] and "Over 1 images" in page.text()
 
@@ -275,6 +283,17 @@ def test_broken_pictures_do_not_stop_the_page(tmp_path: pathlib.Path, caplog: py
     write_page(tmp_path / "page.html", report(image=b"broken"))
     assert "6 of 6 pictures cannot be read" in caplog.text
     assert {row["image"] for row in parse(tmp_path / "page.html").data()["rows"]} == {""}
+
+
+def test_pictures_that_a_damaged_dataset_does_not_give_do_not_stop_page_and_sheet(tmp_path: pathlib.Path) -> None:
+    def damaged() -> bytes:
+        raise CapjaxError("a shard of the dataset is damaged")
+
+    rows = [CaptionRow(1, "a.jpg", damaged, "a dog"), CaptionRow(2, "b.jpg", jpeg(), "a cat")]
+    write_page(tmp_path / "page.html", page_of(rows))
+    write_sheet(tmp_path / "sheet.png", rows)
+    assert [bool(row["image"]) for row in parse(tmp_path / "page.html").data()["rows"]] == [False, True]
+    assert (tmp_path / "sheet.png").exists()
 
 
 @pytest.mark.parametrize("rows", [[], [CaptionRow(1, "a.jpg", None, "a dog")]])
@@ -363,6 +382,34 @@ def test_the_gallery_sorts_by_the_lead_over_the_other_model(browser: str, tmp_pa
     assert found == [("2", "10.0"), ("3", "240.0"), ("1", "90.0")]
     searched = opened(browser, tmp_path / "page.html", "#query=theirs+2&field=caption").split('<ol id="cards"')[1]
     assert re.findall(r"(\d)\.jpg</span>", searched) == ["2"]
+
+
+def test_ids_of_64_bits_are_found_and_sorted_in_a_browser(browser: str, tmp_path: pathlib.Path) -> None:
+    rows = [CaptionRow(9007199254740993 + i, f"{i}.jpg", None, "a dog") for i in (0, 2, 1)]
+    write_page(tmp_path / "page.html", page_of(rows))
+    order = opened(browser, tmp_path / "page.html", "#sort=id&order=down").split('<ol id="cards"')[1]
+    assert re.findall(r"(\d)\.jpg</span>", order) == ["2", "1", "0"]
+    found = opened(browser, tmp_path / "page.html", "#query=9007199254740994&field=file").split('<ol id="cards"')[1]
+    assert re.findall(r"(\d)\.jpg</span>", found) == ["1"]
+
+
+def test_a_comparison_without_scores_is_shown_in_a_browser(browser: str, tmp_path: pathlib.Path) -> None:
+    rows = [CaptionRow(1, "1.jpg", None, "a dog", rival="a cat")]
+    page = evaluation_report({}, rows, title="t", note="n", settings={}, decoded="greedy", log=[], rival="runs/other")
+    write_page(tmp_path / "page.html", page)
+    drawn = opened(browser, tmp_path / "page.html", "").split('<ol id="cards"')[1]
+    assert "<span>runs/other:</span> <bdi>a cat</bdi> <b></b>" in drawn
+
+
+def test_an_address_that_changes_changes_the_search(page: Page, tmp_path: pathlib.Path) -> None:
+    rows = [CaptionRow(i, f"{i}.jpg", None, caption) for i, caption in enumerate(("a dog", "a cat", "a big cat"))]
+    write_page(tmp_path / "page.html", page_of(rows))
+    page.goto((tmp_path / "page.html").as_uri() + "#query=dog")
+    expect(page.locator("#count")).to_have_text("1 of 3 images")
+    page.evaluate("location.hash = '#query=cat&sort=words'")
+    expect(page.locator("#count")).to_have_text("2 of 3 images")
+    page.evaluate("location.hash = '#sort=words'")
+    expect(page.locator("#count")).to_have_text("All 3 images")
 
 
 def test_captions_with_an_ailment_are_found_in_a_browser(browser: str, tmp_path: pathlib.Path) -> None:

@@ -84,6 +84,16 @@ def test_a_server_of_the_loopback_device_is_asked_by_its_names_however_it_was_sp
     assert {"localhost", "127.0.0.1", "::1", name.lower()} <= set(own_hosts(name, address))
 
 
+def test_a_proxy_before_the_loopback_device_is_asked_by_names_of_its_own() -> None:
+    alone = set(own_hosts("127.0.0.1", "127.0.0.1"))
+    assert set(own_hosts("127.0.0.1", "127.0.0.1", ("",))) == alone
+    assert set(own_hosts("127.0.0.1", "127.0.0.1", ["Photos.example", " b.example"])) - alone == {
+        "photos.example",
+        "b.example",
+    }
+    assert own_hosts("0.0.0.0", "0.0.0.0", ("photos.example",)) == ()
+
+
 @pytest.mark.parametrize(
     "headers",
     [

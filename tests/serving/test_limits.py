@@ -95,6 +95,13 @@ def test_too_many_pixels_are_refused_by_the_header(small: Server) -> None:
     assert small.post(picture((1000, 20))).status_code == 200
 
 
+def test_icons_are_refused_which_may_hold_more_pixels_than_they_announce(small: Server) -> None:
+    inside = png_bomb(10_000, 10_000)
+    icons = b"ic07" + struct.pack(">I", 8 + len(inside)) + inside  # announced as of 128 × 128
+    check_problem(small.post(b"icns" + struct.pack(">I", 8 + len(icons)) + icons), 415, "got an icon")
+    check_problem(small.post(picture(form="ICO")), 415, "got an icon")
+
+
 def test_too_many_images_are_refused(small: Server) -> None:
     assert small.post(*[PHOTO] * 3).status_code == 200
     check_problem(small.post(*[PHOTO] * 4), 413, "at most 3 files")
@@ -157,6 +164,8 @@ def test_bodies_of_another_kind_are_refused(small: Server, kind: str, body: byte
 def test_a_field_that_comes_twice_is_refused(small: Server) -> None:
     answer = small.client.post("/v1/captions?seed=1&seed=2", content=PHOTO, headers={"Content-Type": "image/png"})
     check_problem(answer, 422, "'seed' once")
+    both = small.client.post("/v1/captions?seed=1", files={"image": PHOTO}, data={"seed": "2"})
+    check_problem(both, 422, "'seed' once")
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "C:\\x.png", "a\u2028b\x1b[2J.png", "é🐕" * 300])

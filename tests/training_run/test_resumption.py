@@ -253,11 +253,12 @@ def test_a_signal_saves_and_the_same_command_goes_on(store, tmp_path):
     assert f"interrupted after step {saved}," in said
 
 
-def test_a_signal_to_one_of_two_processes_saves_the_same_step_on_both(store, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_of_two_processes_saves_the_same_step_on_both(store, tmp_path, number):
     workdir = tmp_path / "run"
     runs = start_processes(*endless(store, tmp_path), f"--workdir={workdir}")
     wait_for(has_lines(workdir / "metrics.jsonl"), *runs)
-    runs[1].send_signal(signal.SIGTERM)
+    runs[1].send_signal(number)
     said = finish(*runs, status=75)
     (saved,) = (int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
     for text in said:
