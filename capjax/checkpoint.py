@@ -79,13 +79,18 @@ class Checkpoints:
                 "workdir"
             )
 
+    @property
+    def newest_step(self) -> int | None:
+        """The step of the newest checkpoint, None when there is none."""
+        return self._manager.latest_step()
+
     def read_host(self) -> dict[str, Any] | None:
         """Read the JSON values of the newest checkpoint, None when there is none.
 
         Raises:
             CapjaxError: if they are damaged.
         """
-        if self._manager.latest_step() is None:
+        if self.newest_step is None:
             return None
         host = self._read(host=ocp.args.JsonRestore()).host
         with self.damage_told():

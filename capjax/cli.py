@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from capjax import __version__
 from capjax.errors import CapjaxError, Interrupted, first_line, printable
+from capjax.host.disk import remove_temporary_folders
 from capjax.host.memory import keep_freed_memory
 
 COMMANDS = {
@@ -96,6 +97,7 @@ def program() -> None:
         status = 1
     if status in (0, Interrupted.exit_status):
         sys.exit(status)
+    remove_temporary_folders()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             if stream is not None:  # a shell can close them

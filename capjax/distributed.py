@@ -51,6 +51,7 @@ def join_processes(args: argparse.Namespace, stop_together: bool = False) -> Non
         _check_numbers(args)
     jax.config.update("jax_enable_preemption_service", stop_together)
     timeouts = {"heartbeat_timeout_seconds": _HALF_A_MINUTE, "shutdown_timeout_seconds": _WEEK}
+    timeouts["initialization_timeout"] = _WEEK  # the slowest host of many may come late
     try:
         with waiting_for(f"the other processes to start, and to reach {args.coordinator or 'process 0'}"):
             jax.distributed.initialize(*given, **timeouts)

@@ -14,20 +14,24 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import flax.traverse_util
-import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from capjax.errors import CapjaxError
 from capjax.host.disk import remove_leftovers, write_atomically, write_json
-from capjax.sharding import gather_rows
+from capjax.sharding import gather_json
 from capjax.text.vocabulary import Vocabulary
 
+T = TypeVar("T")
+
 MODEL_FORMAT_VERSION = 1
+_ROUNDS = 10  # of a second, in which a network file system shows every host what another one wrote
 _HEADER_FIELDS = {"weights": str, "weights_sha256": str, "vocabulary": str, "vocabulary_sha256": str}
 _HEADER_FIELDS |= {"scores": dict, "config": dict, "encoder": dict | None, "features": dict | None}
 
@@ -96,29 +100,32 @@ def load_model_directory(directory: str | os.PathLike[str]) -> ModelDirectory:
         CapjaxError: if it is none, is damaged, or was written by another version.
     """
     directory = pathlib.Path(directory)
-    while True:
-        which = _last_replaced(directory)
-        try:
-            header = _read_header(directory)
-            model = _read_model(directory, header)
-        except CapjaxError:
-            # A training run may have replaced the model between the reading of model.json and of what it names.
-            if _last_replaced(directory) == which:
-                raise
-        else:
-            if _is_same_on_all_processes(header):
-                return model
+
+    def read() -> tuple[ModelDirectory, dict[str, Any]]:
+        while True:
+            which = _last_replaced(directory)
+            try:
+                header = _read_header(directory)
+                return _read_model(directory, header), header
+            except CapjaxError:
+                # A training run may have replaced the model between the reading of model.json and of what it names.
+                if _last_replaced(directory) == which:
+                    raise
+
+    return _read_alike(directory, read)
 
 
 def kept_scores(directory: pathlib.Path) -> dict[str, Any]:
     """Read the scores of a model directory, none where there is no model; to be called on all processes of a run."""
-    while True:
+
+    def read() -> tuple[dict[str, Any], dict[str, Any]]:
         try:
             scores = read_scores(directory)
         except CapjaxError:
             scores = {}
-        if _is_same_on_all_processes(scores):
-            return scores
+        return scores, scores
+
+    return _read_alike(directory, read)
 
 
 def read_scores(directory: pathlib.Path) -> dict[str, Any]:
@@ -139,12 +146,30 @@ def _last_replaced(directory: pathlib.Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def _is_same_on_all_processes(header: dict[str, Any]) -> bool:
-    if not jax.distributed.is_initialized():
-        return True
-    mine = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).digest()
-    (of_all,) = gather_rows([np.frombuffer(mine, np.uint8)[None]])
-    return bool((of_all == of_all[0]).all())
+def _read_alike(directory: pathlib.Path, read: Callable[[], tuple[T, dict[str, Any]]]) -> T:
+    """Read, again where a training run replaces the model meanwhile, until all processes have read the same.
+
+    Args:
+        directory: of the model.
+        read: returns what is read, and JSON values that tell it from others.
+
+    Raises:
+        CapjaxError: if the directory stays another for one of them.
+    """
+    before, rounds_alike = [], 0
+    while rounds_alike < _ROUNDS:
+        found, identity = read()
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        of_all = gather_json([digest, _last_replaced(directory)])
+        if len({digest for digest, _ in of_all}) == 1:
+            return found
+        rounds_alike = rounds_alike + 1 if of_all == before else 0
+        before = of_all
+        time.sleep(1)
+    raise CapjaxError(
+        f"expected the same model in {directory} on all processes of the run, it differs between them; name one that "
+        "all of them mount"
+    )
 
 
 def _read_header(directory: pathlib.Path) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def prepare_command(name: data.DatasetName, args: argparse.Namespace) -> int:
     _check_places(name, args)
     module = importlib.import_module(source.module)
     target = data.target_directory(name, args.data_dir, str(getattr(module, source.builder).VERSION))
-    if target.exists() and not args.overwrite:
+    if target in data.dataset_directories(name, args.data_dir) and not args.overwrite:
         message = f"{name} is prepared already in {target}; --overwrite builds it again"
         print(message, file=sys.stderr if args.json else sys.stdout)
         stored = target / "report.json"

@@ -5,7 +5,9 @@ XLA inserts the collectives.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -40,10 +42,14 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, model_parallel: int =
         model_parallel: size of the model axis.
 
     Raises:
-        CapjaxError: if a process's devices cannot be grouped so.
+        CapjaxError: if a process's devices cannot be grouped so, or one has more devices than another.
     """
     devices = jax.devices() if devices is None else devices
-    num_local = min(len(devices), jax.local_device_count())  # a row belongs to one process, which feeds it
+    by_process = Counter(device.process_index for device in devices)
+    num_local, *others = by_process.values()  # a row belongs to one process, which feeds it
+    if any(number != num_local for number in others):
+        told = ", ".join(f"process {process} has {number}" for process, number in sorted(by_process.items()))
+        raise CapjaxError(f"expected as many devices in every process of the run, {told}; is one of them broken?")
     if num_local % model_parallel:
         raise CapjaxError(
             f"expected mesh.model_parallel that divides the {num_local} devices of a process, got {model_parallel}"
@@ -174,6 +180,34 @@ def local_rows(array: jax.Array) -> np.ndarray:
     parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     with waiting_for(DEVICES):
         return np.concatenate(jax.device_get([parts[start] for start in sorted(parts)]))  # all on their way at once
+
+
+def gather_json(values: Any) -> list[Any]:
+    """Return JSON values of all processes, in process order, on each of them."""
+    content = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    (lengths,) = gather_rows([np.asarray([len(content)])])
+    (rows,) = gather_rows([np.pad(content, (0, lengths.max() - len(content)))[None]])
+    return [json.loads(bytes(row[:length])) for row, length in zip(rows, lengths, strict=True)]
+
+
+def check_same(values: Mapping[str, Any], what: str) -> None:
+    """Refuse processes of one run that work with different things, on all of them alike.
+
+    Args:
+        values: JSON by name, of this process.
+        what: they are.
+
+    Raises:
+        CapjaxError: naming one that differs.
+    """
+    first, *others = gather_json(values)
+    for i, other in enumerate(others, 1):
+        for name in sorted(first.keys() | other.keys()):
+            if first.get(name) != other.get(name):
+                raise CapjaxError(
+                    f"expected the same {what} on all processes of the run, {name} is another for process {i} than for "
+                    "process 0; start the same command, on the same files, on all of them"
+                )
 
 
 def gather_rows(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -10,7 +10,6 @@ import dataclasses
 import math
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,9 +19,9 @@ from tqdm import tqdm
 from capjax import assembly
 from capjax import config as configuration
 from capjax.checkpoint import Checkpoints, quiet_orbax
-from capjax.distributed import add_process_arguments, join_processes, on_first_process, stop_requests
+from capjax.distributed import add_process_arguments, join_processes, stop_requests
 from capjax.errors import CapjaxError, Interrupted
-from capjax.host.disk import exclusive, local_path, write_atomically, write_json
+from capjax.host.disk import local_path, write_atomically, write_json
 from capjax.metrics.coco_caption import FEW_IMAGES
 from capjax.model_directory import ModelDirectory, read_scores, save_model
 from capjax.report import model_card, read_log, write_curves
@@ -38,6 +37,7 @@ from capjax.training_run.objectives import make_objective
 from capjax.training_run.setup import Setup, setup_from
 from capjax.training_run.validation import Validation
 from capjax.training_run.validation_summaries import ValidationSummaries
+from capjax.training_run.workdir import sole_run
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
@@ -72,6 +72,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
         stack.enter_context(sole_run(workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints))
         data_identity = setup.data_identity | validate.data_identity
+        resumption.check_same_run_on_all(checkpoints, setup, data_identity)
         state, progress, window = resumption.restore(checkpoints, setup, data_identity, state)
         step = saved_step = int(state.step)
         if lead:
@@ -96,7 +97,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> TrainState:
             if step % config.train.log_every == 0 or finished or stop:
                 log_steps()
             due = step > progress.validated_step and (step % config.eval.every == 0 or finished)
-            due |= setup.start is not None and not progress.best_scores  # how good is the model to be improved?
+            # How good is the model to be improved, or the present one where the best was moved away?
+            due |= not progress.best_scores and (setup.start is not None or progress.validated_step > 0)
             if due and not stop:
                 with window.stopped_clock():
                     scores, captions = validate(state)
@@ -183,22 +185,6 @@ def announce(setup: Setup, params: Any, validate: Validation) -> None:
             f"fewer than {FEW_IMAGES} validation images: val/CIDEr-D weighs words by the training captions, and is not "
             "the published score; the more images, the surer the choice of the model that is kept"
         )
-
-
-@contextlib.contextmanager
-def sole_run(workdir: pathlib.Path) -> Iterator[None]:
-    """Hold the workdir's lock, on all processes of the run or on none.
-
-    Raises:
-        CapjaxError: on every process, if another run holds it or the folder cannot be written.
-    """
-    refusal = (
-        f"another process trains in {workdir}; wait for it or choose another workdir (processes of one run find each "
-        "other with --distributed or --coordinator)"
-    )
-    with contextlib.ExitStack() as lock:
-        on_first_process(lambda: lock.enter_context(exclusive(workdir / "lock", refusal)))
-        yield
 
 
 def epoch_lines(setup: Setup, step: int, workdir: pathlib.Path) -> EpochLines:

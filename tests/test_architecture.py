@@ -52,7 +52,15 @@ WITHIN = {
     "host": ["memory", "waiting", "disk", "download"],
     "ops": ["top_k", "affine"],
     "captioning": ["generator", "loaded_model", "photos", "splits"],
-    "training_run": ["batch_scaling", "setup", "objectives", "validation", "validation_summaries", "resumption"],
+    "training_run": [
+        "batch_scaling",
+        "setup",
+        "objectives",
+        "validation",
+        "validation_summaries",
+        "resumption",
+        "workdir",
+    ],
 }
 # No job imports another; cli.py finds them by name.
 JOBS = {

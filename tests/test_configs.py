@@ -138,6 +138,9 @@ def test_defaults_are_the_reference_system():
         (["search.beam_size=5"], "search: beam_size has no meaning for method=greedy"),
         (["optimizer.clip_norm=1e999"], r"optimizer\.clip_norm to be a finite number, got inf"),
         (["search.diversity_strength=1e999"], r"search\.diversity_strength to be a finite number"),
+        (["optimizer.decay_steps=3000000000"], r"optimizer\.decay_steps below 2\^31, got 3000000000"),
+        (["encoder.image_size=150"], r"encoder\.image_size is set, .*encoder\.weights=random.*leave it at 299"),
+        (["encoder.final_endpoint=mixed3"], r"leave it at mixed10; encoder\.endpoint cuts them off"),
         (["search.max_length=0"], r"search: .*max_length lies in 1\.\.10000, got 0"),
     ],
 )
@@ -197,6 +200,13 @@ def test_a_decoder_with_a_field_without_a_default_is_a_clear_error(monkeypatch):
     monkeypatch.setitem(DECODERS, "bare", Bare)
     with pytest.raises(CapjaxError, match=r"default for every field of the decoder 'bare'.*num_layers"):
         load_config("reference", ["decoder.name=bare"])
+
+
+def test_the_home_directory_in_a_recipe_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = "from capjax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
+    (tmp_path / "recipe.py").write_text(f'{recipe}    config.features.dir = "~/features"\n    return config\n')
+    assert load_config(str(tmp_path / "recipe.py")).features.dir == str(tmp_path / "features")
 
 
 def test_bare_names_are_recipes():

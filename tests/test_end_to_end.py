@@ -13,6 +13,8 @@ from capjax import evaluate
 from capjax.cli import main
 from capjax.errors import CapjaxError
 from capjax.evaluation import pages
+from capjax.pretrained.encoder_file import EncoderConfig, save_encoder
+from capjax.pretrained.random_encoder import random_encoder
 from capjax.text.vocabulary import SPECIAL_WORDS
 from tests.toy_project import COLOURS, ENCODER, config, prepare
 
@@ -137,6 +139,25 @@ def test_an_ensemble_of_a_model_with_itself_says_the_same(project, capsys):
     two = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["caption"] for row in one] == [row["caption"] for row in two]
     np.testing.assert_allclose([r["log_prob"] for r in one], [r["log_prob"] for r in two], rtol=1e-4)
+
+
+def test_a_run_from_images_goes_on_with_its_encoder_and_no_other_wherever_that_lies(project, tmp_path, capsys):
+    small = EncoderConfig(depth_multiplier=0.25, final_endpoint="mixed0", image_size=75)
+    for name, seed in (("ours", 0), ("others", 1)):
+        save_encoder(tmp_path / f"{name}.safetensors", small, random_encoder(small, seed=seed))
+    command = ["train", *(option for option in config(project) if not option.startswith("--config.encoder."))]
+    command += ["--config.features.dir=", "--config.eval.every=1", f"--workdir={tmp_path / 'run'}"]
+
+    def train(name: str, num_steps: int) -> int:
+        weights = f"--config.encoder.weights={tmp_path / name}.safetensors"
+        return main([*command, weights, f"--config.train.num_steps={num_steps}"])
+
+    assert train("ours", 1) == 0
+    assert train("others", 2) == 1
+    assert "expected the encoder that" in capsys.readouterr().err
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "ours.safetensors").rename(tmp_path / "moved" / "ours.safetensors")
+    assert train("moved/ours", 2) == 0
 
 
 def test_training_from_images_equals_training_from_the_cache(project, tmp_path):

@@ -135,6 +135,7 @@ def test_prepare_survives_everything_and_says_what_it_did(nasty, tmp_path, capsy
 
 def test_prepare_does_not_repeat_itself_unless_told(nasty, tmp_path, capsys):
     arguments = ["prepare", *folder_arguments(nasty), "--data_dir", tmp_path]
+    (tmp_path / "folder" / "nasty" / "1.0.0").mkdir(parents=True)  # an empty folder is no dataset
     assert capjax_data(*arguments) == 0
     before = data.load("folder/nasty", tmp_path).directory.stat().st_ino
     assert capjax_data(*arguments) == 0

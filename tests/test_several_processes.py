@@ -1,6 +1,7 @@
 """Several processes are one run: the same batches, losses and updates, the same captions, the same features."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -76,6 +77,41 @@ def test_both_of_two_processes_end_where_another_run_holds_the_workdir(store, tm
     assert "another process trains in" in first
     assert "process 0 could not go on" in second
     assert "Traceback" not in first + second
+
+
+@pytest.mark.parametrize(
+    ("of_second", "message"),
+    [
+        ("--config.seed=3", "the same configuration on all processes of the run, seed is another for process 1"),
+        ("--config.features.dir={others}", "the same data on all processes of the run, records_sha256 is another"),
+        ("--workdir={elsewhere}", "to be one folder that all processes of the run mount, process 1 does not find"),
+    ],
+    ids=["configuration", "data", "workdir"],
+)
+@pytest.mark.usefixtures("quick_children")
+def test_processes_that_would_train_something_else_are_refused(store, tmp_path, of_second, message):
+    make_store(tmp_path / "others", num_images=23)
+    config_file = write_config_file(tmp_path / "config.py", store)
+    option = of_second.format(others=tmp_path / "others", elsewhere=tmp_path / "elsewhere")
+    command = ["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
+    runs = start_processes(*command, special={1: {"options": [option]}})
+    for said in finish(*runs, status=1):
+        assert message in said
+        assert "Traceback" not in said
+    assert not list((tmp_path / "run").glob("checkpoints/[0-9]*"))
+
+
+@pytest.mark.usefixtures("quick_children")
+def test_models_that_differ_between_processes_are_refused(store, tmp_path):
+    config = tiny_config(store)
+    config.train.num_steps = config.eval.every = 1
+    train(config, tmp_path / "0")
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    header = json.loads((tmp_path / "1" / "model" / "model.json").read_text())
+    (tmp_path / "1" / "model" / "model.json").write_text(json.dumps(header | {"scores": {"val/loss": 9.0}}))
+    models = {i: {"options": [f"--model={tmp_path / str(i) / 'model'}"]} for i in (0, 1)}
+    for said in finish(*start_processes("evaluate", "--split=val", special=models), status=1):
+        assert "expected the same model in" in said and "it differs between them" in said
 
 
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])

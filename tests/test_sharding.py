@@ -1,5 +1,7 @@
 """What lies where, and when it is fetched: the host never keeps devices waiting."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,13 @@ def test_the_next_is_on_its_way_before_a_result_is_waited_for(number):
         assert log.index(f"dispatch {i + 1}") < log.index(f"fetch {i}")
     most = np.cumsum([1 if entry.startswith("dispatch") else -1 for entry in log])
     assert most.max(initial=0) <= 2, "and no more than that, for the memory of the devices"
+
+
+@pytest.mark.usefixtures("wrong_types_allowed")
+def test_processes_with_different_numbers_of_devices_are_named():
+    devices = [SimpleNamespace(process_index=i) for i in (1, 0, 0)]
+    with pytest.raises(CapjaxError, match="in every process of the run, process 0 has 2, process 1 has 1; is one"):
+        make_mesh(devices)
 
 
 @pytest.mark.parametrize(

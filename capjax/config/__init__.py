@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from capjax import __version__
 from capjax.config.checks import check
-from capjax.config.fields import decoder_config, default_config, flat
+from capjax.config.fields import PATHS, decoder_config, default_config, flat
 from capjax.errors import CapjaxError
 
 __all__ = [
@@ -87,6 +87,10 @@ def changed(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     # Another decoder brings its own fields, which further overrides may set.
     for override in sorted(overrides, key=lambda override: not override.startswith("decoder.name=")):
         _apply(config, override)
+    for name in PATHS:  # of a recipe, whose ~ no shell has seen
+        section, field = name.split(".")
+        if isinstance(config.get(section, {}).get(field), str):
+            config[section][field] = os.path.expanduser(config[section][field])
     check(config)
     return config.lock()
 

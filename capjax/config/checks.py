@@ -67,6 +67,8 @@ def check(config: ConfigDict) -> None:
     for name, low in least.items():
         if not fields[name] >= low:
             raise CapjaxError(f"expected {name} of at least {low}, got {fields[name]}")
+        if name != "seed" and fields[name] >= 2**31:
+            raise CapjaxError(f"expected {name} below 2^31, got {fields[name]}")
     train, encoder = config.train, config.encoder
     if config.seed >= 2**32:
         raise CapjaxError(f"expected seed below 2^32, got {config.seed}")
@@ -111,5 +113,13 @@ def check(config: ConfigDict) -> None:
                 raise CapjaxError(
                     f"{name} is set, but imported features are kept as they are, in float32; leave it at {unset!r}"
                 )
+    usual = flat(default_config())
+    for name in ("encoder.depth_multiplier", "encoder.final_endpoint", "encoder.image_size"):
+        if encoder.weights != "random" and fields[name] != usual[name]:
+            hint = "; encoder.endpoint cuts them off" if name == "encoder.final_endpoint" else ""
+            raise CapjaxError(
+                f"{name} is set, but only for encoder.weights=random it means something, others bring their own; leave "
+                f"it at {usual[name]}{hint}"
+            )
     for name in ("dataset.data_dir", "features.dir"):
         local_path(fields[name])

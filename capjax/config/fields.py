@@ -10,6 +10,9 @@ from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
 from capjax.models import decoder_settings
 
+PATHS = ("dataset.data_dir", "encoder.weights", "features.dir", "train.init_from")
+"""The fields that may name files or folders."""
+
 
 def default_config() -> ConfigDict:
     """Return the reference system's configuration, every field explained."""

@@ -239,7 +239,7 @@ def _quiet_tfds() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     tfds.disable_progress_bar()
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with open(os.devnull, "w", errors="replace") as nowhere, contextlib.redirect_stdout(nowhere):
             yield
     finally:
         logger.setLevel(level)

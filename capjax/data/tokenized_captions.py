@@ -20,7 +20,6 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -31,7 +30,7 @@ from tqdm import tqdm
 
 from capjax.data.caption_records import CaptionRecords, record_identity
 from capjax.errors import CapjaxError
-from capjax.host.disk import NO_ROOM, clear_disk_errors
+from capjax.host.disk import NO_ROOM, clear_disk_errors, temporary_folder
 from capjax.host.waiting import waiting_for
 from capjax.text.vocabulary import Vocabulary, tokenizer_named
 from capjax.types import SPECIAL_IDS, CaptionRecord
@@ -181,7 +180,7 @@ def tokenized_captions(records: CaptionRecords, tokenizer: str) -> TokenizedCapt
 
 def tokenized_for_this_process(records: Iterable[CaptionRecord], tokenizer: str) -> TokenizedCaptions:
     """Tokenise captions into files that go with the object; arguments and errors of `write_tokenized`."""
-    owned = tempfile.TemporaryDirectory(prefix="capjax-captions-")
+    owned = temporary_folder("capjax-captions-")
     write_tokenized(pathlib.Path(owned.name), records, tokenizer)
     return TokenizedCaptions(pathlib.Path(owned.name), owned)
 

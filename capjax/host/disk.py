@@ -15,6 +15,7 @@ import struct
 import tempfile
 import time
 import tokenize
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,8 @@ NPZ_ERRORS = (*ZIP_ERRORS, KeyError, TypeError, AttributeError, IndexError, Over
 NPZ_ERRORS += (SyntaxError, tokenize.TokenError)
 
 _MOST_INFLATED = 100
+
+_temporary_folders: weakref.WeakSet[tempfile.TemporaryDirectory] = weakref.WeakSet()
 
 Piece = bytes | memoryview | str
 """What a file is made of; text is written in UTF-8."""
@@ -67,15 +70,15 @@ def write_atomically(path: str | os.PathLike[str], content: Piece | Iterable[Pie
         CapjaxError: the folder cannot be written, or the disk is full.
     """
     path = pathlib.Path(path)
-    if os.path.islink(path) and os.path.isfile(path):
-        path = path.resolve()
+    if os.path.islink(path) and not os.path.isdir(path):
+        path = pathlib.Path(os.path.realpath(path))
     is_special = os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") if is_special else open(temporary, "xb") as file:
             pieces = (content,) if isinstance(content, (bytes, memoryview, str)) else content
-            file.writelines(piece.encode("utf-8") if isinstance(piece, str) else piece for piece in pieces)
+            file.writelines(_encoded(piece) for piece in pieces)
             file.flush()
             if is_special:
                 return
@@ -88,6 +91,11 @@ def write_atomically(path: str | os.PathLike[str], content: Piece | Iterable[Pie
             raise
         reason = error.strerror or error
         raise CapjaxError(f"cannot write {path}: {reason}; choose another place or make room") from error
+
+
+def _encoded(piece: Piece) -> bytes | memoryview:
+    r"""Return a piece as bytes; what UTF-8 lacks, as of names in another code, as \udcff, which JSON understands."""
+    return piece.encode("utf-8", "backslashreplace") if isinstance(piece, str) else piece
 
 
 def write_json(path: str | os.PathLike[str], values: Any) -> None:
@@ -121,6 +129,20 @@ def remove_leftovers(folder: pathlib.Path) -> None:
         with contextlib.suppress(OSError):  # another process may do the same
             if re.fullmatch(r"\..*\.[0-9a-f]{8}\.tmp", path.name) and time.time() - path.stat().st_mtime > _ABANDONED:
                 path.unlink()
+
+
+def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory:
+    """Make a folder that goes with the object, or with `remove_temporary_folders`."""
+    folder = tempfile.TemporaryDirectory(prefix=prefix)
+    _temporary_folders.add(folder)
+    return folder
+
+
+def remove_temporary_folders() -> None:
+    """Remove what is left, for a process that is to end without Python's own good-byes."""
+    for folder in list(_temporary_folders):
+        with contextlib.suppress(OSError):
+            folder.cleanup()
 
 
 def local_path(text: str) -> pathlib.Path:

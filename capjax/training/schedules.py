@@ -16,7 +16,7 @@ def make_schedule(
     """Make a schedule, after a linear warm-up from 0.
 
     Args:
-        name: `constant`; `cosine`, to 0 at the last step; `exponential`, a staircase as of im2txt.
+        name: `constant`; `cosine`, to 0 behind the last step; `exponential`, a staircase as of im2txt.
         learning_rate: the peak.
         num_steps: of the run.
         warmup_steps: steps until the peak.

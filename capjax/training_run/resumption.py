@@ -2,15 +2,20 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from capjax import config as configuration
 from capjax.checkpoint import Checkpoints
+from capjax.config.fields import flat
 from capjax.errors import CapjaxError
 from capjax.model_directory import kept_scores
+from capjax.sharding import check_same
 from capjax.training.log_window import LogWindow
 from capjax.training.progress import Progress
 from capjax.training.train_state import TrainState
@@ -20,6 +25,10 @@ from capjax.training_run.setup import Setup
 CHANGEABLE = ("recipe", "train.num_steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
 CHANGEABLE += ("train.num_workers", "eval.", "log.", "search.", "mesh.", "dataset.data_dir", "features.dir")
 CHANGEABLE += ("features.batch_size",)
+# Where these lie: what they hold is compared, or is in the checkpoint.
+PLACES = ("encoder.weights", "train.init_from")
+# What each host of a run may have in another place, or as many of as it likes.
+OF_A_HOST = ("dataset.data_dir", "features.dir", "train.num_workers", *PLACES)
 # Exceptions: with another value later validations could not be compared with the one that chose the kept model.
 COMPARED = ("eval.max_images", "search.max_length")
 
@@ -42,7 +51,8 @@ def restore(
     Where there is no checkpoint these are `state`, and the two that a run begins with.
 
     Raises:
-        CapjaxError: if the checkpoint is damaged, or of another configuration, other captions, images or features.
+        CapjaxError: if the checkpoint is damaged, or of another configuration, other captions, images, features or
+            encoder.
     """
     host = checkpoints.read_host()
     if host is None:
@@ -51,7 +61,8 @@ def restore(
     with checkpoints.damage_told():
         old = configuration.from_dict(host["config"], str(checkpoints.directory))
         values, begun = dict(host["progress"]), LogWindow(host.get("log_window", ()))
-    _check_same_run(configuration.to_dict(old), configuration.to_dict(setup.config), workdir)
+    places = PLACES if "encoder" in host else ()  # older checkpoints do not know which encoder saw the images
+    _check_same_run(configuration.to_dict(old), configuration.to_dict(setup.config), workdir, places)
     for name, what in DATA.items():
         before, now = host.get(name), data_identity[name]
         if name == "vocabulary_sha256" and setup.start:
@@ -64,6 +75,11 @@ def restore(
             f"expected the features that {workdir} was begun with, {found}; name those with --config.features.dir, or "
             "choose another workdir"
         )
+    if host.get("encoder", data_identity["encoder"]) != data_identity["encoder"]:
+        raise CapjaxError(
+            f"expected the encoder that {workdir} was begun with, {setup.config.encoder.weights} holds another; name "
+            "that one with --config.encoder.weights, or choose another workdir"
+        )
     state = checkpoints.read_state(state)  # of the same shapes, as the configuration is the same
     with checkpoints.damage_told():
         if "evals_since_best" in values:
@@ -73,9 +89,26 @@ def restore(
     if progress.validated_step < kept.get("step", 0) <= int(state.step) and f"val/{old.eval.best_metric}" in kept:
         # It was validated after its step was saved, by a run that ended without another one.
         progress = progress.after(int(kept["step"]), kept, old.eval.best_metric)
+    if progress.best_scores and not kept:
+        if jax.process_index() == 0:
+            gone = f"the best model, of step {progress.best_step}, is no longer in {workdir / 'model'}"
+            tqdm.write(f"{gone}: the present one is kept until there is a better one", file=sys.stderr)
+        progress = dataclasses.replace(progress, best_step=0, best_scores={}, validations_since_best=0)
     if old.eval.best_metric != setup.config.eval.best_metric:  # which has its own patience
         progress = dataclasses.replace(progress, validations_since_best=0)
     return state, progress, begun
+
+
+def check_same_run_on_all(checkpoints: Checkpoints, setup: Setup, data_identity: Mapping[str, Any]) -> None:
+    """Refuse processes of which each would train something else, on all of them.
+
+    Raises:
+        CapjaxError: naming what differs.
+    """
+    fields = {name: value for name, value in flat(setup.config).items() if name not in OF_A_HOST}
+    check_same(fields, "configuration")
+    check_same(dict(data_identity), "data")
+    check_same({"the newest step": checkpoints.newest_step}, "checkpoints")
 
 
 def save(
@@ -115,8 +148,10 @@ def _progress_of_0_1(values: Mapping[str, Any], config: ConfigDict, step: int) -
     }
 
 
-def _check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: pathlib.Path, prefix: str = "") -> None:
-    """Refuse to resume a run with another configuration.
+def _check_same_run(
+    old: Mapping[str, Any], new: Mapping[str, Any], workdir: pathlib.Path, places: Sequence[str], prefix: str = ""
+) -> None:
+    """Refuse to resume a run with another configuration, but that `places` may be others.
 
     Raises:
         CapjaxError: naming the first field that differs and must not.
@@ -124,7 +159,9 @@ def _check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], workdir: pat
     for name in sorted({*old, *new}):
         full = prefix + name
         if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
-            _check_same_run(old[name], new[name], workdir, full + ".")
+            _check_same_run(old[name], new[name], workdir, places, full + ".")
+        elif full in places and old.get(name) and new.get(name):
+            continue
         elif old.get(name) != new.get(name) and (full in COMPARED or not full.startswith(CHANGEABLE)):
             raise CapjaxError(
                 f"expected {full} = {old.get(name)!r} as {workdir} was begun with, got {new.get(name)!r}; "

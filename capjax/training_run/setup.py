@@ -62,6 +62,7 @@ class Setup:
             "records_sha256": self.captions.records_sha256,
             "images_sha256": split_rows.images_sha256(self.config, self.config.dataset.train_split, self.encoder),
             "features": self.features_key,
+            "encoder": None if self.config.features.dir else split_rows.encoder_key(self.config, self.encoder),
         }
 
     @functools.cached_property

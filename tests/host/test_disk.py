@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -15,7 +16,15 @@ import pytest
 from capjax.config import load_config
 from capjax.data.feature_store import create_store
 from capjax.errors import CapjaxError
-from capjax.host.disk import exclusive, inside, local_path, remove_leftovers, write_atomically
+from capjax.host.disk import (
+    exclusive,
+    inside,
+    local_path,
+    remove_leftovers,
+    remove_temporary_folders,
+    temporary_folder,
+    write_atomically,
+)
 from capjax.model_directory import ModelDirectory, save_model
 from capjax.text.vocabulary import SPECIAL_WORDS, Vocabulary
 from capjax.types import CaptionRecord
@@ -61,12 +70,26 @@ def test_links_stay_links_and_what_is_no_file_is_written_into(tmp_path: pathlib.
     (tmp_path / "link").symlink_to("target")
     write_atomically(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"new"
+    (tmp_path / "early").symlink_to("not there yet")
+    write_atomically(tmp_path / "early", "a name that is no UTF-8: \udcff")
+    assert (tmp_path / "early").is_symlink()
+    assert (tmp_path / "not there yet").read_text() == "a name that is no UTF-8: \\udcff"
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     write_atomically(tmp_path / "pipe", ["one", b"two"])
     assert os.read(reader, 100) == b"onetwo" and (tmp_path / "pipe").is_fifo()
     os.close(reader)
-    assert {path.name for path in tmp_path.iterdir()} == {"target", "link", "pipe"}
+    assert {path.name for path in tmp_path.iterdir()} == {"target", "link", "pipe", "early", "not there yet"}
+
+
+def test_temporary_folders_go_with_their_object_or_all_at_once(tmp_path: pathlib.Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first, second = temporary_folder("a-"), temporary_folder("b-")
+    assert {path.name[:2] for path in tmp_path.iterdir()} == {"a-", "b-"}
+    del first
+    assert [path.name[:2] for path in tmp_path.iterdir()] == ["b-"]
+    remove_temporary_folders()
+    assert not list(tmp_path.iterdir()) and not pathlib.Path(second.name).exists()
 
 
 def test_interrupted_writes_leave_nothing_beside(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import time
@@ -107,12 +108,13 @@ def test_what_may_change_on_resume(tmp_path):
         resumed = copy.deepcopy(begun)
         (resumed[section[0]] if section else resumed)[field] = "another value"
         with contextlib.suppress(CapjaxError):
-            resumption._check_same_run(begun, resumed, tmp_path)
+            resumption._check_same_run(begun, resumed, tmp_path, resumption.PLACES)
             free.add(name)
     search = {name for name in free if name.startswith("search.")}
     assert search == {f"search.{name}" for name in set(begun["search"]) - {"max_length"}}
     assert sorted(free - search) == [
         "dataset.data_dir",
+        "encoder.weights",
         "eval.batch_size",
         "eval.best_metric",
         "eval.every",
@@ -129,6 +131,24 @@ def test_what_may_change_on_resume(tmp_path):
         "train.num_steps",
         "train.num_workers",
     ]
+
+
+def test_a_start_may_lie_elsewhere_and_must_not_come_or_go():
+    begun = {"train": {"init_from": "runs/start"}}
+    resumption._check_same_run(begun, {"train": {"init_from": "/runs/start/"}}, pathlib.Path("x"), resumption.PLACES)
+    for old, new, places in ((begun, {"train": {"init_from": ""}}, resumption.PLACES), (begun, {"train": {}}, ())):
+        with pytest.raises(CapjaxError, match=r"expected train\.init_from = 'runs/start'"):
+            resumption._check_same_run(old, new, pathlib.Path("x"), places)
+
+
+def test_a_model_that_was_moved_away_is_followed_by_the_present_one(store, finished, tmp_path, capsys):
+    """Even where nothing is left to be trained."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished[0], workdir)
+    shutil.rmtree(workdir / "model")
+    train(tiny_config(store), workdir)
+    assert re.search(r"the best model, of step \d+, is no longer in", capsys.readouterr().err)
+    assert load_model_directory(workdir / "model").scores["step"] == 12
 
 
 def test_fields_that_a_stored_configuration_lacks_had_their_defaults(store, finished, tmp_path):
