@@ -184,7 +184,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ledger", type=local_path, metavar="FILE", help="append a row of what was measured (JSONL)")
     parser.add_argument(
-        "--compare", type=local_path, metavar="FOLDER", help="that another model's evaluation wrote: side by side"
+        "--compare",
+        type=local_path,
+        metavar="FOLDER",
+        help="that `capjax evaluate` of another model wrote: both stand side by side, and are tested",
     )
     add_decoder_flags(parser)
     add_process_arguments(parser)

@@ -1,7 +1,7 @@
 """CIDEr and CIDEr-D (Vedantam, Zitnick and Parikh 2015): consensus of a caption with its references by tf-idf.
 
-CIDEr is the paper's equation 3 summed over n as in its section 4, CIDEr-D its equation 4, what the COCO server and
-`pycocoevalcap` (under the name of `Cider`) compute: n-grams clipped to the reference, and a Gaussian penalty on the
+CIDEr is the mean over n of the paper's equation 2, as in its equation 3, CIDEr-D its equation 4, what the COCO server
+and `pycocoevalcap` (under the name of `Cider`) compute: n-grams clipped to the reference, and a Gaussian penalty on the
 difference in length. Both carry the factor 10 of the authors' programs, neither stems words, as theirs do not.
 """
 

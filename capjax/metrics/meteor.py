@@ -143,7 +143,7 @@ def result_from_statistics(statistics: Float[np.ndarray, "N S"]) -> MetricResult
 
 
 def meteor_from_sums(sums: Float[np.ndarray, "*samples S"]) -> Float[np.ndarray, "*samples"]:
-    """Denkowski and Lavie 2014, section 3: weighted F-mean of the matched words, less the fragmentation penalty."""
+    """Denkowski and Lavie 2014: weighted F-mean of the matched words, less the fragmentation penalty."""
     lengths, function_words = sums[..., 0:2], sums[..., 2:4]
     stages = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4)
     content, function = stages[..., 0:2], stages[..., 2:4]

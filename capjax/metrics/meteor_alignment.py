@@ -1,4 +1,4 @@
-"""METEOR's alignment of captions with references (Denkowski and Lavie 2014, section 2).
+"""METEOR's alignment of captions with references (Denkowski and Lavie 2014).
 
 Four matchers propose matches: equal words, equal stems, common synonym sets, paraphrases of up to seven words. A beam
 search over the reference, left to right, picks those that cover the most words in the fewest and straightest chunks.
