@@ -99,9 +99,8 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return (
-            ", ".join("|".join(map(str, item)) if isinstance(item, tuple) else _plain(item) for item in value) or "none"
-        )
+        words = ("|".join(map(str, word)) if isinstance(word, tuple) else str(word) for word in value)
+        return ", ".join(words) or "none"
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
 
 
