@@ -84,6 +84,10 @@ class Checkpoints:
         """The step of the newest checkpoint, None when there is none."""
         return self._manager.latest_step()
 
+    def look_again(self) -> None:
+        """Read anew which checkpoints there are."""
+        self._manager.reload()
+
     def read_host(self) -> dict[str, Any] | None:
         """Read the JSON values of the newest checkpoint, None when there is none.
 

@@ -17,6 +17,8 @@ from capjax.host.waiting import waiting_for
 _WEEK = 7 * 24 * 3600
 # A collective with a process that is gone may fail at once or wait; JAX ends those that wait, saying that a task died.
 _HALF_A_MINUTE = 30
+# How late the slowest host of many may come; one whose command is wrong never does.
+_HALF_AN_HOUR = 1800
 # What errors of collectives and of the coordination service speak of when a process is gone: those of JAX, and those
 # that Orbax meets in its own exchanges, which are of no type that says so.
 _LOST = ("Gloo", "NCCL", "oordination", "onnection", "heartbeat", "arrier", "UNAVAILABLE", "DEADLINE_", "ABORTED")
@@ -51,12 +53,27 @@ def join_processes(args: argparse.Namespace, stop_together: bool = False) -> Non
         _check_numbers(args)
     jax.config.update("jax_enable_preemption_service", stop_together)
     timeouts = {"heartbeat_timeout_seconds": _HALF_A_MINUTE, "shutdown_timeout_seconds": _WEEK}
-    timeouts["initialization_timeout"] = _WEEK  # the slowest host of many may come late
+    timeouts["initialization_timeout"] = _HALF_AN_HOUR
+    others = f"the other processes to start, and to reach {args.coordinator or 'process 0'}"
     try:
-        with waiting_for(f"the other processes to start, and to reach {args.coordinator or 'process 0'}"):
+        with waiting_for(others), _ended_by_ctrl_c():
             jax.distributed.initialize(*given, **timeouts)
     except (RuntimeError, ValueError) as error:
         raise CapjaxError(f"expected to join the other processes, could not: {first_line(error)}") from None
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Have a Ctrl-C end the process in a block that waits outside of Python, where nobody would raise anything."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -131,8 +148,9 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
 
     The first SIGTERM or Ctrl-C is noted, a second has its usual effect; so has the first where the run is on another
     thread than the main one, which alone can note them. Several processes, which must all save the same step, are told
-    by JAX's preemption service: a signal to any of them makes them agree on a step that none has passed yet. The
-    function must be called with every step; once it is true it stays so.
+    by JAX's preemption service: a signal to any of them makes them agree on a step that none has passed yet, and of a
+    second one only Ctrl-C has its usual effect. The function must be called with every step; once it is true it stays
+    so.
     """
     received = False
     if jax.distributed.is_initialized():

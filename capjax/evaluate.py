@@ -35,6 +35,7 @@ from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, sc
 from capjax.metrics.score_report import metric_names, score_table, write_metrics
 from capjax.report import read_log, write_per_image
 from capjax.report.ledger import append_row, check_ledger
+from capjax.sharding import check_same
 from capjax.types import CaptionRecord
 
 _BESIDE = ("metrics.json", "per_image.jsonl", "report.html", "sheet.png", "explained.png")
@@ -89,6 +90,8 @@ def evaluate(
     if rival and rival.resolve() == out.resolve():
         raise CapjaxError(f"expected another folder to write than {rival}, which it is compared with; set --out")
     seen = open_as_seen(models, config, split, other_features=other_features, max_images=max_images)
+    options = {"split": split, "max_images": max_images, "batch_size": batch_size, "search": settings.to_dict()}
+    check_same(options | {"number of images": len(seen.records)}, "options")
     explainer = Explainer(models[0], max_words=settings.max_length) if explain else None
     if explainer:  # what it cannot explain is refused now rather than after an hour of decoding
         explainer(seen.rows[0], "")

@@ -209,6 +209,14 @@ def test_the_home_directory_in_a_recipe_is_found(tmp_path, monkeypatch):
     assert load_config(str(tmp_path / "recipe.py")).features.dir == str(tmp_path / "features")
 
 
+def test_what_older_versions_did_not_look_at_is_no_reason_to_refuse_their_runs():
+    stored = to_dict(load_config("reference", ["features.dir="]))
+    stored["encoder"]["image_size"] = 150
+    assert from_dict(stored, "there").encoder.image_size == 299
+    stored["encoder"]["weights"] = "random"
+    assert from_dict(stored, "there").encoder.image_size == 150
+
+
 def test_bare_names_are_recipes():
     assert load_config("scenes").dataset.name == "scenes"
 

@@ -111,7 +111,7 @@ def test_a_job_with_a_killed_process_is_started_again_and_finishes(config_file, 
 
 
 def test_processes_that_wait_for_one_that_never_came_are_killed(config_file, tmp_path):
-    """They would wait for five minutes."""
+    """They would wait for half an hour."""
     run = launch(config_file, tmp_path / "run", launcher=["--patience=1"])
     wait_for_process(run, 1).kill()
     said, _ = run.communicate(timeout=60)

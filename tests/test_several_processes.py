@@ -94,7 +94,9 @@ def test_processes_that_would_train_something_else_are_refused(store, tmp_path, 
     config_file = write_config_file(tmp_path / "config.py", store)
     option = of_second.format(others=tmp_path / "others", elsewhere=tmp_path / "elsewhere")
     command = ["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
-    runs = start_processes(*command, special={1: {"options": [option]}})
+    # The second waits for a minute for what a network file system might show it late.
+    soon = "from capjax.cli import program; from capjax.host import waiting; waiting.SECONDS_TO_APPEAR = 3; program()"
+    runs = start_processes(*command, special={1: {"options": [option], "program": ("-c", soon)}})
     for said in finish(*runs, status=1):
         assert message in said
         assert "Traceback" not in said

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from capjax import __version__
 from capjax.config.checks import check
-from capjax.config.fields import PATHS, decoder_config, default_config, flat
+from capjax.config.fields import OF_DRAWN_ENCODERS, PATHS, decoder_config, default_config, flat
 from capjax.errors import CapjaxError
 
 __all__ = [
@@ -179,6 +179,9 @@ def from_dict(values: Mapping[str, Any], where: str) -> ConfigDict:
     with config.unlocked():
         config.decoder = decoder_config(name)
     _merge(config, values, where)
+    if config.encoder.weights != "random":  # older versions took, and did not look at, what is for those alone
+        usual = default_config().encoder
+        config.encoder.update({field: usual[field] for field in OF_DRAWN_ENCODERS})
     return config.lock()
 
 

@@ -5,7 +5,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from capjax.config.fields import default_config, flat
+from capjax.config.fields import OF_DRAWN_ENCODERS, default_config, flat
 from capjax.decoding.settings import DecoderSettings
 from capjax.errors import CapjaxError
 from capjax.host.disk import local_path
@@ -114,7 +114,7 @@ def check(config: ConfigDict) -> None:
                     f"{name} is set, but imported features are kept as they are, in float32; leave it at {unset!r}"
                 )
     usual = flat(default_config())
-    for name in ("encoder.depth_multiplier", "encoder.final_endpoint", "encoder.image_size"):
+    for name in (f"encoder.{field}" for field in OF_DRAWN_ENCODERS):
         if encoder.weights != "random" and fields[name] != usual[name]:
             hint = "; encoder.endpoint cuts them off" if name == "encoder.final_endpoint" else ""
             raise CapjaxError(

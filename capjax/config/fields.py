@@ -12,6 +12,8 @@ from capjax.models import decoder_settings
 
 PATHS = ("dataset.data_dir", "encoder.weights", "features.dir", "train.init_from")
 """The fields that may name files or folders."""
+OF_DRAWN_ENCODERS = ("depth_multiplier", "final_endpoint", "image_size")
+"""The fields of `encoder` that mean something for weights that are drawn ("random") alone."""
 
 
 def default_config() -> ConfigDict:

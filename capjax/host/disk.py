@@ -70,7 +70,7 @@ def write_atomically(path: str | os.PathLike[str], content: Piece | Iterable[Pie
         CapjaxError: the folder cannot be written, or the disk is full.
     """
     path = pathlib.Path(path)
-    if os.path.islink(path) and not os.path.isdir(path):
+    if os.path.islink(path) and (os.path.isfile(path) or not os.path.exists(path)):
         path = pathlib.Path(os.path.realpath(path))
     is_special = os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -11,6 +11,9 @@ from tqdm import tqdm
 # Seconds; a tenth of that later at most, it is said.
 PATIENCE = 60.0
 
+# Seconds within which a network file system shows every host what another one has written.
+SECONDS_TO_APPEAR = 70
+
 DEVICES = "the devices (or another process of the run: what does it say?)"
 
 _waits: dict[object, tuple[str, float]] = {}

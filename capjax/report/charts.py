@@ -98,8 +98,8 @@ def ticks(low: float, high: float, count: int, least: float = 0.0) -> list[float
 def _labelled(low: float, high: float, count: int, least: float = 0.0) -> list[tuple[float, str]]:
     """Return the ticks of an axis, printed with as many decimals as they need, and the same for all."""
     places = ticks(low, high, count, least)
-    if max(map(abs, places), default=0.0) >= 1e7:
-        return [(tick, f"{tick:.3g}") for tick in places]
+    if not least and max(map(abs, places), default=0.0) >= 1e7:
+        return [(tick, f"{tick:.4g}") for tick in places]
     decimals = next(
         (digits for digits in range(9) if all(abs(round(tick, digits) - tick) < 1e-9 for tick in places)), 9
     )

@@ -158,9 +158,10 @@
   };
 
   const recall = () => {
-    controls.reset();
-    for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
-      if (!Object.hasOwn(fields, name)) continue;
+    const state = [...new URLSearchParams(location.hash.slice(1))].filter(([name]) => Object.hasOwn(fields, name));
+    if (location.hash && state.length === 0) return; // the address of a heading
+    for (const field of Object.values(fields)) field.value = field.options ? field.options[0]?.value : "";
+    for (const [name, value] of state) {
       fields[name].value = value;
       if (fields[name].selectedIndex === -1) fields[name].selectedIndex = 0; // not one of the options
     }

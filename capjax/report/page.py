@@ -203,10 +203,9 @@ def _curves(report: Report) -> str:
             f"<figure><figcaption>{escape(panel.title)}{legend}</figcaption>{line_chart(panel)}{note}</figure>"
         )
     has_loss = any(series.name == "training" for panel in charts for series in panel.series if "Loss" in panel.title)
-    about = "The loss of training is what is made small: with smoothed labels where that is on." if has_loss else ""
-    return _section(
-        "training", "Training", f'<p class="about">{about}</p><div class="figures">{"".join(figures)}</div>'
-    )
+    told = "The loss of training is what is made small: with smoothed labels where that is on."
+    about = f'<p class="about">{told}</p>' if has_loss else ""
+    return _section("training", "Training", f'{about}<div class="figures">{"".join(figures)}</div>')
 
 
 def _legend(entries: Iterable[tuple[str, str]]) -> str:

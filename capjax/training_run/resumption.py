@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from capjax import config as configuration
 from capjax.checkpoint import Checkpoints
 from capjax.config.fields import flat
 from capjax.errors import CapjaxError
+from capjax.host.waiting import SECONDS_TO_APPEAR
 from capjax.model_directory import kept_scores
-from capjax.sharding import check_same
+from capjax.sharding import check_same, gather_json
 from capjax.training.log_window import LogWindow
 from capjax.training.progress import Progress
 from capjax.training.train_state import TrainState
@@ -89,6 +91,9 @@ def restore(
     if progress.validated_step < kept.get("step", 0) <= int(state.step) and f"val/{old.eval.best_metric}" in kept:
         # It was validated after its step was saved, by a run that ended without another one.
         progress = progress.after(int(kept["step"]), kept, old.eval.best_metric)
+    if kept and kept.get("step", 0) <= int(state.step) and kept["step"] != progress.best_step:
+        # It took the place of a better one that had been moved away, by a run that ended without another checkpoint.
+        progress = dataclasses.replace(progress, best_step=int(kept["step"]), best_scores=kept)
     if progress.best_scores and not kept:
         if jax.process_index() == 0:
             gone = f"the best model, of step {progress.best_step}, is no longer in {workdir / 'model'}"
@@ -108,7 +113,17 @@ def check_same_run_on_all(checkpoints: Checkpoints, setup: Setup, data_identity:
     fields = {name: value for name, value in flat(setup.config).items() if name not in OF_A_HOST}
     check_same(fields, "configuration")
     check_same(dict(data_identity), "data")
-    check_same({"the newest step": checkpoints.newest_step}, "checkpoints")
+    for _ in range(SECONDS_TO_APPEAR):
+        steps = gather_json(checkpoints.newest_step)
+        if len(set(steps)) == 1:
+            return
+        time.sleep(1)
+        checkpoints.look_again()
+    told = ", ".join(f"process {i} finds {step}" for i, step in enumerate(steps))
+    raise CapjaxError(
+        f"expected one newest checkpoint in {checkpoints.directory} on all processes of the run, {told}; name a "
+        "workdir that all of them mount"
+    )
 
 
 def save(

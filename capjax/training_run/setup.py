@@ -123,13 +123,13 @@ def _check_sees_alike(setup: Setup, start: ModelDirectory) -> None:
         mine = dataclasses.asdict(setup.encoder.config)
         theirs = dataclasses.asdict(config_from(start.encoder)) if start.encoder else {}
         fields = {"final_endpoint": "endpoint", "grid_side": "grid_side"}
-        if setup.config.encoder.weights != "random":  # other weights bring the rest along
-            fields |= {name: "weights" for name in theirs.keys() - fields}
+        if setup.config.encoder.weights == "random":
+            fields["depth_multiplier"] = "depth_multiplier"
         for name, value in theirs.items():
             if mine[name] != value and name not in ("image_size", "source", "num_classes"):
                 raise CapjaxError(
                     f"expected an encoder as that of {setup.config.train.init_from}, whose {name} is {value!r}, got "
-                    f"{mine[name]!r}; set --config.encoder.{fields.get(name, name)}"
+                    f"{mine[name]!r}; set --config.encoder.{fields.get(name, 'weights')}"
                 )
         return
     if start.encoder:

@@ -1,6 +1,7 @@
 """The folder of a run: one for all its processes, and of one run at a time."""
 
 import contextlib
+import os
 import pathlib
 import secrets
 import time
@@ -8,10 +9,9 @@ from collections.abc import Iterator
 
 from capjax.distributed import on_first_process
 from capjax.errors import CapjaxError
+from capjax.host import waiting
 from capjax.host.disk import exclusive
 from capjax.sharding import gather_json
-
-_SECONDS_TO_APPEAR = 20
 
 
 @contextlib.contextmanager
@@ -30,7 +30,12 @@ def sole_run(workdir: pathlib.Path) -> Iterator[None]:
 
         def lock() -> None:
             stack.enter_context(exclusive(workdir / "lock", refusal))
-            (workdir / "lock").write_text(token)
+            try:
+                (workdir / "lock").write_text(token)
+            except OSError as error:
+                raise CapjaxError(
+                    f"cannot write to {workdir}: {error.strerror}; make room, or choose another"
+                ) from error
 
         on_first_process(lock)
         blind = [i for i, sees in enumerate(gather_json(_appears(token, workdir / "lock"))) if not sees]
@@ -44,8 +49,9 @@ def sole_run(workdir: pathlib.Path) -> Iterator[None]:
 
 def _appears(text: str, path: pathlib.Path) -> bool:
     """Tell whether a file of another process gets to hold a text; a network file system may take its time."""
-    for _ in range(_SECONDS_TO_APPEAR):
+    for _ in range(waiting.SECONDS_TO_APPEAR):
         with contextlib.suppress(OSError):
+            os.listdir(path.parent)  # or what was not there before may be remembered as absent
             if path.read_text() == text:
                 return True
         time.sleep(1)

@@ -74,6 +74,10 @@ def test_links_stay_links_and_what_is_no_file_is_written_into(tmp_path: pathlib.
     write_atomically(tmp_path / "early", "a name that is no UTF-8: \udcff")
     assert (tmp_path / "early").is_symlink()
     assert (tmp_path / "not there yet").read_text() == "a name that is no UTF-8: \\udcff"
+    reader, writer = os.pipe()  # by a link of the system's that leads to no path
+    write_atomically(f"/dev/fd/{writer}", b"through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader), os.close(writer)
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     write_atomically(tmp_path / "pipe", ["one", b"two"])

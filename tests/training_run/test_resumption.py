@@ -23,11 +23,14 @@ from capjax.config.fields import flat
 from capjax.distributed import stop_requests
 from capjax.errors import CapjaxError
 from capjax.model_directory import load_model_directory
+from capjax.sharding import make_mesh
 from capjax.train import train
 from capjax.training.log_window import LogWindow
 from capjax.training.metric_writer import MetricWriter
 from capjax.training.progress import Progress
 from capjax.training_run import resumption
+from capjax.training_run.objectives import make_objective
+from capjax.training_run.setup import setup_from
 from capjax.training_run.validation import Validation
 from tests.tiny_runs import (
     finish,
@@ -149,6 +152,14 @@ def test_a_model_that_was_moved_away_is_followed_by_the_present_one(store, finis
     train(tiny_config(store), workdir)
     assert re.search(r"the best model, of step \d+, is no longer in", capsys.readouterr().err)
     assert load_model_directory(workdir / "model").scores["step"] == 12
+    # That took its place for good, though no checkpoint was written since.
+    setup = setup_from(tiny_config(store), make_mesh())
+    identity = setup.data_identity | Validation(setup).data_identity
+    with Checkpoints(workdir / "checkpoints", 1) as checkpoints:
+        state = make_objective(setup).init()
+        _, progress, _ = resumption.restore(checkpoints, setup, identity, state)
+    assert progress.best_step == 12
+    assert progress.best_scores["val/loss"] == load_model_directory(workdir / "model").scores["val/loss"]
 
 
 def test_fields_that_a_stored_configuration_lacks_had_their_defaults(store, finished, tmp_path):
