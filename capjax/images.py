@@ -218,7 +218,8 @@ def _in_eight_bits(grey: np.ndarray) -> UInt8[np.ndarray, "H W"]:
         if grey.max() <= 2:  # shares, which a filter may have led beyond 1
             grey = (grey * 255).clip(0, 255)
     slack = 2 if grey.dtype.kind == "f" else 1  # as for shares
-    num_bits = next(bits for bits in range(8, 137, 8) if grey.max() <= slack * (2.0**bits - 1))
+    most = float(grey.max())
+    num_bits = next(bits for bits in range(8, 137, 8) if most <= slack * (2.0**bits - 1))
     num_bits = 16 if grey.dtype.itemsize == 2 else num_bits
     if num_bits > 8:  # the upper eight
         grey = grey // 2 ** (num_bits - 8)

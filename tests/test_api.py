@@ -275,7 +275,7 @@ def test_the_page_of_an_ensemble_says_that_it_is_one_and_whose_words_are_explain
     assert main([*command, "--explain", "--metrics=CIDEr-D", f"--out={tmp_path / 'out'}"]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert re.search(r"Decoded with greedy, .*2 models that vote\.", page)
-    assert "Of single words it is told what the first of the 2 models has to say." in page
+    assert "Where words are explained, it is by the first of the 2 models." in page
     assert json.loads(ledger.read_text())["recipe"] == model.config.recipe
 
 

@@ -67,7 +67,7 @@ def check(config: ConfigDict) -> None:
     for name, low in least.items():
         if not fields[name] >= low:
             raise CapjaxError(f"expected {name} of at least {low}, got {fields[name]}")
-        if name != "seed" and fields[name] >= 2**31:
+        if name != "seed" and type(fields[name]) is int and fields[name] >= 2**31:
             raise CapjaxError(f"expected {name} below 2^31, got {fields[name]}")
     train, encoder = config.train, config.encoder
     if config.seed >= 2**32:

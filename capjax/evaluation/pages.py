@@ -93,7 +93,7 @@ def write_pages(
     if num_models > 1:
         decoded, told = f"{decoded}, {num_models} models that vote", told | {"models": num_models}
         if explainer:
-            note += f"\n\nOf single words it is told what the first of the {num_models} models has to say."
+            note += f"\n\nWhere words are explained, it is by the first of the {num_models} models."
     page = evaluation_report(
         report,
         rows,

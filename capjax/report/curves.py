@@ -11,7 +11,7 @@ from capjax.report.charts import panels
 
 
 def write_curves(path: str | os.PathLike[str], log: Sequence[Mapping[str, Any]], title: str = "") -> None:
-    """Draw loss, perplexity, accuracy, validation CIDEr-D and learning rate against the step, as far as logged.
+    """Draw reward, loss, perplexity, accuracy, validation CIDEr-D and learning rate by step, as far as logged.
 
     Args:
       path: PNG to write.
