@@ -115,7 +115,7 @@ def check(config: ConfigDict) -> None:
                 )
     usual = flat(default_config())
     for name in (f"encoder.{field}" for field in OF_DRAWN_ENCODERS):
-        if encoder.weights != "random" and fields[name] != usual[name]:
+        if encoder.weights not in ("", "random") and fields[name] != usual[name]:
             hint = "; encoder.endpoint cuts them off" if name == "encoder.final_endpoint" else ""
             raise CapjaxError(
                 f"{name} is set, but only for encoder.weights=random it means something, others bring their own; leave "
