@@ -4,7 +4,8 @@ import argparse
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from capjax.errors import CapjaxError, LostProcess, causes, first_line
 from capjax.host.waiting import waiting_for
+from capjax.sharding import gather_json
 
 # Whoever ends first waits for the others, which may have more work left, or scores to compute.
 _WEEK = 7 * 24 * 3600
@@ -124,6 +126,26 @@ def on_first_process(work: Callable[[], object]) -> None:
         error = error or CapjaxError("process 0 could not go on; see what it says")
     if error:
         raise error
+
+
+def check_same(values: Mapping[str, Any], what: str) -> None:
+    """Refuse processes of one run that work with different things, on all of them alike.
+
+    Args:
+        values: JSON by name, of this process.
+        what: they are.
+
+    Raises:
+        CapjaxError: naming one that differs.
+    """
+    first, *others = gather_json(values)
+    for i, other in enumerate(others, 1):
+        for name in sorted(first.keys() | other.keys()):
+            if first.get(name) != other.get(name):
+                raise CapjaxError(
+                    f"expected the same {what} on all processes of the run, {name} is another for process {i} than for "
+                    "process 0; start the same command, on the same files, on all of them"
+                )
 
 
 def lost_process(error: BaseException | None) -> LostProcess | None:

@@ -23,7 +23,7 @@ from capjax.captioning.loaded_model import LoadedModel, load_ensemble
 from capjax.captioning.splits import decode_split, open_as_seen
 from capjax.decoding.flags import add_decoder_flags, settings_from_flags
 from capjax.decoding.settings import DecoderSettings
-from capjax.distributed import add_process_arguments, join_processes, on_first_process
+from capjax.distributed import add_process_arguments, check_same, join_processes, on_first_process
 from capjax.errors import CapjaxError
 from capjax.evaluation.captioned_split import CaptionedSplit, report_of
 from capjax.evaluation.ledger_row import ledger_row
@@ -35,7 +35,6 @@ from capjax.metrics.coco_caption import DEFAULT_METRICS, METRICS, References, sc
 from capjax.metrics.score_report import metric_names, score_table, write_metrics
 from capjax.report import read_log, write_per_image
 from capjax.report.ledger import append_row, check_ledger
-from capjax.sharding import check_same
 from capjax.types import CaptionRecord
 
 _BESIDE = ("metrics.json", "per_image.jsonl", "report.html", "sheet.png", "explained.png")

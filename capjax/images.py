@@ -212,17 +212,16 @@ def load_rgb(image: Image.Image) -> Image.Image:
 
 
 def _in_eight_bits(grey: np.ndarray) -> UInt8[np.ndarray, "H W"]:
-    """Bring greyscale of other numbers to 0 to 255, where Pillow would clip: of 16 bits, and of shares."""
+    """Bring greyscale of more bits, or of shares, to 0 to 255, where Pillow would clip: the upper eight bits."""
+    slack = 1
     if grey.dtype.kind == "f":
+        slack = 2  # a filter may have led the numbers beyond their range
         grey = np.nan_to_num(grey, nan=0.0, posinf=0.0, neginf=0.0)
-        if grey.max() <= 2:  # shares, which a filter may have led beyond 1
-            grey = (grey * 255).clip(0, 255)
-    slack = 2 if grey.dtype.kind == "f" else 1  # as for shares
-    most = float(grey.max())
+        if grey.max() <= slack:  # shares
+            grey = (255 * grey).clip(0, 255)
+    most = 2.0**16 - 1 if grey.dtype.itemsize == 2 else float(grey.max())
     num_bits = next(bits for bits in range(8, 137, 8) if most <= slack * (2.0**bits - 1))
-    num_bits = 16 if grey.dtype.itemsize == 2 else num_bits
-    if num_bits > 8:  # the upper eight
-        grey = grey // 2 ** (num_bits - 8)
+    grey = grey // 2 ** (num_bits - 8) if num_bits > 8 else grey
     return grey.clip(0, 255).astype(np.uint8)
 
 

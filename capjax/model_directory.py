@@ -25,6 +25,7 @@ import safetensors
 import safetensors.numpy
 
 from capjax.errors import CapjaxError
+from capjax.host import waiting
 from capjax.host.disk import remove_leftovers, write_atomically, write_json
 from capjax.sharding import gather_json
 from capjax.text.vocabulary import Vocabulary
@@ -32,7 +33,6 @@ from capjax.text.vocabulary import Vocabulary
 T = TypeVar("T")
 
 MODEL_FORMAT_VERSION = 1
-_ROUNDS = 10  # of a second, in which a network file system shows every host what another one wrote
 _HEADER_FIELDS = {"weights": str, "weights_sha256": str, "vocabulary": str, "vocabulary_sha256": str}
 _HEADER_FIELDS |= {"scores": dict, "config": dict, "encoder": dict | None, "features": dict | None}
 
@@ -159,14 +159,14 @@ def _read_alike(directory: pathlib.Path, read: Callable[[], tuple[T, dict[str, A
     """
     if not jax.distributed.is_initialized():
         return read()[0]
-    before, rounds_alike = [], 0
-    while rounds_alike < _ROUNDS:
+    before, seconds_alike = [], 0
+    while seconds_alike < waiting.SECONDS_TO_APPEAR:
         found, identity = read()
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         of_all = gather_json([digest, _last_replaced(directory)])
         if len({digest for digest, _ in of_all}) == 1:
             return found
-        rounds_alike = rounds_alike + 1 if of_all == before else 0
+        seconds_alike = seconds_alike + 1 if of_all == before else 0
         before = of_all
         time.sleep(1)
     raise CapjaxError(

@@ -7,7 +7,7 @@ XLA inserts the collectives.
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -188,26 +188,6 @@ def gather_json(values: Any) -> list[Any]:
     (lengths,) = gather_rows([np.asarray([len(content)])])
     (rows,) = gather_rows([np.pad(content, (0, lengths.max() - len(content)))[None]])
     return [json.loads(bytes(row[:length])) for row, length in zip(rows, lengths, strict=True)]
-
-
-def check_same(values: Mapping[str, Any], what: str) -> None:
-    """Refuse processes of one run that work with different things, on all of them alike.
-
-    Args:
-        values: JSON by name, of this process.
-        what: they are.
-
-    Raises:
-        CapjaxError: naming one that differs.
-    """
-    first, *others = gather_json(values)
-    for i, other in enumerate(others, 1):
-        for name in sorted(first.keys() | other.keys()):
-            if first.get(name) != other.get(name):
-                raise CapjaxError(
-                    f"expected the same {what} on all processes of the run, {name} is another for process {i} than for "
-                    "process 0; start the same command, on the same files, on all of them"
-                )
 
 
 def gather_rows(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

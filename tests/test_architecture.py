@@ -23,7 +23,7 @@ ALLOWED = {
     "images": BASE,
     "standalone": {"errors", "images"},
     "sharding": BASE,
-    "distributed": BASE,
+    "distributed": BASE | {"sharding"},
     "text": BASE,
     "data": BASE | {"host.download", "images", "text"},
     "models": BASE,

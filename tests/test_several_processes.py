@@ -25,6 +25,10 @@ from tests.tiny_runs import (
     write_config_file,
 )
 
+# A program that does not wait for a minute for what a network file system might show late.
+SOON = "from capjax.cli import program; from capjax.host import waiting; waiting.SECONDS_TO_APPEAR = 3; program()"
+IMPATIENT = {"program": ("-c", SOON)}
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
@@ -94,9 +98,7 @@ def test_processes_that_would_train_something_else_are_refused(store, tmp_path, 
     config_file = write_config_file(tmp_path / "config.py", store)
     option = of_second.format(others=tmp_path / "others", elsewhere=tmp_path / "elsewhere")
     command = ["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
-    # The second waits for a minute for what a network file system might show it late.
-    soon = "from capjax.cli import program; from capjax.host import waiting; waiting.SECONDS_TO_APPEAR = 3; program()"
-    runs = start_processes(*command, special={1: {"options": [option], "program": ("-c", soon)}})
+    runs = start_processes(*command, special={0: IMPATIENT, 1: IMPATIENT | {"options": [option]}})
     for said in finish(*runs, status=1):
         assert message in said
         assert "Traceback" not in said
@@ -111,7 +113,7 @@ def test_models_that_differ_between_processes_are_refused(store, tmp_path):
     shutil.copytree(tmp_path / "0", tmp_path / "1")
     header = json.loads((tmp_path / "1" / "model" / "model.json").read_text())
     (tmp_path / "1" / "model" / "model.json").write_text(json.dumps(header | {"scores": {"val/loss": 9.0}}))
-    models = {i: {"options": [f"--model={tmp_path / str(i) / 'model'}"]} for i in (0, 1)}
+    models = {i: IMPATIENT | {"options": [f"--model={tmp_path / str(i) / 'model'}"]} for i in (0, 1)}
     for said in finish(*start_processes("evaluate", "--split=val", special=models), status=1):
         assert "expected the same model in" in said and "it differs between them" in said
 

@@ -179,10 +179,8 @@ def from_dict(values: Mapping[str, Any], where: str) -> ConfigDict:
     with config.unlocked():
         config.decoder = decoder_config(name)
     _merge(config, values, where)
-    if config.encoder.weights not in (
-        "",
-        "random",
-    ):  # older versions took, and did not look at, what is for those alone
+    if config.encoder.weights not in ("", "random"):
+        # Older versions took these, and did not look at them.
         usual = default_config().encoder
         config.encoder.update({field: usual[field] for field in OF_DRAWN_ENCODERS})
     return config.lock()

@@ -14,10 +14,11 @@ from tqdm import tqdm
 from capjax import config as configuration
 from capjax.checkpoint import Checkpoints
 from capjax.config.fields import flat
+from capjax.distributed import check_same
 from capjax.errors import CapjaxError
-from capjax.host.waiting import SECONDS_TO_APPEAR
+from capjax.host import waiting
 from capjax.model_directory import kept_scores
-from capjax.sharding import check_same, gather_json
+from capjax.sharding import gather_json
 from capjax.training.log_window import LogWindow
 from capjax.training.progress import Progress
 from capjax.training.train_state import TrainState
@@ -27,12 +28,12 @@ from capjax.training_run.setup import Setup
 CHANGEABLE = ("recipe", "train.num_steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
 CHANGEABLE += ("train.num_workers", "eval.", "log.", "search.", "mesh.", "dataset.data_dir", "features.dir")
 CHANGEABLE += ("features.batch_size",)
-# Where these lie: what they hold is compared, or is in the checkpoint.
-PLACES = ("encoder.weights", "train.init_from")
-# What each host of a run may have in another place, or as many of as it likes.
-OF_A_HOST = ("dataset.data_dir", "features.dir", "train.num_workers", *PLACES)
 # Exceptions: with another value later validations could not be compared with the one that chose the kept model.
 COMPARED = ("eval.max_images", "search.max_length")
+# Fields that may name another place, but neither come nor go: what lies there is compared, or is in the checkpoint.
+PLACES = ("encoder.weights", "train.init_from")
+# Fields in which the processes of one run may differ.
+OF_A_HOST = ("dataset.data_dir", "features.dir", "train.num_workers", *PLACES)
 
 
 DATA = {
@@ -91,7 +92,7 @@ def restore(
     if progress.validated_step < kept.get("step", 0) <= int(state.step) and f"val/{old.eval.best_metric}" in kept:
         # It was validated after its step was saved, by a run that ended without another one.
         progress = progress.after(int(kept["step"]), kept, old.eval.best_metric)
-    if kept and kept.get("step", 0) <= int(state.step) and kept["step"] != progress.best_step:
+    if 0 < kept.get("step", 0) <= int(state.step) and kept["step"] != progress.best_step:
         # It took the place of a better one that had been moved away, by a run that ended without another checkpoint.
         progress = dataclasses.replace(progress, best_step=int(kept["step"]), best_scores=kept)
     if progress.best_scores and not kept:
@@ -113,7 +114,7 @@ def check_same_run_on_all(checkpoints: Checkpoints, setup: Setup, data_identity:
     fields = {name: value for name, value in flat(setup.config).items() if name not in OF_A_HOST}
     check_same(fields, "configuration")
     check_same(dict(data_identity), "data")
-    for _ in range(SECONDS_TO_APPEAR):
+    for _ in range(waiting.SECONDS_TO_APPEAR):
         steps = gather_json(checkpoints.newest_step)
         if len(set(steps)) == 1:
             return

@@ -116,6 +116,7 @@ def test_resuming_is_exact(store, start, finished, tmp_path, stop_at):
     config.train.num_steps = stop_at
     train(config, tmp_path)
     state = jax.device_get(train(reinforced(store, start), tmp_path))
+    assert int(state.step) == int(finished[1].step)
     jax.tree.map(np.testing.assert_array_equal, state.params, finished[1].params)
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, finished[1].opt_state)
 
