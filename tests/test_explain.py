@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from capjax import explain as explaining
 from capjax.attribution.explainer import Explainer, WatchedSearch, branches_of
 from capjax.captioning.loaded_model import load_model
 from capjax.captioning.photos import PhotoCaptioner, read_photos
@@ -170,8 +171,16 @@ def test_pictures_of_others_are_not_written_over_and_its_own_are_not_explained(t
             assert "left out what was written before: 2 picture(s)" in capsys.readouterr().err
             assert {path.stem for path in pathlib.Path("../second").glob("*.png")} == found
         shutil.rmtree("explained", ignore_errors=True)
+
     # A run that was cut off between the two files goes on.
-    pathlib.Path("0.png").unlink()
+    def no_room(*_):
+        raise CapjaxError("no room")
+
+    for name in ("0.png", "0.html"):
+        pathlib.Path(name).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(explaining, "write_explanation_sheet", no_room)
+        assert main([*explain, "--out=.", "0.jpg"]) == 1
     assert main([*explain, "--out=.", "0.jpg"]) == 0 and pathlib.Path("0.png").exists()
     capsys.readouterr()
     # Named one by one, they are explained like any other.

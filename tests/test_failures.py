@@ -84,6 +84,21 @@ def test_a_feature_that_is_not_finite_is_named_and_the_run_goes_on_when_it_is_me
     assert int(train(config, tmp_path / "run").step) == 24
 
 
+def test_a_run_that_ends_with_an_error_leaves_no_captions_behind(store, tmp_path, monkeypatch):
+    """Where tokenised captions cannot lie beside the others, they lie in a temporary folder."""
+    own, temporary = tmp_path / "store", tmp_path / "temporary"
+    shutil.copytree(store, own, ignore=shutil.ignore_patterns("captions.words"))
+    temporary.mkdir()
+    (own / "train" / "captions.words").write_text("in the way")
+    shard = own / "train" / "pooled-00000.npy"
+    np.save(shard, np.full_like(np.load(shard), np.inf))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    config_file = write_config_file(tmp_path / "config.py", own)
+    (said,) = finish(start_capjax("train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}"), status=1)
+    assert_one_error(said, "values that are not finite")
+    assert list(temporary.iterdir()) == []
+
+
 def workers_of(run):
     """Find the worker processes of the input pipeline."""
     commands = {child: " ".join(child.cmdline()) for child in psutil.Process(run.pid).children()}

@@ -9,9 +9,15 @@ import jax
 import numpy as np
 import pytest
 
+from capjax.checkpoint import Checkpoints
+from capjax.errors import CapjaxError
+from capjax.host import waiting
 from capjax.host.disk import exclusive
 from capjax.model_directory import load_model_directory
+from capjax.sharding import make_mesh
 from capjax.train import train
+from capjax.training_run import resumption
+from capjax.training_run.setup import setup_from
 from tests.tiny_runs import (
     assert_lost,
     finish,
@@ -106,7 +112,7 @@ def test_processes_that_would_train_something_else_are_refused(store, tmp_path, 
 
 
 @pytest.mark.usefixtures("quick_children")
-def test_models_that_differ_between_processes_are_refused(store, tmp_path):
+def test_models_and_options_that_differ_between_processes_are_refused(store, tmp_path):
     config = tiny_config(store)
     config.train.num_steps = config.eval.every = 1
     train(config, tmp_path / "0")
@@ -116,6 +122,27 @@ def test_models_that_differ_between_processes_are_refused(store, tmp_path):
     models = {i: IMPATIENT | {"options": [f"--model={tmp_path / str(i) / 'model'}"]} for i in (0, 1)}
     for said in finish(*start_processes("evaluate", "--split=val", special=models), status=1):
         assert "expected the same model in" in said and "it differs between them" in said
+    options = {i: {"options": [f"--beam_size={2 + i}"]} for i in (0, 1)}
+    command = ["evaluate", f"--model={tmp_path / '0' / 'model'}", "--split=val", f"--out={tmp_path / 'out'}"]
+    for said in finish(*start_processes(*command, special=options), status=1):
+        assert "the same options on all processes of the run, search is another for process 1" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_that_a_network_disk_shows_late_are_waited_for(store, finished, tmp_path, monkeypatch):
+    """Another process, whose answers are made up, has found one since; what never comes is refused."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    monkeypatch.setattr(waiting, "SECONDS_TO_APPEAR", 2)
+    setup = setup_from(tiny_config(store), make_mesh())
+    with Checkpoints(workdir / "checkpoints", 1) as checkpoints:
+        found = [[12, 8], [12, 12]]
+        monkeypatch.setattr(resumption, "gather_json", lambda step: found.pop(0))
+        resumption.check_same_run_on_all(checkpoints, setup, setup.data_identity)
+        assert found == []
+        monkeypatch.setattr(resumption, "gather_json", lambda step: [step, 8])
+        with pytest.raises(CapjaxError, match="process 0 finds 12, process 1 finds 8; name a workdir"):
+            resumption.check_same_run_on_all(checkpoints, setup, setup.data_identity)
 
 
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
