@@ -385,11 +385,11 @@ def test_the_gallery_sorts_by_the_lead_over_the_other_model(browser: str, tmp_pa
 
 
 def test_ids_of_64_bits_are_found_and_sorted_in_a_browser(browser: str, tmp_path: pathlib.Path) -> None:
-    rows = [CaptionRow(9007199254740993 + i, f"{i}.jpg", None, "a dog") for i in (0, 2, 1)]
+    rows = [CaptionRow(2**60 + i, f"{i}.jpg", None, "a dog") for i in (0, 2, 1)]
     write_page(tmp_path / "page.html", page_of(rows))
     order = opened(browser, tmp_path / "page.html", "#sort=id&order=down").split('<ol id="cards"')[1]
     assert re.findall(r"(\d)\.jpg</span>", order) == ["2", "1", "0"]
-    found = opened(browser, tmp_path / "page.html", "#query=9007199254740994&field=file").split('<ol id="cards"')[1]
+    found = opened(browser, tmp_path / "page.html", f"#query={2**60 + 1}&field=file").split('<ol id="cards"')[1]
     assert re.findall(r"(\d)\.jpg</span>", found) == ["1"]
 
 

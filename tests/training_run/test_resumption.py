@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import random
-import re
 import shutil
 import signal
 import time
@@ -144,22 +143,27 @@ def test_a_start_may_lie_elsewhere_and_must_not_come_or_go():
             resumption._check_same_run(old, new, pathlib.Path("x"), places)
 
 
-def test_a_model_that_was_moved_away_is_followed_by_the_present_one(store, finished, tmp_path, capsys):
-    """Even where nothing is left to be trained."""
-    workdir = tmp_path / "copy"
-    shutil.copytree(finished[0], workdir)
-    shutil.rmtree(workdir / "model")
-    train(tiny_config(store), workdir)
-    assert re.search(r"the best model, of step \d+, is no longer in", capsys.readouterr().err)
-    assert load_model_directory(workdir / "model").scores["step"] == 12
-    # That took its place for good, though no checkpoint was written since.
+def test_a_model_that_was_moved_away_is_followed_by_the_present_one(store, tmp_path, monkeypatch, capsys):
+    """Even where nothing is left to be trained, and for good, though no checkpoint is written since."""
+    by_step = {6: 0.9, 12: 0.1}
+
+    def scored(validation, state):
+        scores, captions = scores_of(validation, state)
+        return scores | {"val/CIDEr-D": by_step[int(state.step)]}, captions
+
+    scores_of = Validation.__call__
+    monkeypatch.setattr(Validation, "__call__", scored)
+    train(tiny_config(store), tmp_path)
+    assert load_model_directory(tmp_path / "model").scores["step"] == 6
+    shutil.rmtree(tmp_path / "model")
+    train(tiny_config(store), tmp_path)
+    assert "the best model, of step 6, is no longer in" in capsys.readouterr().err
+    assert load_model_directory(tmp_path / "model").scores["step"] == 12
     setup = setup_from(tiny_config(store), make_mesh())
     identity = setup.data_identity | Validation(setup).data_identity
-    with Checkpoints(workdir / "checkpoints", 1) as checkpoints:
-        state = make_objective(setup).init()
-        _, progress, _ = resumption.restore(checkpoints, setup, identity, state)
-    assert progress.best_step == 12
-    assert progress.best_scores["val/loss"] == load_model_directory(workdir / "model").scores["val/loss"]
+    with Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
+        _, progress, _ = resumption.restore(checkpoints, setup, identity, make_objective(setup).init())
+    assert (progress.best_step, progress.best("CIDEr-D")) == (12, 0.1)
 
 
 def test_fields_that_a_stored_configuration_lacks_had_their_defaults(store, finished, tmp_path):
